@@ -1,0 +1,58 @@
+//! A hold: the coordinator's side of the protocol.
+
+use core::sync::atomic::Ordering::{Relaxed, Release};
+
+use crate::memory::{Cell, Memory, Mutation};
+use crate::slot::Slot;
+use crate::word;
+
+/// Shuts the gate. The member table of the bank that `word::next(open, CLOSED)`
+/// selects must be written before. Returns the closed word, or the word found
+/// if the gate was not open.
+pub fn close<M: Memory>(gate: &M::U32) -> Result<u32, u32> {
+    let open = gate.load_sc();
+    if !word::is_open(open) {
+        return Err(open);
+    }
+    let closed = word::next(open, word::CLOSED);
+    let swapped = if M::mutated(Mutation::CloseWithoutFence) {
+        gate.cas(open, closed)
+    } else {
+        gate.cas_sc(open, closed)
+    };
+    swapped.map(|_| closed)
+}
+
+/// Whether every one of `slots` is quiet. Called after [`close`].
+pub fn is_drained<'a, M: Memory + 'a>(slots: impl IntoIterator<Item = &'a Slot<M>>) -> bool {
+    M::mutated(Mutation::CutWithoutDrain) || slots.into_iter().all(Slot::is_quiet)
+}
+
+/// Reopens the gate. `false` if the hold was broken: whatever was captured under
+/// it is worth nothing.
+#[must_use]
+pub fn open<M: Memory>(gate: &M::U32, closed: u32, wake_all: impl FnOnce(&M::U32)) -> bool {
+    let open = word::next(closed, word::OPEN);
+    let ours = if M::mutated(Mutation::OpenWithoutCompare) {
+        gate.store(open, Release);
+        true
+    } else {
+        gate.cas(closed, open).is_ok()
+    };
+    if ours && !M::mutated(Mutation::OpenWithoutWake) {
+        wake_all(gate);
+    }
+    ours
+}
+
+/// Whether the hold still stands.
+pub fn stands<M: Memory>(gate: &M::U32, closed: u32) -> bool {
+    gate.load(Relaxed) == closed
+}
+
+/// Opens a gate that a coordinator left shut when it died. For the holder of
+/// the set's lock only: no other coordinator can be at work.
+pub fn recover<M: Memory>(gate: &M::U32, wake_all: impl FnOnce(&M::U32)) -> bool {
+    let found = gate.load_sc();
+    !word::is_open(found) && open::<M>(gate, found, wake_all)
+}

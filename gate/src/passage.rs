@@ -1,0 +1,121 @@
+//! A call's way past the gate: the writer's side of the protocol.
+
+use core::sync::atomic::Ordering::{Acquire, Release};
+
+use crate::memory::{Cell, Memory, Mutation};
+use crate::slot::{Call, Slot, is_free};
+use crate::word;
+
+/// What the protocol asks of the thread that runs it.
+pub trait Thread<M: Memory> {
+    /// Whether the file of this call is shut by member table `bank`.
+    fn is_shut(&mut self, bank: usize) -> bool;
+    /// Whether the file of the outermost call in flight in this thread is shut
+    /// by member table `bank`.
+    fn outer_is_shut(&mut self, bank: usize) -> bool;
+    /// Whether there is proof that the outermost call counted in this thread's
+    /// slot will never return. May be wrong only on the side of `false`.
+    fn outer_is_abandoned(&mut self) -> bool;
+    /// Waits until the word is no longer `seen`, is woken, or the time this call
+    /// may wait in total is spent; `false` if it is spent.
+    fn wait(&mut self, word: &M::U32, seen: u32) -> bool;
+    /// Wakes everybody who waits on the word.
+    fn wake_all(&mut self, word: &M::U32);
+}
+
+/// How a call passed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Passage {
+    /// Counted in the slot: [`Slot::leave_frame`] is due when it returns.
+    Counted,
+    /// Not counted: it is on no member.
+    Uncounted,
+}
+
+/// Takes one call past the gate, waiting if it is shut.
+#[inline(always)]
+pub fn pass<M: Memory, T: Thread<M>>(
+    slot: &Slot<M>,
+    gate: &M::U32,
+    call: Call,
+    thread: &mut T,
+) -> Passage {
+    let entered = slot.enter(gate, call);
+    if is_free(&entered) {
+        return Passage::Counted;
+    }
+    pass_slowly(slot, gate, call, thread, entered.outer, entered.word)
+}
+
+/// The rest of [`pass`], once the fast path did not apply.
+#[cold]
+pub fn pass_slowly<M: Memory, T: Thread<M>>(
+    slot: &Slot<M>,
+    gate: &M::U32,
+    call: Call,
+    thread: &mut T,
+    mut outer: u32,
+    mut seen: u32,
+) -> Passage {
+    if outer > 0 && thread.outer_is_abandoned() {
+        slot.abandon_outer(call);
+        outer = 0;
+    }
+    loop {
+        if word::is_open(seen) {
+            return Passage::Counted;
+        }
+        let bank = word::bank(seen);
+        // The outer call is on a member, so the drain waits for it, and it
+        // cannot return before we do.
+        let nested = outer > 0
+            && (M::mutated(Mutation::NestedAlwaysPasses) || thread.outer_is_shut(bank));
+        let shut = nested || thread.is_shut(bank);
+        // The table is this epoch's only while the word stands.
+        let now = gate.load(Acquire);
+        if now != seen && !M::mutated(Mutation::TableWithoutRecheck) {
+            seen = now;
+            continue;
+        }
+        if nested {
+            return Passage::Counted;
+        }
+        slot.leave();
+        if !shut {
+            return Passage::Uncounted;
+        }
+        if !thread.wait(gate, seen) {
+            break_hold(gate, seen, thread);
+        }
+        let entered = slot.enter(gate, call);
+        outer = entered.outer;
+        seen = entered.word;
+    }
+}
+
+/// Takes a call past the gate in a thread that could get no slot: it waits like
+/// any other, but cannot be waited for.
+#[cold]
+pub fn pass_uncounted<M: Memory, T: Thread<M>>(gate: &M::U32, thread: &mut T) {
+    loop {
+        let seen = gate.load_sc();
+        if word::is_open(seen) || !thread.is_shut(word::bank(seen)) {
+            return;
+        }
+        if !thread.wait(gate, seen) {
+            break_hold(gate, seen, thread);
+        }
+    }
+}
+
+/// Ends a hold that lasted longer than this call may wait. Only the very hold
+/// that was waited for: a later one, or one that ended, is left alone.
+fn break_hold<M: Memory, T: Thread<M>>(gate: &M::U32, seen: u32, thread: &mut T) {
+    let open = word::next(seen, word::OPEN);
+    if M::mutated(Mutation::BreakWithoutCompare) {
+        gate.store(open, Release);
+    } else if gate.cas(seen, open).is_err() {
+        return;
+    }
+    thread.wake_all(gate);
+}

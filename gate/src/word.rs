@@ -1,0 +1,76 @@
+//! The gate word: state and epoch of the set in one futex.
+//!
+//! Low four bits: the state. The rest: the epoch, raised by one on every change
+//! of state, so that a compare-and-swap against a word once seen can only
+//! succeed if nothing happened since. It wraps after 2²⁷ holds.
+
+/// Bits of the word that hold the state.
+pub const STATE_MASK: u32 = 0xf;
+/// One step of the epoch.
+pub const EPOCH: u32 = 0x10;
+
+/// Calls pass.
+pub const OPEN: u32 = 0;
+/// Calls that change a member wait.
+pub const CLOSED: u32 = 1;
+// 2 (guarded: the cut is made, chunks are being captured) and 3 (armed: waiting
+// for a commit point) are reserved. A shim that does not know a state treats it
+// as CLOSED, which is bounded and safe.
+
+/// The state in `word`.
+#[inline(always)]
+pub const fn state(word: u32) -> u32 {
+    word & STATE_MASK
+}
+
+/// Whether calls pass without a further look.
+#[inline(always)]
+pub const fn is_open(word: u32) -> bool {
+    state(word) == OPEN
+}
+
+/// The epoch in `word`.
+pub const fn epoch(word: u32) -> u32 {
+    word >> EPOCH.trailing_zeros()
+}
+
+/// The word that follows `word` with another state.
+#[inline(always)]
+pub const fn next(word: u32, state: u32) -> u32 {
+    (word & !STATE_MASK).wrapping_add(EPOCH) | state
+}
+
+/// Which of the two member tables `word` selects.
+///
+/// Open and closed alternate, so the second bit of the epoch changes with each
+/// close: the table of one hold is left alone until the hold after the next.
+#[inline(always)]
+pub const fn bank(word: u32) -> usize {
+    ((epoch(word) >> 1) & 1) as usize
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn closings_alternate_banks_and_never_repeat_a_word() {
+        let mut word = OPEN;
+        let mut last_bank = None;
+        for _ in 0..9 {
+            let closed = next(word, CLOSED);
+            assert!(!is_open(closed) && closed != word);
+            assert_ne!(Some(bank(closed)), last_bank);
+            last_bank = Some(bank(closed));
+            word = next(closed, OPEN);
+            assert!(is_open(word));
+        }
+    }
+
+    #[test]
+    fn the_epoch_wraps_without_touching_the_state() {
+        let last = u32::MAX & !STATE_MASK;
+        assert_eq!(next(last, CLOSED), CLOSED);
+        assert_eq!(epoch(last), u32::MAX >> 4);
+    }
+}

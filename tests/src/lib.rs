@@ -1,0 +1,1 @@
+//! Shared pieces of the tests: file systems, programs, deadlines.
