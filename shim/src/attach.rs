@@ -1,0 +1,467 @@
+//! Finding, checking and mapping the gate, and noticing fork and exec.
+//!
+//! A process is attached once and for good: the mapping is kept, the descriptor
+//! is not. Without a gate every call passes; a look for one is taken again about
+//! every tenth of a second in which calls are made.
+
+use core::cell::UnsafeCell;
+use core::ffi::{CStr, c_char};
+use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64};
+
+use snapshim_gate::abi::{Gate, HEADER_SIZE, MAX_SLOTS, file_size};
+use snapshim_gate::reap;
+use snapshim_gate::slot::{Owner, PIDNS_MASK};
+use snapshim_gate::sys::ticks;
+
+use crate::sys;
+
+/// What is true of this process and must not be of its children: kept in a page
+/// that the kernel empties in a child made by fork (MADV_WIPEONFORK, Linux 4.14),
+/// however the child was made; handlers registered with pthread_atfork would miss
+/// `_Fork` and raw clone.
+#[repr(C)]
+pub(crate) struct Page {
+    /// Which process of those descended from one attachment this is; 0 in a child
+    /// that has not noticed yet.
+    pub(crate) generation: AtomicU64,
+    pub(crate) pid: AtomicU32,
+    pub(crate) start_time: AtomicU64,
+}
+
+/// The page of a process that is not attached. Its generation is nobody's:
+/// threads begin with all ones, and attached processes count up from 1.
+static UNATTACHED: Page = Page {
+    generation: AtomicU64::new(u64::MAX - 1),
+    pid: AtomicU32::new(0),
+    start_time: AtomicU64::new(0),
+};
+
+static PAGE: AtomicPtr<Page> = AtomicPtr::new((&raw const UNATTACHED).cast_mut());
+static LAST_GENERATION: AtomicU64 = AtomicU64::new(0);
+
+/// What survives fork: the mapping, and what identifies the program image.
+struct Attached {
+    gate: UnsafeCell<Option<Gate>>,
+    image: AtomicU64,
+    pidns: AtomicU32,
+    sandboxed: AtomicBool,
+}
+
+// SAFETY: `gate` is written once, by the thread that won `STATE`, before `PAGE`
+// is published with release, and only read after `PAGE` was seen.
+unsafe impl Sync for Attached {}
+
+static ATTACHED: Attached = Attached {
+    gate: UnsafeCell::new(None),
+    image: AtomicU64::new(0),
+    pidns: AtomicU32::new(0),
+    sandboxed: AtomicBool::new(false),
+};
+
+const IDLE: u32 = 0;
+const BUSY: u32 = 1;
+const DONE: u32 = 2;
+static STATE: AtomicU32 = AtomicU32::new(IDLE);
+
+/// The process's page.
+#[inline(always)]
+pub(crate) fn page() -> &'static Page {
+    // SAFETY: `PAGE` always points to a page that is never unmapped.
+    unsafe { &*PAGE.load(Acquire) }
+}
+
+/// The gate, if this process is attached.
+#[inline(always)]
+pub(crate) fn gate() -> Option<&'static Gate> {
+    if core::ptr::eq(page(), &raw const UNATTACHED) {
+        return None;
+    }
+    // SAFETY: written before `PAGE` was published, never after.
+    unsafe { (*ATTACHED.gate.get()).as_ref() }
+}
+
+/// Whether the program has put itself into a seccomp sandbox: from then on any
+/// system call that it did not make itself may kill it.
+pub(crate) fn is_sandboxed() -> bool {
+    ATTACHED.sandboxed.load(Relaxed)
+}
+
+pub(crate) fn note_sandbox() {
+    ATTACHED.sandboxed.store(true, Relaxed);
+}
+
+/// Hash of the random bytes the kernel gave this program image: changes with execve.
+pub(crate) fn image() -> u64 {
+    ATTACHED.image.load(Relaxed)
+}
+
+/// The identity of thread `tid` of this process.
+pub(crate) fn owner(tid: u32) -> Owner {
+    Owner {
+        pid: page().pid.load(Relaxed),
+        tid,
+        pidns: ATTACHED.pidns.load(Relaxed),
+    }
+}
+
+/// The first look for a gate, from the constructor.
+pub(crate) fn at_start() {
+    if read_environment() && gate().is_none() {
+        attach();
+    }
+}
+
+/// Makes sure this process is attached, if there is a gate to attach to, and
+/// known under its own name if it was forked. `false`: let the call pass.
+pub(crate) fn ensure() -> bool {
+    if gate().is_none() {
+        if is_sandboxed() || !is_time_to_look() {
+            return false;
+        }
+        if !read_environment() || !attach() {
+            return false;
+        }
+    }
+    if page().generation.load(Acquire) == 0 {
+        if is_sandboxed() {
+            return false;
+        }
+        become_process();
+    }
+    true
+}
+
+/// Whether about a tenth of a second has passed since the last look, by a clock
+/// that costs no system call and whose rate need not be known well.
+fn is_time_to_look() -> bool {
+    static LAST: AtomicU64 = AtomicU64::new(0);
+    const STEP: u64 = if cfg!(target_arch = "x86_64") { 1 << 28 } else { 1 << 23 };
+    let now = ticks();
+    let last = LAST.load(Relaxed);
+    if last != 0 && now.wrapping_sub(last) < STEP {
+        return false;
+    }
+    LAST.compare_exchange(last, now.max(1), Relaxed, Relaxed).is_ok()
+}
+
+/// Attaches, unless another thread is at it (then this call passes: the
+/// coordinator proves from outside that calls in flight at that moment do no harm).
+#[cold]
+fn attach() -> bool {
+    if STATE.compare_exchange(IDLE, BUSY, Acquire, Relaxed).is_err() {
+        return STATE.load(Acquire) == DONE;
+    }
+    let attached = try_attach();
+    STATE.store(if attached { DONE } else { IDLE }, Release);
+    attached
+}
+
+fn try_attach() -> bool {
+    let settings = settings();
+    if settings.ignored {
+        return false;
+    }
+    let Some(gate) = settings.candidates().find_map(|path| map_gate(path, settings)) else {
+        return false;
+    };
+    let Some(page) = make_page() else {
+        return false;
+    };
+    ATTACHED.image.store(image_id(), Relaxed);
+    ATTACHED.pidns.store(pid_namespace(), Relaxed);
+    // SAFETY: this thread alone holds BUSY, and nobody reads before PAGE is set.
+    unsafe { *ATTACHED.gate.get() = Some(gate) };
+    PAGE.store(page, Release);
+    become_process();
+    true
+}
+
+/// Maps a page that a forked child finds empty.
+fn make_page() -> Option<*mut Page> {
+    const MAP_PRIVATE_ANONYMOUS: i32 = 0x22;
+    const MADV_WIPEONFORK: i32 = 18;
+    // One page of any size the kernel may use; it rounds up.
+    let at = sys::map(-1, 4096, MAP_PRIVATE_ANONYMOUS)?;
+    if !sys::advise(at, 4096, MADV_WIPEONFORK) {
+        sys::unmap(at, 4096);
+        return None;
+    }
+    Some(at.cast())
+}
+
+/// Learns who this process is, and clears what an earlier image of it, or an
+/// earlier process of the same id, left counted. Two threads, or a thread and
+/// its handler, may do so at once: they write the same.
+#[cold]
+fn become_process() {
+    let page = page();
+    page.pid.store(sys::getpid(), Relaxed);
+    page.start_time.store(start_time(), Relaxed);
+    clear_stale_slots();
+    let next = LAST_GENERATION.fetch_add(1, Relaxed) + 1;
+    let _ = page.generation.compare_exchange(0, next, Release, Relaxed);
+}
+
+/// No live process but this has this pid in this pid namespace.
+fn clear_stale_slots() {
+    let Some(gate) = gate() else { return };
+    let own = owner(0);
+    let start = page().start_time.load(Relaxed);
+    for slot in gate.used_slots() {
+        let raw = slot.owner.load(Relaxed);
+        let Some(owner) = Owner::unpack(raw) else { continue };
+        if owner.pid != own.pid || owner.pidns != own.pidns {
+            continue;
+        }
+        let theirs = slot.start_time.load(Acquire);
+        if theirs != start || slot.image.load(Relaxed) != image() {
+            reap::reap(slot, raw, theirs);
+        }
+    }
+}
+
+/// Maps the gate at `path` if it is one, and safe.
+fn map_gate(path: &[u8], settings: &Settings) -> Option<Gate> {
+    const O_RDWR: i32 = 2;
+    const O_CLOEXEC: i32 = 0o2000000;
+    const O_NONBLOCK: i32 = 0o4000;
+    #[cfg(target_arch = "x86_64")]
+    const O_NOFOLLOW: i32 = 0o400000;
+    #[cfg(target_arch = "aarch64")]
+    const O_NOFOLLOW: i32 = 0o100000;
+    const MAP_SHARED: i32 = 1;
+
+    // O_NONBLOCK: a FIFO put in its place must not hang the program.
+    let fd = sys::open(path, O_RDWR | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK)?;
+    let mapped = check_gate_file(fd, settings)
+        .and_then(|len| sys::map(fd, len, MAP_SHARED).map(|at| (at, len)));
+    sys::close(fd);
+    let (at, len) = mapped?;
+    // SAFETY: just mapped shared for `len` bytes, and unmapped only below.
+    match unsafe { Gate::attach(at, len) } {
+        Ok(gate) => Some(gate),
+        Err(_) => {
+            sys::unmap(at, len);
+            None
+        }
+    }
+}
+
+/// The size to map, if the file may be trusted with our calls.
+fn check_gate_file(fd: i32, settings: &Settings) -> Option<usize> {
+    const TMPFS_MAGIC: i64 = 0x0102_1994;
+    const OTHERS_WRITE: u32 = 0o002;
+    let stat = sys::fstat(fd)?;
+    let len = usize::try_from(stat.size).ok()?;
+    let pinned = settings.pinned.map(|(dev, ino)| stat.dev == dev && stat.ino == ino);
+    // A file named by device and inode is the one whoever started us meant.
+    let trusted = pinned.unwrap_or(stat.uid == 0 || stat.uid == sys::geteuid());
+    let fits = (HEADER_SIZE..=file_size(MAX_SLOTS)).contains(&len);
+    // On a disk file system a freeze would block us at our own store, and a full
+    // one kill us with SIGBUS.
+    (stat.is_regular()
+        && trusted
+        && stat.mode & OTHERS_WRITE == 0
+        && fits
+        && sys::filesystem_type(fd) == TMPFS_MAGIC)
+        .then_some(len)
+}
+
+/// Field 22 of /proc/self/stat: when this process started, in clock ticks since
+/// boot. 0 if there is no /proc.
+fn start_time() -> u64 {
+    const O_RDONLY_CLOEXEC: i32 = 0o2000000;
+    let mut buffer = [0u8; 512];
+    let Some(fd) = sys::open(b"/proc/self/stat\0", O_RDONLY_CLOEXEC) else {
+        return 0;
+    };
+    let n = sys::read(fd, &mut buffer);
+    sys::close(fd);
+    let text = buffer.get(..n).unwrap_or(&[]);
+    // The name, in parentheses, may hold spaces and parentheses itself.
+    let Some(end) = text.iter().rposition(|b| *b == b')') else {
+        return 0;
+    };
+    text.get(end..)
+        .unwrap_or(&[])
+        .split(|b| *b == b' ')
+        // ") S ppid …": what follows the parenthesis is field 2, so 22 is number 20.
+        .nth(20)
+        .map_or(0, |field| decimal(field).unwrap_or(0))
+}
+
+fn pid_namespace() -> u32 {
+    // SAFETY: a NUL-terminated constant.
+    let stat = unsafe { sys::fstatat(sys::AT_FDCWD, c"/proc/self/ns/pid".as_ptr(), 0) };
+    stat.map_or(0, |s| s.ino as u32 & PIDNS_MASK)
+}
+
+unsafe extern "C" {
+    static environ: *const *const c_char;
+    fn getauxval(kind: usize) -> usize;
+}
+
+fn image_id() -> u64 {
+    const AT_RANDOM: usize = 25;
+    // SAFETY: AT_RANDOM is the address of 16 random bytes that stay mapped.
+    let bytes = unsafe { getauxval(AT_RANDOM) as *const [u64; 2] };
+    if bytes.is_null() {
+        return 1;
+    }
+    // SAFETY: as above; the bytes need not be aligned.
+    let [a, b] = unsafe { bytes.read_unaligned() };
+    (a ^ b.rotate_left(32)) | 1
+}
+
+/// What the environment says, kept because programs change and free theirs.
+struct Settings {
+    /// Paths to try, each NUL-terminated.
+    paths: [Path; 4],
+    pinned: Option<(u64, u64)>,
+    /// The program runs with privileges its caller lacks: the environment is not to be trusted.
+    ignored: bool,
+}
+
+/// A NUL-terminated path of bounded length; empty if it did not fit.
+#[derive(Clone, Copy)]
+struct Path {
+    bytes: [u8; 512],
+    len: usize,
+}
+
+impl Path {
+    const EMPTY: Path = Path { bytes: [0; 512], len: 0 };
+
+    fn join(parts: &[&[u8]]) -> Path {
+        let mut path = Path::EMPTY;
+        let total: usize = parts.iter().map(|p| p.len()).sum();
+        if total >= path.bytes.len() {
+            return path;
+        }
+        let bytes = parts.iter().flat_map(|p| p.iter());
+        for (to, from) in path.bytes.iter_mut().zip(bytes) {
+            *to = *from;
+        }
+        path.len = total;
+        path
+    }
+}
+
+impl Settings {
+    fn candidates(&self) -> impl Iterator<Item = &[u8]> {
+        self.paths
+            .iter()
+            .filter(|p| p.len > 0)
+            .filter_map(|p| p.bytes.get(..=p.len))
+    }
+}
+
+struct SettingsCell(UnsafeCell<Settings>);
+// SAFETY: written once, by whoever moves READ from IDLE to BUSY; read only after DONE.
+unsafe impl Sync for SettingsCell {}
+
+static SETTINGS: SettingsCell = SettingsCell(UnsafeCell::new(Settings {
+    paths: [Path::EMPTY; 4],
+    pinned: None,
+    ignored: true,
+}));
+static READ: AtomicU32 = AtomicU32::new(IDLE);
+
+fn settings() -> &'static Settings {
+    // SAFETY: called only after `read_environment` returned true: READ is DONE,
+    // and nobody writes any more.
+    unsafe { &*SETTINGS.0.get() }
+}
+
+/// Reads the environment, once. `false` while another thread, or the code that
+/// this handler interrupted, is at it.
+fn read_environment() -> bool {
+    if READ.compare_exchange(IDLE, BUSY, Acquire, Relaxed).is_err() {
+        return READ.load(Acquire) == DONE;
+    }
+    let settings = gather();
+    // SAFETY: READ is BUSY by us; see `settings`.
+    unsafe { *SETTINGS.0.get() = settings };
+    READ.store(DONE, Release);
+    true
+}
+
+fn gather() -> Settings {
+    const AT_SECURE: usize = 23;
+    // SAFETY: only reads the auxiliary vector.
+    let secure = unsafe { getauxval(AT_SECURE) } != 0;
+    let mut paths = [Path::EMPTY; 4];
+    let mut pinned = None;
+    if let Some(path) = variable(b"SNAPSHIM_GATE=") {
+        paths[0] = Path::join(&[path]);
+        pinned = variable(b"SNAPSHIM_GATE_ID=").and_then(device_and_inode);
+    } else {
+        // The same places, in the same order, as the coordinator's.
+        let set = variable(b"SNAPSHIM_SET=").unwrap_or(b"default");
+        let user = sys::geteuid();
+        if let Some(dir) = variable(b"SNAPSHIM_DIR=") {
+            paths[0] = Path::join(&[dir, b"/", set, b"/gate"]);
+        } else {
+            if user == 0 {
+                paths[1] = Path::join(&[b"/run/snapshim/", set, b"/gate"]);
+            } else if let Some(dir) = variable(b"XDG_RUNTIME_DIR=") {
+                paths[1] = Path::join(&[dir, b"/snapshim/", set, b"/gate"]);
+            }
+            let mut digits = [0; 10];
+            let user = write_decimal(user, &mut digits);
+            paths[2] = Path::join(&[b"/dev/shm/snapshim-", user, b"/", set, b"/gate"]);
+        }
+    }
+    Settings { paths, pinned, ignored: secure }
+}
+
+/// The value of the variable that starts with `prefix` ("NAME=").
+fn variable(prefix: &[u8]) -> Option<&'static [u8]> {
+    // SAFETY: before main, and at the first calls of constructors, the
+    // environment is the one the kernel laid out; later it is what the program
+    // keeps valid for its own getenv.
+    unsafe {
+        let mut at = environ;
+        if at.is_null() {
+            return None;
+        }
+        while !(*at).is_null() {
+            let text = CStr::from_ptr(*at).to_bytes();
+            if let Some(value) = text.strip_prefix(prefix) {
+                return Some(value);
+            }
+            at = at.add(1);
+        }
+    }
+    None
+}
+
+/// "DEV:INO", decimal.
+fn device_and_inode(text: &[u8]) -> Option<(u64, u64)> {
+    let mut parts = text.splitn(2, |b| *b == b':');
+    Some((decimal(parts.next()?)?, decimal(parts.next()?)?))
+}
+
+fn decimal(text: &[u8]) -> Option<u64> {
+    if text.is_empty() {
+        return None;
+    }
+    text.iter().try_fold(0u64, |n, b| {
+        b.is_ascii_digit()
+            .then(|| n.checked_mul(10)?.checked_add(u64::from(b - b'0')))?
+    })
+}
+
+fn write_decimal(mut n: u32, digits: &mut [u8; 10]) -> &[u8] {
+    let mut used = 0;
+    for digit in digits.iter_mut().rev() {
+        *digit = b'0' + (n % 10) as u8;
+        used += 1;
+        n /= 10;
+        if n == 0 {
+            break;
+        }
+    }
+    digits.get(10 - used..).unwrap_or(&[])
+}

@@ -1,0 +1,262 @@
+//! What every hook does before and after the real call.
+
+use core::sync::atomic::AtomicU32;
+use core::sync::atomic::Ordering::Relaxed;
+
+use snapshim_gate::abi::Gate;
+use snapshim_gate::passage::{self, Passage, Thread};
+use snapshim_gate::slot::{Call, Class, Seen, Slot, is_free};
+use snapshim_gate::sys::{futex_wait, futex_wake_all, monotonic_ns, ticks};
+use snapshim_gate::Shared;
+
+use crate::attach;
+use crate::member::{self, Target};
+use crate::{claim, sys, thread};
+
+/// What a call has to undo when it returns.
+#[derive(Clone, Copy)]
+pub(crate) struct Frame {
+    /// The slot it is counted in; null if it is not.
+    slot: *const Slot,
+    /// The process that counted: a child forked while the call was in flight
+    /// returns from it as well.
+    process: u64,
+    /// The slot's generation: the count may have been given up since.
+    generation: u32,
+}
+
+impl Frame {
+    /// Nothing to undo.
+    pub(crate) const NONE: Frame = Frame {
+        slot: core::ptr::null(),
+        process: 0,
+        generation: 0,
+    };
+
+    #[inline(always)]
+    fn counted(slot: &Slot, process: u64) -> Frame {
+        Frame {
+            slot,
+            process,
+            generation: slot.generation.load(Relaxed),
+        }
+    }
+}
+
+/// Takes a call past the gate. With an open gate: three loads, four stores and
+/// one locked add on the thread's own cache line, no system call.
+#[inline(always)]
+pub(crate) fn enter(class: Class, target: Target) -> Frame {
+    let thread = thread::current();
+    let page = attach::page();
+    let process = page.generation.load(Relaxed);
+    let call = Call {
+        class,
+        fd: target.fd(),
+        sp: thread::stack_pointer(),
+    };
+    if thread.generation.get() == process {
+        // SAFETY: the slot was claimed in this process, which is attached, and a
+        // mapped gate stays mapped.
+        let slot = unsafe { &*thread.slot.get() };
+        if let Some(gate) = attach::gate() {
+            let entered = slot.enter(&gate.header().word, call);
+            if is_free(&entered) {
+                return Frame::counted(slot, process);
+            }
+            return enter_slowly(slot, gate, call, target, entered.outer, entered.word, process);
+        }
+    }
+    enter_first(call, target)
+}
+
+/// Counts the call out again.
+#[inline(always)]
+pub(crate) fn leave(frame: Frame) {
+    if !frame.slot.is_null() {
+        let mine = attach::page().generation.load(Relaxed) == frame.process;
+        // SAFETY: a slot lies in the gate, which stays mapped.
+        unsafe { &*frame.slot }.leave_frame(mine, frame.generation);
+    }
+}
+
+/// Waits like a call on anything, but holds no drain up: for calls that hand
+/// work to the kernel and may then wait for it. What they started is in flight
+/// when they return, so being in the call proves nothing.
+#[inline(always)]
+pub(crate) fn submit() -> Frame {
+    leave(enter(Class::Submit, Target::Any));
+    seen(Seen::Submit);
+    Frame::NONE
+}
+
+/// Notes a call that holds no drain up.
+#[inline(always)]
+pub(crate) fn seen(what: Seen) {
+    let thread = thread::current();
+    if thread.generation.get() == attach::page().generation.load(Relaxed) {
+        // SAFETY: as in `enter`.
+        let slot = unsafe { &*thread.slot.get() };
+        let counter = &slot.seen[what as usize];
+        // Only this thread writes it; losing a handler's increment does no harm.
+        counter.store(counter.load(Relaxed).wrapping_add(1), Relaxed);
+    }
+}
+
+#[cold]
+fn enter_slowly(
+    slot: &Slot,
+    gate: &Gate,
+    call: Call,
+    target: Target,
+    outer: u32,
+    seen: u32,
+    process: u64,
+) -> Frame {
+    let mut waiter = Waiter::new(gate, Some(slot), call, target);
+    let passage =
+        passage::pass_slowly::<Shared, _>(slot, &gate.header().word, call, &mut waiter, outer, seen);
+    match passage {
+        Passage::Counted => Frame::counted(slot, process),
+        Passage::Uncounted => Frame::NONE,
+    }
+}
+
+/// The first call of a thread, of a forked child, or of a process without a gate.
+#[cold]
+fn enter_first(call: Call, target: Target) -> Frame {
+    if !attach::ensure() {
+        // A sandboxed child cannot learn who it is, but it can wait.
+        if let Some(gate) = attach::gate() {
+            pass_without_slot(gate, call, target);
+        }
+        return Frame::NONE;
+    }
+    let Some(gate) = attach::gate() else {
+        return Frame::NONE;
+    };
+    let process = attach::page().generation.load(Relaxed);
+    let Some(slot) = claim::slot(gate) else {
+        pass_without_slot(gate, call, target);
+        return Frame::NONE;
+    };
+    let entered = slot.enter(&gate.header().word, call);
+    if is_free(&entered) {
+        return Frame::counted(slot, process);
+    }
+    enter_slowly(slot, gate, call, target, entered.outer, entered.word, process)
+}
+
+/// Waits at a shut gate, but cannot be waited for: the coordinator is told that
+/// there are such writers, and verifies nothing.
+fn pass_without_slot(gate: &Gate, call: Call, target: Target) {
+    // A flag more than a count: it must not wrap to zero.
+    let overflow = &gate.header().overflow;
+    if overflow.load(Relaxed) < u32::MAX / 2 {
+        overflow.fetch_add(1, Relaxed);
+    }
+    let mut waiter = Waiter::new(gate, None, call, target);
+    passage::pass_uncounted::<Shared, _>(&gate.header().word, &mut waiter);
+}
+
+/// One call at a gate that is not open.
+struct Waiter<'a> {
+    gate: &'a Gate,
+    slot: Option<&'a Slot>,
+    call: Call,
+    target: Target,
+    spent_ns: u64,
+}
+
+impl<'a> Waiter<'a> {
+    fn new(gate: &'a Gate, slot: Option<&'a Slot>, call: Call, target: Target) -> Waiter<'a> {
+        Waiter { gate, slot, call, target, spent_ns: 0 }
+    }
+
+    /// Waits by looking, in a process where any system call may be fatal.
+    fn spin(&self, word: &AtomicU32, seen: u32, left_ns: u64) -> u64 {
+        // The rate comes from shared memory: no rate of any machine is outside this.
+        let per_us = u64::from(self.gate.header().ticks_per_us.load(Relaxed)).clamp(1, 20_000);
+        let limit = left_ns / 1_000 * per_us;
+        let start = ticks();
+        loop {
+            let elapsed = ticks().wrapping_sub(start);
+            if elapsed >= limit {
+                return left_ns;
+            }
+            if word.load(Relaxed) != seen {
+                return elapsed / per_us * 1_000;
+            }
+            core::hint::spin_loop();
+        }
+    }
+
+    fn account(&self, waited_ns: u64) {
+        let Some(slot) = self.slot else { return };
+        if self.spent_ns == 0 {
+            slot.waits.fetch_add(1, Relaxed);
+        }
+        slot.waited_ns.fetch_add(waited_ns, Relaxed);
+        slot.longest_wait_ns.fetch_max(self.spent_ns + waited_ns, Relaxed);
+    }
+}
+
+impl Thread<Shared> for Waiter<'_> {
+    fn is_shut(&mut self, bank: usize) -> bool {
+        attach::is_sandboxed() || self.target.is_shut(self.call.class, self.gate.table(bank))
+    }
+
+    fn outer_is_shut(&mut self, bank: usize) -> bool {
+        let Some(slot) = self.slot else { return false };
+        attach::is_sandboxed() || member::outer_is_shut(slot, self.gate.table(bank))
+    }
+
+    fn outer_is_abandoned(&mut self) -> bool {
+        // A handler that interrupted a call runs below its frame, by at least the
+        // signal frame (over 800 bytes on x86-64, over 4 KiB on aarch64). So a
+        // call from about the same height, or above it, is no handler's: the old
+        // one was left by siglongjmp or cancellation. Unless we are on another
+        // stack: the alternate signal stack, or that of a thread which shares
+        // this thread's word.
+        const BELOW: u64 = 512;
+        let Some(slot) = self.slot else { return false };
+        if self.call.sp.saturating_add(BELOW) <= slot.sp.load(Relaxed) || attach::is_sandboxed() {
+            return false;
+        }
+        let owner = attach::owner(sys::gettid()).pack();
+        slot.owner.load(Relaxed) == owner && !sys::on_alternate_stack()
+    }
+
+    fn wait(&mut self, word: &AtomicU32, seen: u32) -> bool {
+        let left_ns = self.gate.hold_bound_ns().saturating_sub(self.spent_ns);
+        if left_ns == 0 {
+            return false;
+        }
+        if let Some(slot) = self.slot {
+            slot.parked.store(1, Relaxed);
+        }
+        let waited_ns = if attach::is_sandboxed() {
+            self.spin(word, seen, left_ns)
+        } else {
+            let start = monotonic_ns();
+            futex_wait(word, seen, left_ns);
+            monotonic_ns().wrapping_sub(start).max(1)
+        };
+        if let Some(slot) = self.slot {
+            slot.parked.store(0, Relaxed);
+        }
+        self.account(waited_ns);
+        self.spent_ns = self.spent_ns.saturating_add(waited_ns);
+        self.spent_ns < self.gate.hold_bound_ns()
+    }
+
+    fn wake_all(&mut self, gate_word: &AtomicU32) {
+        self.gate.header().breaks.fetch_add(1, Relaxed);
+        if let Some(slot) = self.slot {
+            slot.breaks.fetch_add(1, Relaxed);
+        }
+        if !attach::is_sandboxed() {
+            futex_wake_all(gate_word);
+        }
+    }
+}

@@ -1,0 +1,240 @@
+//! `syscall()`, and what a system call does told from its number and arguments
+//! alone: also the dispatcher for syscall sites.
+
+use core::arch::naked_asm;
+use core::ffi::c_char;
+
+use snapshim_gate::slot::Class::{self, Copy, Meta, Size, Write};
+use snapshim_gate::slot::Seen;
+
+use super::{O_CREAT, O_TRUNC, by_path, name, names, noted, on, opens, renames};
+use crate::attach;
+use crate::guard::{Frame, leave, submit};
+use crate::next::Next;
+use crate::sys::{AT_FDCWD, nr, nr_common};
+
+/// Numbers above this are never ours.
+const NUMBERS: usize = 512;
+
+/// The numbers [`gate_for`] knows, a bit each: all others go on without a frame.
+static OURS: [u64; NUMBERS / 64] = bits();
+
+static BEHIND: Next = Next::new();
+
+/// Finds the `syscall` behind ours.
+pub(super) fn resolve() {
+    BEHIND.resolve(name!(syscall));
+}
+
+/// `syscall(2)` as a library function.
+///
+/// No frame may be laid before it is known that the number is one of ours: after
+/// vfork, or clone with a new stack, two threads of control return through it.
+#[unsafe(naked)]
+#[unsafe(no_mangle)]
+#[cfg(target_arch = "x86_64")]
+pub unsafe extern "C" fn syscall() -> isize {
+    naked_asm!(
+        "cmp rdi, {numbers}",
+        "jae 2f",
+        "mov r10, rdi",
+        "shr r10, 6",
+        "lea r11, [rip + {ours}]",
+        "mov r11, [r11 + r10 * 8]",
+        "bt r11, rdi",
+        "jc {gated}",
+        "2:",
+        "mov r10, [rip + {behind}]",
+        "cmp r10, 1",
+        "jbe {unresolved}",
+        "jmp r10",
+        numbers = const NUMBERS,
+        ours = sym OURS,
+        behind = sym BEHIND,
+        gated = sym gated,
+        unresolved = sym unresolved,
+    )
+}
+
+/// `syscall(2)` as a library function; see the other architecture.
+#[unsafe(naked)]
+#[unsafe(no_mangle)]
+#[cfg(target_arch = "aarch64")]
+pub unsafe extern "C" fn syscall() -> isize {
+    naked_asm!(
+        "cmp x0, #{numbers}",
+        "b.hs 2f",
+        "lsr x9, x0, #6",
+        "adrp x10, {ours}",
+        "add x10, x10, :lo12:{ours}",
+        "ldr x9, [x10, x9, lsl #3]",
+        "lsr x9, x9, x0",
+        "tbz x9, #0, 2f",
+        "b {gated}",
+        "2:",
+        "adrp x9, {behind}",
+        "ldr x9, [x9, :lo12:{behind}]",
+        "cmp x9, #1",
+        "b.ls 3f",
+        "br x9",
+        "3:",
+        "b {unresolved}",
+        numbers = const NUMBERS,
+        ours = sym OURS,
+        behind = sym BEHIND,
+        gated = sym gated,
+        unresolved = sym unresolved,
+    )
+}
+
+type Syscall = unsafe extern "C" fn(usize, usize, usize, usize, usize, usize, usize) -> isize;
+
+unsafe extern "C" fn gated(
+    number: usize,
+    a: usize,
+    b: usize,
+    c: usize,
+    d: usize,
+    e: usize,
+    f: usize,
+) -> isize {
+    let frame = gate_for(number, [a, b, c, d, e, f]);
+    // SAFETY: the program's own call, handed on.
+    let result = unsafe { unresolved(number, a, b, c, d, e, f) };
+    leave(frame);
+    result
+}
+
+/// The call itself, before or after the function behind us is known.
+unsafe extern "C" fn unresolved(
+    number: usize,
+    a: usize,
+    b: usize,
+    c: usize,
+    d: usize,
+    e: usize,
+    f: usize,
+) -> isize {
+    match BEHIND.get(name!(syscall)) {
+        // SAFETY: libc's syscall() takes a number and up to six arguments.
+        Some(at) => unsafe {
+            core::mem::transmute::<usize, Syscall>(at)(number, a, b, c, d, e, f)
+        },
+        None => -1,
+    }
+}
+
+/// The requests that change the bytes of the file they are made on.
+pub(super) const fn ioctl_changes(request: usize) -> bool {
+    const FICLONE: usize = 0x4004_9409;
+    const FICLONERANGE: usize = 0x4020_940d;
+    // XFS (fs/xfs/libxfs/xfs_fs.h): ALLOCSP and FREESP, RESVSP and UNRESVSP in
+    // both widths, ZERO_RANGE, SWAPEXT, EXCHANGE_RANGE, COMMIT_RANGE.
+    let xfs = (request >> 8) & 0xff == b'X' as usize
+        && matches!(request & 0xff, 10 | 11 | 36 | 37 | 40..=43 | 57 | 109 | 129 | 131);
+    request == FICLONE || request == FICLONERANGE || xfs
+}
+
+/// The commands that take or drop a lock: POSIX (5 get, 6, 7) and OFD (36 get, 37, 38).
+pub(super) const fn fcntl_locks(command: usize) -> bool {
+    matches!(command, 6 | 7 | 37 | 38)
+}
+
+/// PR_SET_SECCOMP.
+pub(super) const fn prctl_sandboxes(option: usize) -> bool {
+    option == 22
+}
+
+/// What a number does at the gate; one list for the function and the bit map.
+macro_rules! numbers {
+    ($args:ident; $( $(#[$meta:meta])* $($nr:path)|+ => $gate:expr, )*) => {
+        /// Takes the system call `number` past the gate.
+        pub(crate) fn gate_for(number: usize, $args: [usize; 6]) -> Frame {
+            match number {
+                $( $(#[$meta])* $($nr)|+ => $gate, )*
+                _ => Frame::NONE,
+            }
+        }
+
+        const fn bits() -> [u64; NUMBERS / 64] {
+            let mut bits = [0; NUMBERS / 64];
+            $( $(#[$meta])* { $( bits[$nr / 64] |= 1 << ($nr % 64); )+ } )*
+            bits
+        }
+    };
+}
+
+#[inline(always)]
+fn fd(arg: usize) -> i32 {
+    arg as i32
+}
+
+#[inline(always)]
+fn path(arg: usize) -> *const c_char {
+    arg as *const c_char
+}
+
+/// openat2's flags are the first word of its `struct open_how`.
+fn openat2_flags(how: usize) -> i32 {
+    if how == 0 {
+        return 0;
+    }
+    // SAFETY: the program hands the kernel a structure that starts with the flags.
+    unsafe { *(how as *const u64) as i32 }
+}
+
+fn meta(fd: i32) -> Frame {
+    on(Meta, fd)
+}
+
+fn ioctl(fd: i32, request: usize) -> Frame {
+    if ioctl_changes(request) { on(Class::Copy, fd) } else { Frame::NONE }
+}
+
+/// seccomp(2): operations 0 and 1 enter a sandbox, the others only ask.
+fn seccomp(operation: usize) -> Frame {
+    if operation <= 1 { sandbox() } else { Frame::NONE }
+}
+
+fn sandbox() -> Frame {
+    attach::note_sandbox();
+    noted(Seen::Sandbox)
+}
+
+fn prctl(option: usize) -> Frame {
+    if prctl_sandboxes(option) { sandbox() } else { Frame::NONE }
+}
+
+fn utimensat(dirfd: i32, path: usize) -> Frame {
+    if path == 0 { meta(dirfd) } else { by_path() }
+}
+
+numbers! { a;
+    nr::WRITE | nr::PWRITE64 | nr::WRITEV | nr::PWRITEV | nr::PWRITEV2 => on(Write, fd(a[0])),
+    nr::SENDFILE => on(Copy, fd(a[0])),
+    nr::COPY_FILE_RANGE | nr::SPLICE => on(Copy, fd(a[2])),
+    nr::FTRUNCATE | nr::FALLOCATE => on(Size, fd(a[0])),
+    nr::OPENAT => opens(fd(a[0]), path(a[1]), fd(a[2])),
+    nr_common::OPENAT2 => opens(fd(a[0]), path(a[1]), openat2_flags(a[2])),
+    nr::RENAMEAT | nr::RENAMEAT2 => renames(),
+    nr::LINKAT | nr::SYMLINKAT | nr::UNLINKAT | nr::MKDIRAT | nr::MKNODAT => names(),
+    nr::FCHMOD | nr::FCHOWN | nr::FSETXATTR | nr::FREMOVEXATTR => meta(fd(a[0])),
+    nr::TRUNCATE | nr::FCHMODAT | nr_common::FCHMODAT2 | nr::FCHOWNAT
+        | nr::SETXATTR | nr::LSETXATTR | nr_common::SETXATTRAT
+        | nr::REMOVEXATTR | nr::LREMOVEXATTR | nr_common::REMOVEXATTRAT => by_path(),
+    nr::UTIMENSAT => utimensat(fd(a[0]), a[1]),
+    nr::IOCTL => ioctl(fd(a[0]), a[1]),
+    nr::IO_SUBMIT | nr_common::IO_URING_ENTER => submit(),
+    nr::SECCOMP => seccomp(a[0]),
+    nr::PRCTL => prctl(a[0]),
+    #[cfg(target_arch = "x86_64")]
+    nr::OPEN => opens(AT_FDCWD, path(a[0]), fd(a[1])),
+    #[cfg(target_arch = "x86_64")]
+    nr::CREAT => opens(AT_FDCWD, path(a[0]), O_CREAT | O_TRUNC),
+    #[cfg(target_arch = "x86_64")]
+    nr::RENAME => renames(),
+    #[cfg(target_arch = "x86_64")]
+    nr::MKDIR | nr::RMDIR | nr::LINK | nr::UNLINK | nr::SYMLINK | nr::MKNOD => names(),
+    #[cfg(target_arch = "x86_64")]
+    nr::CHMOD | nr::CHOWN | nr::LCHOWN | nr::UTIME | nr::UTIMES | nr::FUTIMESAT => by_path(),
+}

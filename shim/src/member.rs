@@ -1,0 +1,70 @@
+//! Which file a call means: asked only while the gate is not open, for any table
+//! of descriptors would go stale (dup, SCM_RIGHTS, calls we do not see).
+
+use core::ffi::c_char;
+
+use snapshim_gate::slot::{Class, Slot};
+use snapshim_gate::table::{FileId, MemberTable};
+
+use crate::sys::{self, Stat};
+
+/// What a call changes.
+#[derive(Clone, Copy)]
+pub(crate) enum Target {
+    /// An open file.
+    Fd(i32),
+    /// The file that opening `path` with O_CREAT would make (`creates`), or that
+    /// opening it would truncate.
+    Open { dirfd: i32, path: *const c_char, creates: bool },
+    /// A name or the file behind one; not looked at: all such calls wait.
+    Name,
+    /// What cannot be told.
+    Any,
+}
+
+impl Target {
+    /// The descriptor to publish with the call.
+    #[inline(always)]
+    pub(crate) fn fd(self) -> i32 {
+        match self {
+            Target::Fd(fd) => fd,
+            _ => -1,
+        }
+    }
+
+    /// Whether `table` shuts it.
+    pub(crate) fn is_shut(self, class: Class, table: &MemberTable) -> bool {
+        match self {
+            Target::Fd(fd) => sys::fstat(fd).is_some_and(|s| shuts(class, &s, table)),
+            Target::Open { dirfd, path, creates } => {
+                // SAFETY: the program passed the path; the kernel checks it.
+                match unsafe { sys::fstatat(dirfd, path, 0) } {
+                    Ok(stat) => shuts(class, &stat, table),
+                    // Absent, or not to be reached: the call will fail or create.
+                    Err(_) => creates,
+                }
+            }
+            Target::Name | Target::Any => true,
+        }
+    }
+}
+
+fn shuts(class: Class, stat: &Stat, table: &MemberTable) -> bool {
+    // A directory's mode, owner, times and attributes are captured as well.
+    let kind = stat.is_regular() || (class == Class::Meta && stat.is_directory());
+    kind && table.shuts(FileId { dev: stat.dev, ino: stat.ino })
+}
+
+/// Whether `table` shuts the file of the outermost call in flight in `slot`.
+pub(crate) fn outer_is_shut(slot: &Slot, table: &MemberTable) -> bool {
+    use core::sync::atomic::Ordering::Relaxed;
+    let Some(class) = Class::from_raw(slot.class.load(Relaxed)) else {
+        return false;
+    };
+    match class {
+        Class::Write | Class::Size | Class::Copy | Class::Meta => {
+            Target::Fd(slot.fd.load(Relaxed) as i32).is_shut(class, table)
+        }
+        Class::Open | Class::Name | Class::Path | Class::Submit => true,
+    }
+}

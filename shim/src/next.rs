@@ -1,0 +1,387 @@
+//! The function behind a hook: the next definition of its name, in the order
+//! the dynamic linker searches, after this library. What `dlsym(RTLD_NEXT, …)`
+//! would say, found by reading the list of loaded objects.
+//!
+//! Not `dlsym`, because it takes a lock and may allocate (and so call hooks),
+//! because its symbol version differs between libcs (a reference to that of
+//! glibc 2.34 keeps programs on older ones from starting), and because old ones
+//! have it in a library that may not be loaded.
+
+use core::ffi::{CStr, c_char};
+use core::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+const UNKNOWN: usize = 0;
+const ABSENT: usize = 1;
+
+/// The address behind one hook, once known. Finding it twice gives the same
+/// answer, so two threads (or a thread and its handler) may both look.
+#[repr(transparent)] // read by assembly
+pub(crate) struct Next(AtomicUsize);
+
+impl Next {
+    pub(crate) const fn new() -> Next {
+        Next(AtomicUsize::new(UNKNOWN))
+    }
+
+    /// The address; `None` if nobody else defines `name`.
+    #[inline(always)]
+    pub(crate) fn get(&self, name: &'static CStr) -> Option<usize> {
+        let at = self.0.load(Relaxed);
+        if at > ABSENT {
+            return Some(at);
+        }
+        self.find(name)
+    }
+
+    /// Looks again if nothing was found before: the library that defines `name`
+    /// may have been loaded since.
+    #[cold]
+    pub(crate) fn find(&self, name: &'static CStr) -> Option<usize> {
+        let at = find_after_self(name).unwrap_or(ABSENT);
+        self.0.store(at, Relaxed);
+        (at > ABSENT).then_some(at)
+    }
+
+    /// Looks once; used for names that only libc defines.
+    pub(crate) fn resolve(&self, name: &'static CStr) {
+        if self.0.load(Relaxed) == UNKNOWN {
+            self.find(name);
+        }
+    }
+}
+
+/// The public head of the dynamic linker's list (<link.h>).
+#[repr(C)]
+struct LinkMap {
+    addr: usize,
+    name: *const c_char,
+    dynamic: *const Dyn,
+    next: *const LinkMap,
+    prev: *const LinkMap,
+}
+
+/// <link.h>, `struct r_debug`.
+#[repr(C)]
+struct Debug {
+    version: i32,
+    map: *const LinkMap,
+}
+
+/// <elf.h>, `Elf64_Dyn`.
+#[repr(C)]
+struct Dyn {
+    tag: i64,
+    value: usize,
+}
+
+/// <elf.h>, `Elf64_Phdr`.
+#[repr(C)]
+struct Phdr {
+    kind: u32,
+    _flags: u32,
+    _offset: u64,
+    vaddr: usize,
+    _rest: [u64; 4],
+}
+
+/// <elf.h>, `Elf64_Sym`.
+#[repr(C)]
+struct Sym {
+    name: u32,
+    info: u8,
+    _other: u8,
+    section: u16,
+    value: usize,
+    _size: u64,
+}
+
+const DT_NULL: i64 = 0;
+const DT_HASH: i64 = 4;
+const DT_STRTAB: i64 = 5;
+const DT_SYMTAB: i64 = 6;
+const DT_DEBUG: i64 = 21;
+const DT_GNU_HASH: i64 = 0x6fff_fef5;
+const DT_VERSYM: i64 = 0x6fff_fff0;
+const PT_DYNAMIC: u32 = 2;
+const PT_PHDR: u32 = 6;
+const AT_PHDR: usize = 3;
+const AT_PHNUM: usize = 5;
+const STT_FUNC: u8 = 2;
+const STT_GNU_IFUNC: u8 = 10;
+
+unsafe extern "C" {
+    fn getauxval(kind: usize) -> usize;
+}
+
+/// This library's own dynamic section.
+fn own_dynamic() -> usize {
+    let at: usize;
+    // SAFETY: computes an address the linker defines in every shared object.
+    unsafe {
+        #[cfg(target_arch = "x86_64")]
+        core::arch::asm!(
+            ".hidden _DYNAMIC",
+            "lea {}, [rip + _DYNAMIC]",
+            out(reg) at,
+            options(nomem, nostack, pure),
+        );
+        #[cfg(target_arch = "aarch64")]
+        core::arch::asm!(
+            ".hidden _DYNAMIC",
+            "adrp {0}, _DYNAMIC",
+            "add {0}, {0}, :lo12:_DYNAMIC",
+            out(reg) at,
+            options(nomem, nostack, pure),
+        );
+    }
+    at
+}
+
+/// The list of loaded objects, by way of the executable's DT_DEBUG.
+fn first_object() -> Option<*const LinkMap> {
+    // SAFETY: the kernel's auxiliary vector describes the executable's program
+    // headers, which stay mapped; the dynamic linker filled DT_DEBUG in.
+    unsafe {
+        let headers = getauxval(AT_PHDR) as *const Phdr;
+        if headers.is_null() {
+            return None;
+        }
+        let headers = core::slice::from_raw_parts(headers, getauxval(AT_PHNUM).min(1024));
+        let base = headers
+            .iter()
+            .find(|h| h.kind == PT_PHDR)
+            .map_or(0, |h| (headers.as_ptr() as usize).wrapping_sub(h.vaddr));
+        let dynamic = headers.iter().find(|h| h.kind == PT_DYNAMIC)?;
+        let dynamic = base.wrapping_add(dynamic.vaddr) as *const Dyn;
+        let debug = entry(dynamic, DT_DEBUG)? as *const Debug;
+        if debug.is_null() {
+            return None;
+        }
+        let first = (*debug).map;
+        (!first.is_null()).then_some(first)
+    }
+}
+
+/// The value of the first entry of `tag`.
+///
+/// # Safety
+/// `dynamic` is a dynamic section, ended by DT_NULL.
+unsafe fn entry(mut dynamic: *const Dyn, tag: i64) -> Option<usize> {
+    // SAFETY: the loop stops at DT_NULL.
+    unsafe {
+        while (*dynamic).tag != DT_NULL {
+            if (*dynamic).tag == tag {
+                return Some((*dynamic).value);
+            }
+            dynamic = dynamic.add(1);
+        }
+    }
+    None
+}
+
+/// The next definition of `name` after this library.
+fn find_after_self(name: &CStr) -> Option<usize> {
+    let own = own_dynamic();
+    let mut object = first_object()?;
+    let mut passed = false;
+    // SAFETY: the dynamic linker's list and the objects on it are valid while
+    // they are listed. The list is walked at start, when nothing is unloaded.
+    unsafe {
+        while !object.is_null() {
+            if passed {
+                if let Some(at) = Symbols::of(object).and_then(|s| s.find(name)) {
+                    return Some(at);
+                }
+            } else {
+                passed = (*object).dynamic as usize == own;
+            }
+            object = (*object).next;
+        }
+    }
+    None
+}
+
+/// The symbol table of one loaded object.
+struct Symbols {
+    base: usize,
+    symbols: *const Sym,
+    strings: *const c_char,
+    versions: *const u16,
+    gnu_hash: *const u32,
+    hash: *const u32,
+}
+
+impl Symbols {
+    /// # Safety
+    /// `object` is on the dynamic linker's list.
+    unsafe fn of(object: *const LinkMap) -> Option<Symbols> {
+        // SAFETY: an object's dynamic section is mapped and ended by DT_NULL.
+        unsafe {
+            let base = (*object).addr;
+            // glibc replaces offsets by addresses, musl and the vDSO do not.
+            let at = |tag| {
+                entry((*object).dynamic, tag).map(|value| {
+                    if value < base { value.wrapping_add(base) } else { value }
+                })
+            };
+            if (*object).dynamic.is_null() {
+                return None;
+            }
+            let symbols = Symbols {
+                base,
+                symbols: at(DT_SYMTAB)? as *const Sym,
+                strings: at(DT_STRTAB)? as *const c_char,
+                versions: at(DT_VERSYM).unwrap_or(0) as *const u16,
+                gnu_hash: at(DT_GNU_HASH).unwrap_or(0) as *const u32,
+                hash: at(DT_HASH).unwrap_or(0) as *const u32,
+            };
+            Some(symbols)
+        }
+    }
+
+    /// # Safety
+    /// The tables are those of a loaded object.
+    unsafe fn find(&self, name: &CStr) -> Option<usize> {
+        // SAFETY: as the caller.
+        unsafe {
+            if !self.gnu_hash.is_null() {
+                self.find_gnu(name)
+            } else if !self.hash.is_null() {
+                self.find_sysv(name)
+            } else {
+                None
+            }
+        }
+    }
+
+    /// The GNU hash table: header, Bloom filter, buckets, chains.
+    ///
+    /// # Safety
+    /// As [`Symbols::find`].
+    unsafe fn find_gnu(&self, name: &CStr) -> Option<usize> {
+        let hash = name
+            .to_bytes()
+            .iter()
+            .fold(5381u32, |h, c| h.wrapping_mul(33).wrapping_add(u32::from(*c)));
+        // SAFETY: sizes are those of the table's own header.
+        unsafe {
+            let head = self.gnu_hash;
+            let (buckets, first, words, shift) =
+                (*head, *head.add(1), *head.add(2), *head.add(3));
+            if buckets == 0 || !words.is_power_of_two() {
+                return None;
+            }
+            let bloom = head.add(4).cast::<u64>();
+            let word = *bloom.add(((hash / 64) & (words - 1)) as usize);
+            let mask = 1u64 << (hash % 64) | 1u64 << ((hash >> (shift & 31)) % 64);
+            if word & mask != mask {
+                return None;
+            }
+            let bucket = bloom.add(words as usize).cast::<u32>();
+            let chain = bucket.add(buckets as usize);
+            let mut index = *bucket.add((hash % buckets) as usize);
+            if index < first {
+                return None;
+            }
+            let mut older = None;
+            loop {
+                let link = *chain.add((index - first) as usize);
+                if (link ^ hash) & !1 == 0 {
+                    match self.definition(index, name) {
+                        Definition::Default(at) => return Some(at),
+                        Definition::Hidden(at) => older = older.or(Some(at)),
+                        Definition::None => {}
+                    }
+                }
+                if link & 1 == 1 {
+                    return older;
+                }
+                index += 1;
+            }
+        }
+    }
+
+    /// The System V hash table: bucket and chain counts, buckets, chains.
+    ///
+    /// # Safety
+    /// As [`Symbols::find`].
+    unsafe fn find_sysv(&self, name: &CStr) -> Option<usize> {
+        let hash = name.to_bytes().iter().fold(0u32, |h, c| {
+            let h = (h << 4).wrapping_add(u32::from(*c));
+            let high = h & 0xf000_0000;
+            (h ^ (high >> 24)) & !high
+        });
+        // SAFETY: sizes are those of the table's own header.
+        unsafe {
+            let (buckets, chains) = (*self.hash, *self.hash.add(1));
+            if buckets == 0 {
+                return None;
+            }
+            let bucket = self.hash.add(2);
+            let chain = bucket.add(buckets as usize);
+            let mut index = *bucket.add((hash % buckets) as usize);
+            let mut older = None;
+            let mut steps = 0;
+            while index != 0 && index < chains && steps < chains {
+                match self.definition(index, name) {
+                    Definition::Default(at) => return Some(at),
+                    Definition::Hidden(at) => older = older.or(Some(at)),
+                    Definition::None => {}
+                }
+                index = *chain.add(index as usize);
+                steps += 1;
+            }
+            older
+        }
+    }
+
+    /// Whether symbol `index` defines `name` as a function, and where.
+    ///
+    /// # Safety
+    /// `index` comes from one of the object's hash tables.
+    unsafe fn definition(&self, index: u32, name: &CStr) -> Definition {
+        const SHN_UNDEF: u16 = 0;
+        const HIDDEN: u16 = 0x8000;
+        // SAFETY: hash tables hold only indices of existing symbols.
+        unsafe {
+            let symbol = &*self.symbols.add(index as usize);
+            let kind = symbol.info & 0xf;
+            if symbol.section == SHN_UNDEF
+                || (kind != STT_FUNC && kind != STT_GNU_IFUNC)
+                || !same(self.strings.add(symbol.name as usize), name)
+            {
+                return Definition::None;
+            }
+            let mut at = self.base.wrapping_add(symbol.value);
+            if kind == STT_GNU_IFUNC {
+                let resolver: extern "C" fn() -> usize = core::mem::transmute(at);
+                at = resolver();
+            }
+            let hidden =
+                !self.versions.is_null() && *self.versions.add(index as usize) & HIDDEN != 0;
+            if hidden { Definition::Hidden(at) } else { Definition::Default(at) }
+        }
+    }
+}
+
+/// What a symbol says of a name. An older version of a symbol is hidden: new
+/// programs do not get it, but it will do if there is no other.
+enum Definition {
+    Default(usize),
+    Hidden(usize),
+    None,
+}
+
+/// Whether the C string at `at` is `name`.
+///
+/// # Safety
+/// `at` is a NUL-terminated string.
+unsafe fn same(at: *const c_char, name: &CStr) -> bool {
+    for (i, byte) in name.to_bytes_with_nul().iter().enumerate() {
+        // SAFETY: a difference, the NUL at the latest, ends the loop.
+        if unsafe { *at.add(i) } as u8 != *byte {
+            return false;
+        }
+    }
+    true
+}

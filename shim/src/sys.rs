@@ -1,0 +1,307 @@
+//! System calls without libc: they leave `errno` alone and cannot be interposed.
+
+use core::ffi::c_char;
+
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod nr {
+    pub(crate) const READ: usize = 0;
+    pub(crate) const WRITE: usize = 1;
+    pub(crate) const CLOSE: usize = 3;
+    pub(crate) const FSTAT: usize = 5;
+    pub(crate) const MMAP: usize = 9;
+    pub(crate) const MUNMAP: usize = 11;
+    pub(crate) const PWRITE64: usize = 18;
+    pub(crate) const WRITEV: usize = 20;
+    pub(crate) const MADVISE: usize = 28;
+    pub(crate) const SENDFILE: usize = 40;
+    pub(crate) const GETPID: usize = 39;
+    pub(crate) const TRUNCATE: usize = 76;
+    pub(crate) const FTRUNCATE: usize = 77;
+    pub(crate) const GETEUID: usize = 107;
+    pub(crate) const SIGALTSTACK: usize = 131;
+    pub(crate) const FSTATFS: usize = 138;
+    pub(crate) const PRCTL: usize = 157;
+    pub(crate) const GETTID: usize = 186;
+    pub(crate) const IO_SUBMIT: usize = 209;
+    pub(crate) const TGKILL: usize = 234;
+    pub(crate) const OPENAT: usize = 257;
+    pub(crate) const MKDIRAT: usize = 258;
+    pub(crate) const MKNODAT: usize = 259;
+    pub(crate) const FCHOWNAT: usize = 260;
+    pub(crate) const FUTIMESAT: usize = 261;
+    pub(crate) const NEWFSTATAT: usize = 262;
+    pub(crate) const UNLINKAT: usize = 263;
+    pub(crate) const RENAMEAT: usize = 264;
+    pub(crate) const LINKAT: usize = 265;
+    pub(crate) const SYMLINKAT: usize = 266;
+    pub(crate) const FCHMODAT: usize = 268;
+    pub(crate) const SPLICE: usize = 275;
+    pub(crate) const SYNC_FILE_RANGE: usize = 277;
+    pub(crate) const UTIMENSAT: usize = 280;
+    pub(crate) const FALLOCATE: usize = 285;
+    pub(crate) const PWRITEV: usize = 296;
+    pub(crate) const RENAMEAT2: usize = 316;
+    pub(crate) const SECCOMP: usize = 317;
+    pub(crate) const COPY_FILE_RANGE: usize = 326;
+    pub(crate) const PWRITEV2: usize = 328;
+    // Numbers that only x86-64 has.
+    pub(crate) const OPEN: usize = 2;
+    pub(crate) const RENAME: usize = 82;
+    pub(crate) const MKDIR: usize = 83;
+    pub(crate) const RMDIR: usize = 84;
+    pub(crate) const CREAT: usize = 85;
+    pub(crate) const LINK: usize = 86;
+    pub(crate) const UNLINK: usize = 87;
+    pub(crate) const SYMLINK: usize = 88;
+    pub(crate) const CHMOD: usize = 90;
+    pub(crate) const CHOWN: usize = 92;
+    pub(crate) const LCHOWN: usize = 94;
+    pub(crate) const UTIME: usize = 132;
+    pub(crate) const MKNOD: usize = 133;
+    pub(crate) const UTIMES: usize = 235;
+    // The same everywhere but in number.
+    pub(crate) const IOCTL: usize = 16;
+    pub(crate) const FCHMOD: usize = 91;
+    pub(crate) const FCHOWN: usize = 93;
+    pub(crate) const SETXATTR: usize = 188;
+    pub(crate) const LSETXATTR: usize = 189;
+    pub(crate) const FSETXATTR: usize = 190;
+    pub(crate) const REMOVEXATTR: usize = 197;
+    pub(crate) const LREMOVEXATTR: usize = 198;
+    pub(crate) const FREMOVEXATTR: usize = 199;
+}
+
+#[cfg(target_arch = "aarch64")]
+pub(crate) mod nr {
+    pub(crate) const SETXATTR: usize = 5;
+    pub(crate) const LSETXATTR: usize = 6;
+    pub(crate) const FSETXATTR: usize = 7;
+    pub(crate) const REMOVEXATTR: usize = 14;
+    pub(crate) const LREMOVEXATTR: usize = 15;
+    pub(crate) const FREMOVEXATTR: usize = 16;
+    pub(crate) const IO_SUBMIT: usize = 2;
+    pub(crate) const IOCTL: usize = 29;
+    pub(crate) const MKNODAT: usize = 33;
+    pub(crate) const MKDIRAT: usize = 34;
+    pub(crate) const UNLINKAT: usize = 35;
+    pub(crate) const SYMLINKAT: usize = 36;
+    pub(crate) const LINKAT: usize = 37;
+    pub(crate) const RENAMEAT: usize = 38;
+    pub(crate) const FSTATFS: usize = 44;
+    pub(crate) const TRUNCATE: usize = 45;
+    pub(crate) const FTRUNCATE: usize = 46;
+    pub(crate) const FALLOCATE: usize = 47;
+    pub(crate) const FCHMOD: usize = 52;
+    pub(crate) const FCHMODAT: usize = 53;
+    pub(crate) const FCHOWNAT: usize = 54;
+    pub(crate) const FCHOWN: usize = 55;
+    pub(crate) const OPENAT: usize = 56;
+    pub(crate) const CLOSE: usize = 57;
+    pub(crate) const READ: usize = 63;
+    pub(crate) const WRITE: usize = 64;
+    pub(crate) const WRITEV: usize = 66;
+    pub(crate) const PWRITE64: usize = 68;
+    pub(crate) const PWRITEV: usize = 70;
+    pub(crate) const SENDFILE: usize = 71;
+    pub(crate) const SPLICE: usize = 76;
+    pub(crate) const NEWFSTATAT: usize = 79;
+    pub(crate) const FSTAT: usize = 80;
+    pub(crate) const SYNC_FILE_RANGE: usize = 84;
+    pub(crate) const UTIMENSAT: usize = 88;
+    pub(crate) const TGKILL: usize = 131;
+    pub(crate) const SIGALTSTACK: usize = 132;
+    pub(crate) const PRCTL: usize = 167;
+    pub(crate) const GETPID: usize = 172;
+    pub(crate) const GETEUID: usize = 175;
+    pub(crate) const GETTID: usize = 178;
+    pub(crate) const MUNMAP: usize = 215;
+    pub(crate) const MMAP: usize = 222;
+    pub(crate) const MADVISE: usize = 233;
+    pub(crate) const RENAMEAT2: usize = 276;
+    pub(crate) const SECCOMP: usize = 277;
+    pub(crate) const COPY_FILE_RANGE: usize = 285;
+    pub(crate) const PWRITEV2: usize = 287;
+}
+
+/// Numbers newer than the split of the tables: equal on all architectures.
+pub(crate) mod nr_common {
+    pub(crate) const IO_URING_ENTER: usize = 426;
+    pub(crate) const CLOSE_RANGE: usize = 436;
+    pub(crate) const OPENAT2: usize = 437;
+    pub(crate) const FCHMODAT2: usize = 452;
+    pub(crate) const SETXATTRAT: usize = 463;
+    pub(crate) const REMOVEXATTRAT: usize = 466;
+}
+
+pub(crate) const AT_FDCWD: i32 = -100;
+pub(crate) const AT_REMOVEDIR: i32 = 0x200;
+pub(crate) const AT_SYMLINK_NOFOLLOW: i32 = 0x100;
+pub(crate) const ESRCH: isize = 3;
+pub(crate) const ENOSYS: isize = 38;
+
+/// Makes a system call with up to six arguments of any integer or pointer kind.
+macro_rules! raw {
+    ($nr:expr $(, $a:expr)* $(,)?) => {{
+        let given = [$($a as usize),*];
+        let mut args = [0usize; 6];
+        let mut i = 0;
+        while i < given.len() && i < args.len() {
+            args[i] = given[i];
+            i += 1;
+        }
+        snapshim_gate::sys::syscall6($nr, args)
+    }};
+}
+pub(crate) use raw;
+
+/// The head of the kernel's `struct stat`.
+#[cfg(target_arch = "x86_64")]
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct Stat {
+    pub(crate) dev: u64,
+    pub(crate) ino: u64,
+    _nlink: u64,
+    pub(crate) mode: u32,
+    pub(crate) uid: u32,
+    _gid: u32,
+    _pad: u32,
+    _rdev: u64,
+    pub(crate) size: i64,
+    _rest: [u64; 11],
+}
+
+/// The head of the kernel's `struct stat`.
+#[cfg(target_arch = "aarch64")]
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct Stat {
+    pub(crate) dev: u64,
+    pub(crate) ino: u64,
+    pub(crate) mode: u32,
+    _nlink: u32,
+    pub(crate) uid: u32,
+    _gid: u32,
+    _rdev: u64,
+    _pad: u64,
+    pub(crate) size: i64,
+    _rest: [u64; 9],
+}
+
+const S_IFMT: u32 = 0o170000;
+
+impl Stat {
+    const EMPTY: Stat = {
+        // SAFETY: made of integers, for which all-zero is a value.
+        unsafe { core::mem::zeroed() }
+    };
+
+    pub(crate) fn is_regular(&self) -> bool {
+        self.mode & S_IFMT == 0o100000
+    }
+
+    pub(crate) fn is_directory(&self) -> bool {
+        self.mode & S_IFMT == 0o040000
+    }
+}
+
+/// fstat(2); `None` on any error.
+pub(crate) fn fstat(fd: i32) -> Option<Stat> {
+    let mut stat = Stat::EMPTY;
+    // SAFETY: `stat` is as large as the kernel's structure.
+    let result = unsafe { raw!(nr::FSTAT, fd, &raw mut stat) };
+    (result == 0).then_some(stat)
+}
+
+/// fstatat(2); minus the error number on failure.
+///
+/// # Safety
+/// `path` is whatever the program passed: the kernel checks it.
+pub(crate) unsafe fn fstatat(dirfd: i32, path: *const c_char, flags: i32) -> Result<Stat, isize> {
+    let mut stat = Stat::EMPTY;
+    // SAFETY: `stat` is as large as the kernel's structure; the kernel checks `path`.
+    let result = unsafe { raw!(nr::NEWFSTATAT, dirfd, path, &raw mut stat, flags) };
+    if result == 0 { Ok(stat) } else { Err(result) }
+}
+
+/// Opens `path` (NUL-terminated) close-on-exec.
+pub(crate) fn open(path: &[u8], flags: i32) -> Option<i32> {
+    debug_assert_eq!(path.last(), Some(&0));
+    // SAFETY: the path ends with a NUL.
+    let fd = unsafe { raw!(nr::OPENAT, AT_FDCWD, path.as_ptr(), flags, 0) };
+    (fd >= 0).then_some(fd as i32)
+}
+
+pub(crate) fn close(fd: i32) {
+    // SAFETY: called only with descriptors that this module just opened.
+    unsafe { raw!(nr::CLOSE, fd) };
+}
+
+pub(crate) fn read(fd: i32, buffer: &mut [u8]) -> usize {
+    // SAFETY: the buffer is writable for its length.
+    let n = unsafe { raw!(nr::READ, fd, buffer.as_mut_ptr(), buffer.len()) };
+    n.max(0) as usize
+}
+
+/// `f_type` of fstatfs(2); 0 on any error.
+pub(crate) fn filesystem_type(fd: i32) -> i64 {
+    let mut statfs = [0i64; 16];
+    // SAFETY: struct statfs is 120 bytes on 64-bit architectures.
+    let result = unsafe { raw!(nr::FSTATFS, fd, statfs.as_mut_ptr()) };
+    if result == 0 { statfs[0] } else { 0 }
+}
+
+/// mmap(2) of `len` bytes, readable and writable; `None` on any error.
+pub(crate) fn map(fd: i32, len: usize, flags: i32) -> Option<*mut u8> {
+    const PROT_READ_WRITE: i32 = 3;
+    // SAFETY: no address is asked for, so nothing mapped is replaced.
+    let at = unsafe { raw!(nr::MMAP, 0, len, PROT_READ_WRITE, flags, fd, 0) };
+    (at > 0 || at < -4095).then_some(at as *mut u8)
+}
+
+pub(crate) fn unmap(at: *mut u8, len: usize) {
+    // SAFETY: called only with what `map` just returned, before anybody knows it.
+    unsafe { raw!(nr::MUNMAP, at, len) };
+}
+
+/// madvise(2); whether it worked.
+pub(crate) fn advise(at: *mut u8, len: usize, advice: i32) -> bool {
+    // SAFETY: called only with what `map` just returned.
+    unsafe { raw!(nr::MADVISE, at, len, advice) == 0 }
+}
+
+pub(crate) fn getpid() -> u32 {
+    // SAFETY: no arguments.
+    unsafe { raw!(nr::GETPID, 0) as u32 }
+}
+
+pub(crate) fn gettid() -> u32 {
+    // SAFETY: no arguments.
+    unsafe { raw!(nr::GETTID, 0) as u32 }
+}
+
+pub(crate) fn geteuid() -> u32 {
+    // SAFETY: no arguments.
+    unsafe { raw!(nr::GETEUID, 0) as u32 }
+}
+
+/// Whether there is no thread `tid` in process `pid`.
+pub(crate) fn is_dead(pid: u32, tid: u32) -> bool {
+    // SAFETY: signal 0 sends nothing.
+    unsafe { raw!(nr::TGKILL, pid, tid, 0) == -ESRCH }
+}
+
+/// Whether this thread now runs on its alternate signal stack.
+pub(crate) fn on_alternate_stack() -> bool {
+    const SS_ONSTACK: i32 = 1;
+    #[repr(C)]
+    struct Stack {
+        sp: usize,
+        flags: i32,
+        size: usize,
+    }
+    let mut old = Stack { sp: 0, flags: 0, size: 0 };
+    // SAFETY: asks only; `old` is a writable stack_t.
+    let result = unsafe { raw!(nr::SIGALTSTACK, 0, &raw mut old) };
+    result != 0 || old.flags & SS_ONSTACK != 0
+}
