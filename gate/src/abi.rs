@@ -13,7 +13,7 @@
 //! ```
 
 use core::mem::{offset_of, size_of};
-use core::sync::atomic::Ordering::{Acquire, Relaxed};
+use core::sync::atomic::Ordering::{Acquire, Relaxed, SeqCst};
 use core::sync::atomic::{AtomicU32, AtomicU64};
 
 use crate::slot::Slot;
@@ -177,9 +177,10 @@ impl Gate {
         self.slots
     }
 
-    /// The slots that were ever claimed.
+    /// The slots that were ever claimed. To drain a hold, looked up after the close,
+    /// like the counts: a thread raises the mark (SeqCst) before its first look.
     pub fn used_slots(&self) -> &'static [Slot] {
-        let high = self.header.high_water.load(Acquire) as usize;
+        let high = self.header.high_water.load(SeqCst) as usize;
         &self.slots[..high.min(self.slots.len())]
     }
 

@@ -23,9 +23,13 @@ pub fn close<M: Memory>(gate: &M::U32) -> Result<u32, u32> {
     swapped.map(|_| closed)
 }
 
-/// Whether every one of `slots` is quiet. Called after [`close`].
-pub fn is_drained<'a, M: Memory + 'a>(slots: impl IntoIterator<Item = &'a Slot<M>>) -> bool {
-    M::mutated(Mutation::CutWithoutDrain) || slots.into_iter().all(Slot::is_quiet)
+/// Whether no call is in flight in `slots` that the hold `closed` has to wait for.
+/// Called after [`close`], with the slots looked up after it.
+pub fn is_drained<'a, M: Memory + 'a>(
+    closed: u32,
+    slots: impl IntoIterator<Item = &'a Slot<M>>,
+) -> bool {
+    M::mutated(Mutation::CutWithoutDrain) || slots.into_iter().all(|slot| slot.is_quiet(closed))
 }
 
 /// Reopens the gate. `false` if the hold was broken: whatever was captured under

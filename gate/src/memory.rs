@@ -83,6 +83,8 @@ pub enum Mutation {
     CloseWithoutFence,
     /// The coordinator looks at the counts with relaxed loads.
     DrainRelaxed,
+    /// The coordinator's look at the counts is not ordered after its close.
+    DrainAcquire,
     /// The coordinator cuts without waiting for the counts.
     CutWithoutDrain,
     /// The coordinator reopens with a store instead of a compare-and-swap.
@@ -97,6 +99,10 @@ pub enum Mutation {
     ReapBeforeTaking,
     /// A nested call passes a shut gate whatever the outer call is on.
     NestedAlwaysPasses,
+    /// A nested call passes although its outer call has not passed yet.
+    NestedInUnpassed,
+    /// A call on no member of one hold is not waited for by later ones.
+    AsideForEver,
     /// A frame undoes a count without asking whose it was.
     LeaveWithoutGeneration,
     /// A waiter trusts a member table that was replaced while it read.

@@ -1,9 +1,9 @@
 //! A call's way past the gate: the writer's side of the protocol.
 
-use core::sync::atomic::Ordering::{Acquire, Release};
+use core::sync::atomic::Ordering::Release;
 
 use crate::memory::{Cell, Memory, Mutation};
-use crate::slot::{Call, Slot, is_free};
+use crate::slot::{Call, Entered, Slot, is_free};
 use crate::word;
 
 /// What the protocol asks of the thread that runs it.
@@ -44,7 +44,7 @@ pub fn pass<M: Memory, T: Thread<M>>(
     if is_free(&entered) {
         return Passage::Counted;
     }
-    pass_slowly(slot, gate, call, thread, entered.outer, entered.word)
+    pass_slowly(slot, gate, call, thread, entered)
 }
 
 /// The rest of [`pass`], once the fast path did not apply.
@@ -54,40 +54,44 @@ pub fn pass_slowly<M: Memory, T: Thread<M>>(
     gate: &M::U32,
     call: Call,
     thread: &mut T,
-    mut outer: u32,
-    mut seen: u32,
+    entered: Entered,
 ) -> Passage {
+    let Entered { mut outer, word: mut seen } = entered;
     if outer > 0 && thread.outer_is_abandoned() {
         slot.abandon_outer(call);
         outer = 0;
     }
     loop {
         if word::is_open(seen) {
+            if outer == 0 {
+                slot.mark_passed();
+            }
             return Passage::Counted;
         }
         let bank = word::bank(seen);
-        // The outer call is on a member, so the drain waits for it, and it
-        // cannot return before we do.
+        // The drain waits for the outer call, which cannot return before we do.
         let nested = outer > 0
-            && (M::mutated(Mutation::NestedAlwaysPasses) || thread.outer_is_shut(bank));
-        let shut = nested || thread.is_shut(bank);
-        // The table is this epoch's only while the word stands.
-        let now = gate.load(Acquire);
-        if now != seen && !M::mutated(Mutation::TableWithoutRecheck) {
-            seen = now;
-            continue;
-        }
+            && (M::mutated(Mutation::NestedAlwaysPasses)
+                || (slot.holds_up(seen) && thread.outer_is_shut(bank)));
         if nested {
             return Passage::Counted;
         }
+        // Not counted while we ask: a handler that interrupts us here would have
+        // to wait, and the drain for us, and so for it.
         slot.leave();
-        if !shut {
-            return Passage::Uncounted;
-        }
-        if !thread.wait(gate, seen) {
+        let shut = thread.is_shut(bank);
+        if shut && !thread.wait(gate, seen) {
             break_hold(gate, seen, thread);
         }
         let entered = slot.enter(gate, call);
+        // The table is this hold's only while the word stands. Counted all the same:
+        // the call may outlast this hold, and the next may shut its file.
+        if !shut && (entered.word == seen || M::mutated(Mutation::TableWithoutRecheck)) {
+            if entered.outer == 0 {
+                slot.stand_aside(entered.word);
+            }
+            return Passage::Counted;
+        }
         outer = entered.outer;
         seen = entered.word;
     }

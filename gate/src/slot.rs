@@ -91,7 +91,7 @@ pub const PIDNS_MASK: u32 = 0xf_ffff;
 
 /// [`Slot::owner`] of a slot nobody owns.
 pub const FREE: u64 = 0;
-/// [`Slot::owner`] of a slot that is being reset.
+/// [`Slot::owner`] of a slot that is being claimed or reset.
 pub const REAPING: u64 = u64::MAX;
 
 impl Owner {
@@ -125,7 +125,7 @@ pub struct Slot<M: Memory = Shared> {
     pub count: M::U32,
     /// Raised when the owner finds that calls counted here will never return.
     pub generation: M::U32,
-    /// Raised with each outermost call.
+    /// Raised with each outermost call, twice: odd until it has passed the gate.
     pub seq: M::U32,
     /// [`Class`] of the outermost call.
     pub class: M::U32,
@@ -138,7 +138,7 @@ pub struct Slot<M: Memory = Shared> {
     /// [`Owner::pack`], [`FREE`] or [`REAPING`].
     pub owner: M::U64,
     /// Start time of the owner's process in clock ticks since boot
-    /// (proc_pid_stat(5), field 22); 0 while the slot is being claimed.
+    /// (proc_pid_stat(5), field 22).
     pub start_time: M::U64,
     /// Hash of the owner's AT_RANDOM bytes: changes with execve.
     pub image: M::U64,
@@ -152,6 +152,10 @@ pub struct Slot<M: Memory = Shared> {
     pub parked: M::U32,
     /// Counters by [`Seen`].
     pub seen: [M::U32; SEEN],
+    /// The closed word of the last hold under which a call passed for being on no
+    /// member. What is counted here does not hold up that hold; it does later ones,
+    /// which may shut its file.
+    pub aside: M::U32,
 }
 
 /// What a call found when it counted itself in.
@@ -187,20 +191,23 @@ impl<M: Memory> Slot<M> {
         };
         // A signal handler's call between the two may have published itself over us.
         if outer == 0 && self.seq.load(Relaxed) != seq {
-            self.publish(call);
+            seq = self.publish(call);
         }
         let word = match early {
             Some(word) => word,
             None if M::mutated(Mutation::EnterWithoutFence) => gate.load(Acquire),
             None => gate.load_sc(),
         };
+        if outer == 0 && word::is_open(word) {
+            self.seq.store(seq.wrapping_add(1), Relaxed);
+        }
         Entered { outer, word }
     }
 
-    /// Writes what the outermost call is; returns its sequence number.
+    /// Writes what the outermost call is; returns its sequence number, which is odd.
     #[inline(always)]
     fn publish(&self, call: Call) -> u32 {
-        let seq = self.seq.load(Relaxed).wrapping_add(1);
+        let seq = self.seq.load(Relaxed).wrapping_add(1) | 1;
         self.seq.store(seq, Relaxed);
         self.class.store(call.class as u32, Relaxed);
         self.fd.store(call.fd as u32, Relaxed);
@@ -230,6 +237,25 @@ impl<M: Memory> Slot<M> {
         }
     }
 
+    /// Notes that the outermost call has passed the gate.
+    pub(crate) fn mark_passed(&self) {
+        self.seq.store(self.seq.load(Relaxed).wrapping_add(1) & !1, Relaxed);
+    }
+
+    /// Notes that the outermost call, the only one counted, passes the gate shut by
+    /// `closed` because it is on no member.
+    pub(crate) fn stand_aside(&self, closed: u32) {
+        self.aside.store(closed, Release);
+        self.mark_passed();
+    }
+
+    /// Whether the hold `closed` waits for the outermost call, if that is on a
+    /// member. Not if it only came to look: it may have come after the drain.
+    pub(crate) fn holds_up(&self, closed: u32) -> bool {
+        let passed = self.seq.load(Relaxed) & 1 == 0 || M::mutated(Mutation::NestedInUnpassed);
+        passed && self.aside.load(Relaxed) != closed
+    }
+
     /// Gives up all counts but that of the present `call`: the owner has proof
     /// that the calls that made them never return.
     pub fn abandon_outer(&self, call: Call) {
@@ -238,24 +264,36 @@ impl<M: Memory> Slot<M> {
         self.count.store(1, Release);
     }
 
-    /// Takes a free slot. `false` if somebody else has it.
+    /// Takes a free slot. `false` if somebody else has it. The owner appears last:
+    /// whoever sees it sees the start time that tells it from others of its ids.
     pub fn claim(&self, owner: Owner, start_time: u64, image: u64) -> bool {
-        if self.owner.cas(FREE, owner.pack()).is_err() {
+        if self.owner.cas(FREE, REAPING).is_err() {
             return false;
         }
         self.image.store(image, Relaxed);
-        self.start_time.store(start_time, Release);
+        self.start_time.store(start_time, Relaxed);
+        self.owner.store(owner.pack(), Release);
         true
     }
 
-    /// Whether no call is in flight here.
-    pub fn is_quiet(&self) -> bool {
-        let order = if M::mutated(Mutation::DrainRelaxed) {
-            Relaxed
+    /// Whether no call is in flight here that the hold `closed` has to wait for.
+    ///
+    /// The look is the last step of the handshake with [`Slot::enter`]: an acquire
+    /// load alone could be satisfied before the gate is shut.
+    pub fn is_quiet(&self, closed: u32) -> bool {
+        let count = if M::mutated(Mutation::DrainRelaxed) {
+            self.count.load(Relaxed)
+        } else if M::mutated(Mutation::DrainAcquire) {
+            self.count.load(Acquire)
         } else {
-            Acquire
+            self.count.load_sc()
         };
-        self.count.load(order) == 0
+        count == 0 || self.is_aside(closed)
+    }
+
+    fn is_aside(&self, closed: u32) -> bool {
+        let aside = self.aside.load(Acquire);
+        aside == closed || (M::mutated(Mutation::AsideForEver) && aside != 0)
     }
 }
 

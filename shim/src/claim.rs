@@ -8,70 +8,109 @@ use snapshim_gate::slot::{FREE, Owner, Slot};
 
 use crate::{attach, sys, thread};
 
-/// Dead threads looked for per claim: bounds the cost of a claim, and is more
-/// than enough to keep pace, for each claim makes at most one slot stale.
-const DEAD_THREADS_CHECKED: usize = 16;
+/// Owners looked at per claim in search of dead ones: bounds the cost of a claim,
+/// and keeps pace, for a claim makes at most one slot stale.
+const DEAD_CHECKED: usize = 16;
 
 /// This thread's slot, claimed if need be. `None`: there is no room, or no safe way.
 #[cold]
-pub(crate) fn slot(gate: &Gate) -> Option<&'static Slot> {
+pub(crate) fn slot(gate: &'static Gate) -> Option<&'static Slot> {
     let thread = thread::current();
     if attach::is_sandboxed() {
         return None;
     }
-    let owner = attach::owner(sys::gettid());
-    let slot = claim(gate, owner)?;
+    let claimant = Claimant::new(sys::gettid());
+    let slot = claimant.claim(gate)?;
     thread.slot.set(slot);
+    thread.gate.set(gate);
     // Last: from here on calls of this thread, handlers' included, take the slot.
     thread.generation.set(attach::page().generation.load(Acquire));
     Some(slot)
 }
 
-fn claim(gate: &Gate, owner: Owner) -> Option<&'static Slot> {
-    let page = attach::page();
-    let (start, image) = (page.start_time.load(Relaxed), attach::image());
-    let own = owner.pack();
-    let mut free = None;
-    let mut checked = 0;
-    for slot in gate.used_slots() {
-        let raw = slot.owner.load(Relaxed);
-        if raw == own {
-            // Left by a dead thread whose id we were given, or taken by a handler
-            // of ours a moment ago and quiet again: ours either way.
-            reap::reap(slot, raw, slot.start_time.load(Acquire));
-            if slot.claim(owner, start, image) {
-                return Some(slot);
+/// Who claims.
+struct Claimant {
+    owner: Owner,
+    start_time: u64,
+    image: u64,
+}
+
+impl Claimant {
+    fn new(tid: u32) -> Claimant {
+        Claimant {
+            owner: attach::owner(tid),
+            start_time: attach::page().start_time.load(Relaxed),
+            image: attach::image(),
+        }
+    }
+
+    /// A slot: one left under our own name, a free one among those in use, one of
+    /// a dead thread, a new one, and when all are taken, any dead thread's.
+    fn claim(&self, gate: &'static Gate) -> Option<&'static Slot> {
+        let used = gate.used_slots();
+        self.left_or_free(used)
+            .or_else(|| self.of_the_dead(used, DEAD_CHECKED))
+            .or_else(|| self.new_one(gate))
+            .or_else(|| self.of_the_dead(used, usize::MAX))
+    }
+
+    fn take(&self, slot: &Slot) -> bool {
+        slot.claim(self.owner, self.start_time, self.image)
+    }
+
+    fn left_or_free(&self, used: &'static [Slot]) -> Option<&'static Slot> {
+        let own = self.owner.pack();
+        let mut free = None;
+        for slot in used {
+            let raw = slot.owner.load(Relaxed);
+            if raw == own {
+                // Left by a dead thread whose id we were given, or taken by a
+                // handler of ours a moment ago and quiet again: ours either way.
+                reap::reap(slot, raw, slot.start_time.load(Acquire));
+                if self.take(slot) {
+                    return Some(slot);
+                }
             }
-        }
-        if raw == FREE {
-            free = free.or(Some(slot));
-            continue;
-        }
-        if free.is_none()
-            && checked < DEAD_THREADS_CHECKED
-            && let Some(other) = Owner::unpack(raw)
-            && other.pid == owner.pid
-            && other.pidns == owner.pidns
-        {
-            checked += 1;
-            if sys::is_dead(other.pid, other.tid)
-                && reap::reap(slot, raw, slot.start_time.load(Acquire))
-            {
+            if raw == FREE && free.is_none() {
                 free = Some(slot);
             }
         }
+        free.filter(|slot| self.take(slot))
     }
-    if let Some(slot) = free
-        && slot.claim(owner, start, image)
-    {
-        return Some(slot);
+
+    /// A dead thread's slot, of this process or any other of its pid namespace.
+    /// Begins at a place of its own, so that a row of long-lived threads is not
+    /// looked at by every claimant.
+    fn of_the_dead(&self, used: &'static [Slot], limit: usize) -> Option<&'static Slot> {
+        let begin = (self.owner.tid as usize).wrapping_mul(31) % used.len().max(1);
+        let (before, after) = used.split_at_checked(begin)?;
+        after
+            .iter()
+            .chain(before)
+            .take(limit)
+            .find(|slot| self.free_if_dead(slot) && self.take(slot))
     }
-    let high_water = &gate.header().high_water;
-    for (index, slot) in gate.slots().iter().enumerate() {
-        if slot.owner.load(Relaxed) == FREE && slot.claim(owner, start, image) {
-            high_water.fetch_max(index as u32 + 1, AcqRel);
-            return Some(slot);
+
+    fn free_if_dead(&self, slot: &Slot) -> bool {
+        let raw = slot.owner.load(Relaxed);
+        let start_time = slot.start_time.load(Acquire);
+        let Some(owner) = Owner::unpack(raw) else {
+            return false;
+        };
+        owner.pidns == self.owner.pidns
+            && sys::is_dead(owner.pid, owner.tid)
+            && reap::reap(slot, raw, start_time)
+    }
+
+    fn new_one(&self, gate: &'static Gate) -> Option<&'static Slot> {
+        let high_water = &gate.header().high_water;
+        let begin = (high_water.load(Relaxed) as usize).min(gate.slots().len());
+        for (index, slot) in gate.slots().iter().enumerate().skip(begin) {
+            if slot.owner.load(Relaxed) == FREE && self.take(slot) {
+                high_water.fetch_max(index as u32 + 1, AcqRel);
+                return Some(slot);
+            }
         }
+        None
     }
-    None
 }

@@ -5,7 +5,7 @@ use core::sync::atomic::Ordering::Relaxed;
 
 use snapshim_gate::abi::Gate;
 use snapshim_gate::passage::{self, Passage, Thread};
-use snapshim_gate::slot::{Call, Class, Seen, Slot, is_free};
+use snapshim_gate::slot::{Call, Class, Entered, Seen, Slot, is_free};
 use snapshim_gate::sys::{futex_wait, futex_wake_all, monotonic_ns, ticks};
 use snapshim_gate::Shared;
 
@@ -45,29 +45,29 @@ impl Frame {
 
 /// Takes a call past the gate. With an open gate: three loads, four stores and
 /// one locked add on the thread's own cache line, no system call.
+///
+/// `target` is asked only off the fast path, so that nothing is laid out for it.
 #[inline(always)]
-pub(crate) fn enter(class: Class, target: Target) -> Frame {
+pub(crate) fn enter(class: Class, fd: i32, target: impl FnOnce() -> Target) -> Frame {
     let thread = thread::current();
     let page = attach::page();
     let process = page.generation.load(Relaxed);
     let call = Call {
         class,
-        fd: target.fd(),
+        fd,
         sp: thread::stack_pointer(),
     };
     if thread.generation.get() == process {
-        // SAFETY: the slot was claimed in this process, which is attached, and a
-        // mapped gate stays mapped.
-        let slot = unsafe { &*thread.slot.get() };
-        if let Some(gate) = attach::gate() {
-            let entered = slot.enter(&gate.header().word, call);
-            if is_free(&entered) {
-                return Frame::counted(slot, process);
-            }
-            return enter_slowly(slot, gate, call, target, entered.outer, entered.word, process);
+        // SAFETY: both were set when the slot was claimed in this process, which is
+        // attached for good: a mapped gate stays mapped.
+        let (slot, gate) = unsafe { (&*thread.slot.get(), &*thread.gate.get()) };
+        let entered = slot.enter(&gate.header().word, call);
+        if is_free(&entered) {
+            return Frame::counted(slot, process);
         }
+        return enter_slowly(slot, gate, call, target(), entered, process);
     }
-    enter_first(call, target)
+    enter_first(call, target())
 }
 
 /// Counts the call out again.
@@ -85,7 +85,7 @@ pub(crate) fn leave(frame: Frame) {
 /// when they return, so being in the call proves nothing.
 #[inline(always)]
 pub(crate) fn submit() -> Frame {
-    leave(enter(Class::Submit, Target::Any));
+    leave(enter(Class::Submit, -1, || Target::Any));
     seen(Seen::Submit);
     Frame::NONE
 }
@@ -109,13 +109,12 @@ fn enter_slowly(
     gate: &Gate,
     call: Call,
     target: Target,
-    outer: u32,
-    seen: u32,
+    entered: Entered,
     process: u64,
 ) -> Frame {
     let mut waiter = Waiter::new(gate, Some(slot), call, target);
     let passage =
-        passage::pass_slowly::<Shared, _>(slot, &gate.header().word, call, &mut waiter, outer, seen);
+        passage::pass_slowly::<Shared, _>(slot, &gate.header().word, call, &mut waiter, entered);
     match passage {
         Passage::Counted => Frame::counted(slot, process),
         Passage::Uncounted => Frame::NONE,
@@ -144,7 +143,7 @@ fn enter_first(call: Call, target: Target) -> Frame {
     if is_free(&entered) {
         return Frame::counted(slot, process);
     }
-    enter_slowly(slot, gate, call, target, entered.outer, entered.word, process)
+    enter_slowly(slot, gate, call, target, entered, process)
 }
 
 /// Waits at a shut gate, but cannot be waited for: the coordinator is told that

@@ -23,15 +23,6 @@ pub(crate) enum Target {
 }
 
 impl Target {
-    /// The descriptor to publish with the call.
-    #[inline(always)]
-    pub(crate) fn fd(self) -> i32 {
-        match self {
-            Target::Fd(fd) => fd,
-            _ => -1,
-        }
-    }
-
     /// Whether `table` shuts it.
     pub(crate) fn is_shut(self, class: Class, table: &MemberTable) -> bool {
         match self {

@@ -9,6 +9,7 @@
 use core::arch::{asm, global_asm};
 use core::cell::Cell;
 
+use snapshim_gate::abi::Gate;
 use snapshim_gate::slot::Slot;
 
 /// What a thread knows of itself. Its handlers may write it at any time.
@@ -19,6 +20,8 @@ pub(crate) struct Thread {
     pub(crate) generation: Cell<u64>,
     /// The slot, valid while the generation is the process's.
     pub(crate) slot: Cell<*const Slot>,
+    /// The gate, likewise.
+    pub(crate) gate: Cell<*const Gate>,
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -40,9 +43,11 @@ global_asm!(
     ".hidden snapshim_thread",
     ".globl snapshim_thread",
     concat!(".type snapshim_thread, ", tls_object!()),
-    ".size snapshim_thread, 16",
+    ".size snapshim_thread, 32",
     "snapshim_thread:",
     ".quad -1",
+    ".quad 0",
+    ".quad 0",
     ".quad 0",
     ".previous",
 );

@@ -82,7 +82,7 @@ fn opens(dirfd: c_int, path: *const c_char, flags: c_int) -> Frame {
         return Frame::NONE;
     }
     let creates = flags & O_CREAT != 0;
-    enter(Class::Open, Target::Open { dirfd, path, creates })
+    enter(Class::Open, -1, || Target::Open { dirfd, path, creates })
 }
 
 /// The gate for fopen: "w" and "a" create, "w" truncates, "r+" does neither.
@@ -100,13 +100,13 @@ fn opens_stream(path: *const c_char, mode: *const c_char) -> Frame {
 /// The gate for calls on an open file.
 #[inline(always)]
 fn on(class: Class, fd: c_int) -> Frame {
-    enter(class, Target::Fd(fd))
+    enter(class, fd, || Target::Fd(fd))
 }
 
 /// The gate for calls that change a directory.
 #[inline(always)]
 fn names() -> Frame {
-    enter(Class::Name, Target::Name)
+    enter(Class::Name, -1, || Target::Name)
 }
 
 /// The gate for renames, which are also a commit point.
@@ -119,7 +119,7 @@ fn renames() -> Frame {
 /// The gate for calls that change a file by name.
 #[inline(always)]
 fn by_path() -> Frame {
-    enter(Class::Path, Target::Name)
+    enter(Class::Path, -1, || Target::Name)
 }
 
 /// Calls that are only noted.

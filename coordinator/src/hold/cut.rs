@@ -1,0 +1,372 @@
+//! Closing the gate, draining it, and opening it again.
+
+use std::sync::atomic::Ordering::{Acquire, Relaxed};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
+use snapshim_gate::abi::Gate;
+use snapshim_gate::slot::{Owner, Slot};
+use snapshim_gate::sys::{futex_wake_all, monotonic_ns};
+use snapshim_gate::table::{FileId, KIND_DEVICES, KIND_ONLY};
+use snapshim_gate::{Shared, hold, reap, word};
+
+use super::calls::{Changes, changes};
+use super::process::{self, Doing, Pid, Schedule};
+use crate::{Error, Result};
+
+/// Which files a hold shuts.
+#[derive(Clone, Debug)]
+pub enum Shut {
+    /// Every regular file on these devices.
+    Devices(Vec<u64>),
+    /// One file.
+    Only(FileId),
+}
+
+/// Time without a look at `/proc`: a call in flight nearly always ends within it.
+const SPIN: Duration = Duration::from_micros(300);
+/// Time between looks at `/proc` after that.
+const LOOK: Duration = Duration::from_millis(1);
+
+/// Opens a gate that a dead coordinator left shut, and frees the slots of dead
+/// processes. For the holder of the set's lock. Returns whether it was shut.
+pub fn recover(gate: &Gate) -> bool {
+    let was_shut = hold::recover::<Shared>(&gate.header().word, futex_wake_all);
+    for slot in gate.used_slots() {
+        let raw = slot.owner.load(Acquire);
+        let start = slot.start_time.load(Acquire);
+        if let Some(owner) = Owner::unpack(raw)
+            && start != 0
+            && locate(owner).is_none_or(|pid| process::start_time(pid) != Some(start))
+            && is_own_namespace(owner)
+        {
+            reap::reap(slot, raw, start);
+        }
+    }
+    was_shut
+}
+
+/// Whether ids of the owner's namespace are ids here.
+fn is_own_namespace(owner: Owner) -> bool {
+    process::pid_namespace(std::process::id()) == Some(owner.pidns)
+}
+
+/// The process behind an owner, as this process sees it. Looks into other pid
+/// namespaces through NSpid; `None` if it is gone or out of sight.
+pub fn locate(owner: Owner) -> Option<Pid> {
+    if is_own_namespace(owner) {
+        return process::is_alive(owner.pid).then_some(owner.pid);
+    }
+    process::all().into_iter().find(|pid| {
+        process::pid_namespace(*pid) == Some(owner.pidns)
+            && process::inner_id(*pid, *pid) == Some(owner.pid)
+    })
+}
+
+/// The thread behind an owner, in process `pid` as this process sees it.
+fn locate_thread(owner: Owner, pid: Pid) -> Option<Pid> {
+    if is_own_namespace(owner) {
+        return process::schedule(pid, owner.tid).map(|_| owner.tid);
+    }
+    process::threads(pid)
+        .into_iter()
+        .find(|tid| process::inner_id(pid, *tid) == Some(owner.tid))
+}
+
+/// A gate that is shut. Dropping it opens it.
+#[derive(Debug)]
+pub struct Hold<'a> {
+    gate: &'a Gate,
+    gate_id: FileId,
+    closed: u32,
+    shut: Shut,
+    since: Instant,
+    limit: Duration,
+    parked: Vec<Parked>,
+    signals: SigSet,
+    is_over: bool,
+}
+
+/// A call in flight that is ignored because its thread cannot do harm while it
+/// sleeps as it did when it was looked at.
+#[derive(Debug)]
+struct Parked {
+    slot: &'static Slot,
+    owner: u64,
+    seq: u32,
+    pid: Pid,
+    tid: Pid,
+    /// What must not have changed at the end; `None` if the call is harmless
+    /// whether it ends or not, because it is on no member.
+    asleep: Option<(Schedule, Doing)>,
+}
+
+/// What a slot that is counted stands for.
+enum Busy {
+    /// A call that may be changing a member.
+    Changing,
+    /// Nobody: freed.
+    Dead,
+    /// A call that can be ignored for now.
+    Parked(Parked),
+}
+
+impl<'a> Hold<'a> {
+    /// Shuts the gate for at most `limit`. Waits first until it has been open for
+    /// as long as the last hold took. Signals that would end or stop this process
+    /// are put off until the gate is open again.
+    pub fn close(gate: &'a Gate, gate_id: FileId, shut: Shut, limit: Duration) -> Result<Hold<'a>> {
+        wait_for_gap(gate);
+        let header = gate.header();
+        let open = header.word.load(Relaxed);
+        let table = gate.table(word::bank(word::next(open, word::CLOSED)));
+        let written = match &shut {
+            Shut::Devices(devices) => table.write(KIND_DEVICES, devices, &[]),
+            Shut::Only(id) => table.write(KIND_ONLY, &[], &[*id]),
+        };
+        if !written {
+            return Err(Error::new("the member table of the gate is full"));
+        }
+        let mut signals = SigSet::empty();
+        // Only stopping or dying in the middle of a hold makes the program wait.
+        let _ = sigprocmask(SigmaskHow::SIG_BLOCK, Some(&SigSet::all()), Some(&mut signals));
+        let since = Instant::now();
+        let closed = match hold::close::<Shared>(&header.word) {
+            Ok(closed) => closed,
+            Err(found) => {
+                let _ = sigprocmask(SigmaskHow::SIG_SETMASK, Some(&signals), None);
+                return Err(Error::new(format!(
+                    "the gate is shut already (state {}, epoch {})",
+                    word::state(found),
+                    word::epoch(found)
+                ))
+                .next("another program writes to the gate file; remove it when no program uses it"));
+            }
+        };
+        Ok(Hold {
+            gate,
+            gate_id,
+            closed,
+            shut,
+            since,
+            limit,
+            parked: Vec::new(),
+            signals,
+            is_over: false,
+        })
+    }
+
+    /// Waits until no call on a member is in flight. Returns how long that took.
+    pub fn drain(&mut self) -> Result<Duration> {
+        let mut next_look = SPIN;
+        let mut rounds = 0u32;
+        loop {
+            let busy: Vec<&'static Slot> = self
+                .gate
+                .used_slots()
+                .iter()
+                .filter(|s| !s.is_quiet() && !self.is_parked(s))
+                .collect();
+            let elapsed = self.since.elapsed();
+            if busy.is_empty() {
+                return Ok(elapsed);
+            }
+            if !self.stands() {
+                return Err(broken(elapsed, "while calls in flight were waited for"));
+            }
+            if elapsed > self.limit {
+                return Err(self.stuck(&busy));
+            }
+            if elapsed > next_look {
+                for slot in busy {
+                    match self.look(slot, elapsed > 5 * LOOK) {
+                        Busy::Parked(parked) => self.parked.push(parked),
+                        Busy::Dead | Busy::Changing => {}
+                    }
+                }
+                next_look = self.since.elapsed() + LOOK;
+            }
+            rounds += 1;
+            if rounds < 50 {
+                std::hint::spin_loop();
+            } else if elapsed < SPIN {
+                // The writer may need this very CPU to finish its call.
+                std::thread::yield_now();
+            } else {
+                std::thread::sleep(Duration::from_micros(50));
+            }
+        }
+    }
+
+    fn is_parked(&self, slot: &Slot) -> bool {
+        self.parked
+            .iter()
+            .any(|p| std::ptr::eq(p.slot, slot) && p.seq == slot.seq.load(Relaxed))
+    }
+
+    /// What the call counted in `slot` is up to.
+    fn look(&self, slot: &'static Slot, thorough: bool) -> Busy {
+        let raw = slot.owner.load(Acquire);
+        let start = slot.start_time.load(Acquire);
+        let seq = slot.seq.load(Relaxed);
+        let Some(owner) = Owner::unpack(raw) else {
+            return Busy::Changing;
+        };
+        let freed = |is_dead: bool| {
+            if is_dead && reap::reap(slot, raw, start) { Busy::Dead } else { Busy::Changing }
+        };
+        let Some(pid) = locate(owner) else {
+            // Out of sight is not dead, in a namespace that is not ours.
+            return freed(is_own_namespace(owner));
+        };
+        if start != 0 && process::start_time(pid) != Some(start) {
+            return freed(true);
+        }
+        let Some(tid) = locate_thread(owner, pid) else {
+            return freed(true);
+        };
+        let Some(schedule) = process::schedule(pid, tid) else {
+            return freed(!process::is_alive(pid));
+        };
+        if matches!(schedule.state, 'Z' | 'X') {
+            return freed(true);
+        }
+        // Another image, without the shim, in a process that made an exec: the
+        // count is the old image's.
+        if thorough && process::mappings(pid, self.gate_id).is_ok_and(|m| !m.gate) {
+            return freed(true);
+        }
+        let doing = process::doing(pid, tid);
+        // Threads that share one slot, or a handler in a call: which count is
+        // whose cannot be told.
+        let single = slot.count.load(Relaxed) == 1;
+        let asleep = match (schedule.state, &doing) {
+            // Stopped: signals stop a thread only on its way back to the program,
+            // not inside a call.
+            ('T' | 't', _) => Some((schedule, doing)),
+            ('S', Doing::Call { number, args }) if single => match changes(*number) {
+                Some(Changes::File(arg)) => {
+                    match process::file_behind(pid, args[arg] as i32 as i64) {
+                        Some((id, mode)) if !self.is_member(id, mode) => None,
+                        _ => return Busy::Changing,
+                    }
+                }
+                Some(Changes::Open | Changes::Submitted) | None => Some((schedule, doing)),
+                Some(Changes::Name) => return Busy::Changing,
+            },
+            _ => return Busy::Changing,
+        };
+        Busy::Parked(Parked { slot, owner: raw, seq, pid, tid, asleep })
+    }
+
+    /// Whether a file, by identity and mode, is shut by this hold.
+    pub fn is_member(&self, id: FileId, mode: u32) -> bool {
+        const S_IFMT: u32 = 0o170000;
+        if !matches!(mode & S_IFMT, 0o100000 | 0o040000) {
+            return false;
+        }
+        match &self.shut {
+            Shut::Devices(devices) => devices.contains(&id.dev),
+            Shut::Only(only) => *only == id,
+        }
+    }
+
+    /// Whether the hold still stands: no waiter broke it, and its time is not up.
+    pub fn stands(&self) -> bool {
+        hold::stands::<Shared>(&self.gate.header().word, self.closed)
+    }
+
+    /// Whether there is time left for the capture.
+    pub fn goes_on(&self) -> bool {
+        self.stands() && self.since.elapsed() < self.limit
+    }
+
+    /// Threads whose calls were ignored, as (process, thread).
+    pub fn parked(&self) -> Vec<(Pid, Pid)> {
+        self.parked.iter().map(|p| (p.pid, p.tid)).collect()
+    }
+
+    /// Opens the gate. Returns how long it was shut; an error if a waiter broke
+    /// the hold, or if a thread that was ignored woke up.
+    pub fn open(mut self) -> Result<Duration> {
+        let woke = self.parked.iter().find(|p| {
+            p.asleep.as_ref().is_some_and(|(schedule, doing)| {
+                p.slot.owner.load(Acquire) != p.owner
+                    || p.slot.seq.load(Relaxed) != p.seq
+                    || process::schedule(p.pid, p.tid) != Some(*schedule)
+                    || process::doing(p.pid, p.tid) != *doing
+            })
+        });
+        let woke = woke.map(|p| (p.pid, p.tid));
+        let held = self.reopen();
+        let held = held.ok_or_else(|| broken(self.since.elapsed(), "while files were captured"))?;
+        match woke {
+            None => Ok(held),
+            Some((pid, tid)) => Err(Error::by_chance(format!(
+                "thread {tid} of {} ({pid}) woke up inside a call during the hold",
+                process::name(pid)
+            ))
+            .next("nothing is wrong with the program; try again")),
+        }
+    }
+
+    /// Opens the gate if this hold still shuts it; the time it was shut.
+    fn reopen(&mut self) -> Option<Duration> {
+        if self.is_over {
+            return None;
+        }
+        self.is_over = true;
+        let header = self.gate.header();
+        let ours = hold::open::<Shared>(&header.word, self.closed, futex_wake_all);
+        let held = self.since.elapsed();
+        header.last_hold_ns.store(held.as_nanos() as u64, Relaxed);
+        header.last_open_ns.store(monotonic_ns(), Relaxed);
+        let _ = sigprocmask(SigmaskHow::SIG_SETMASK, Some(&self.signals), None);
+        ours.then_some(held)
+    }
+
+    fn stuck(&self, busy: &[&'static Slot]) -> Error {
+        let who: Vec<String> = busy
+            .iter()
+            .take(3)
+            .filter_map(|slot| {
+                let owner = Owner::unpack(slot.owner.load(Relaxed))?;
+                let pid = locate(owner)?;
+                Some(format!("{} ({pid}, thread {})", process::name(pid), owner.tid))
+            })
+            .collect();
+        Error::aborted(format!(
+            "{} still in a call that changes a member after {} ms",
+            if who.is_empty() { "a writer was".into() } else { format!("{} was", who.join(", ")) },
+            self.limit.as_millis()
+        ))
+        .next("the program goes on; try again, or allow more time with --max-hold")
+    }
+}
+
+impl Drop for Hold<'_> {
+    fn drop(&mut self) {
+        self.reopen();
+    }
+}
+
+fn broken(after: Duration, when: &str) -> Error {
+    Error::aborted(format!(
+        "a waiting program ended the hold after {} ms, {when}",
+        after.as_millis()
+    ))
+    .next("nothing was published; a longer hold can be allowed with --max-hold")
+}
+
+/// Keeps the gate open at least as long as it was last shut, so that checkpoints
+/// back to back leave a program half of its time.
+fn wait_for_gap(gate: &Gate) {
+    let header = gate.header();
+    let held = header.last_hold_ns.load(Relaxed).min(10_000_000_000);
+    let until = header.last_open_ns.load(Relaxed).saturating_add(held);
+    let now = monotonic_ns();
+    // A time far ahead is not ours to believe.
+    if until > now && until - now <= held {
+        std::thread::sleep(Duration::from_nanos(until - now));
+    }
+}

@@ -1,0 +1,386 @@
+//! Who can change the members, and what proves that nobody did.
+//!
+//! `verified` needs positive evidence for every process that holds a member open
+//! for writing: it has the gate mapped (so its hooks look at the gate), no thread
+//! of it was seen in a call that no slot counts, and no member moved between the
+//! cut and the reopening. What the evidence cannot reach is a [`Reason`].
+//!
+//! Why a call that the hooks did not see and that was *in flight* at the cut does
+//! no harm: every call that begins after the cut moves a ctime after it was read
+//! (multigrain timestamps: a ctime that was read is never used again), and a
+//! single call on a regular file is atomic against the capture, for both hold the
+//! inode's lock (FICLONE takes it; for a copy, lseek(SEEK_DATA) does, on ext4 and
+//! tmpfs). So such a call lands wholly before or wholly after, with nothing that
+//! follows it.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering::{Acquire, Relaxed};
+
+use snapshim_gate::abi::Gate;
+use snapshim_gate::slot::Owner;
+use snapshim_gate::table::FileId;
+
+use super::calls::{Changes, changes};
+use super::cut::{Hold, locate};
+use super::process::{self, Doing, Pid};
+use crate::capture::Member;
+use crate::store::manifest::{Foreign, PathName, Reason, Writer};
+
+/// The members, to be found by identity.
+#[derive(Debug, Default)]
+pub struct Members {
+    by_id: HashMap<FileId, PathBuf>,
+    inodes: HashSet<u64>,
+}
+
+impl Members {
+    /// The members as a walk found them.
+    pub fn new(members: Vec<Member>) -> Members {
+        let inodes = members.iter().map(|m| m.id.ino).collect();
+        Members {
+            by_id: members.into_iter().map(|m| (m.id, m.path)).collect(),
+            inodes,
+        }
+    }
+
+    fn path(&self, id: FileId) -> Option<&Path> {
+        self.by_id.get(&id).map(PathBuf::as_path)
+    }
+
+    /// The member behind a mapping. The device number in /proc/PID/maps differs
+    /// from stat's on btrfs, so it is the inode number first, then the path.
+    fn mapped(&self, mapping: &process::Mapping) -> Option<&Path> {
+        if !self.inodes.contains(&mapping.ino) {
+            return None;
+        }
+        let mut same = self.by_id.iter().filter(|(id, _)| id.ino == mapping.ino);
+        same.clone()
+            .find(|(_, path)| **path == mapping.path)
+            // The same file under another name, or seen from another mount
+            // namespace: rather one warning too many.
+            .or_else(|| same.next())
+            .map(|(_, path)| path.as_path())
+    }
+}
+
+/// A process that matters to the certificate.
+#[derive(Debug)]
+pub struct Found {
+    name: String,
+    /// Its hooks look at the gate.
+    is_held: bool,
+    open: Vec<PathBuf>,
+    mapped: Vec<PathBuf>,
+    io_uring: bool,
+    aio: bool,
+    /// Threads that own a slot.
+    threads: u32,
+}
+
+/// Everybody who can change a member, at one moment.
+#[derive(Debug, Default)]
+pub struct Scan {
+    found: BTreeMap<Pid, Found>,
+    /// Processes of this user that may not be looked at.
+    unreadable: BTreeSet<Pid>,
+    /// Processes of other users that may not be looked at.
+    out_of_sight: BTreeSet<u32>,
+}
+
+/// Looks at all processes.
+pub fn scan(gate: &Gate, gate_id: FileId, members: &Members) -> Scan {
+    let mut scan = Scan::default();
+    let attached = attached(gate);
+    let me = std::process::id();
+    let my_user = nix::unistd::geteuid().as_raw();
+    for pid in process::all() {
+        if pid == me {
+            continue;
+        }
+        let threads = attached.get(&pid).copied().unwrap_or(0);
+        let (files, maps) = match (process::open_files(pid), process::mappings(pid, gate_id)) {
+            (Ok(files), Ok(maps)) => (files, maps),
+            _ => {
+                match process::owner(pid) {
+                    Some(user) if user == my_user || threads > 0 => {
+                        scan.unreadable.insert(pid);
+                    }
+                    Some(user) => {
+                        scan.out_of_sight.insert(user);
+                    }
+                    None => {}
+                }
+                continue;
+            }
+        };
+        let open: BTreeSet<&Path> =
+            files.writable.iter().filter_map(|id| members.path(*id)).collect();
+        let mapped: BTreeSet<&Path> =
+            maps.writable.iter().filter_map(|m| members.mapped(m)).collect();
+        if open.is_empty() && mapped.is_empty() && threads == 0 {
+            continue;
+        }
+        let owned = |paths: BTreeSet<&Path>| paths.into_iter().map(Path::to_owned).collect();
+        let found = Found {
+            name: process::name(pid),
+            is_held: maps.gate,
+            open: owned(open),
+            mapped: owned(mapped),
+            io_uring: files.io_uring,
+            aio: maps.aio,
+            threads,
+        };
+        scan.found.insert(pid, found);
+    }
+    scan
+}
+
+/// Processes that own slots, and how many.
+fn attached(gate: &Gate) -> BTreeMap<Pid, u32> {
+    let mut located: HashMap<(u32, u32), Option<Pid>> = HashMap::new();
+    let mut attached = BTreeMap::new();
+    for slot in gate.used_slots() {
+        let Some(owner) = Owner::unpack(slot.owner.load(Acquire)) else {
+            continue;
+        };
+        let pid = *located
+            .entry((owner.pidns, owner.pid))
+            .or_insert_with(|| locate(owner));
+        if let Some(pid) = pid {
+            *attached.entry(pid).or_insert(0) += 1;
+        }
+    }
+    attached
+}
+
+impl Scan {
+    /// The processes to look into at the cut.
+    pub fn held(&self) -> Vec<Pid> {
+        let held = |(pid, found): (&Pid, &Found)| {
+            (found.is_held && !(found.open.is_empty() && found.mapped.is_empty())).then_some(*pid)
+        };
+        self.found.iter().filter_map(held).collect()
+    }
+
+    /// Adds what another look, at another time, found.
+    #[must_use]
+    pub fn and(mut self, later: Scan) -> Scan {
+        for (pid, theirs) in later.found {
+            match self.found.get_mut(&pid) {
+                None => {
+                    self.found.insert(pid, theirs);
+                }
+                Some(ours) => {
+                    ours.is_held &= theirs.is_held;
+                    ours.io_uring |= theirs.io_uring;
+                    ours.aio |= theirs.aio;
+                    ours.threads = ours.threads.max(theirs.threads);
+                    ours.open.extend(theirs.open);
+                    ours.open.sort();
+                    ours.open.dedup();
+                    ours.mapped.extend(theirs.mapped);
+                    ours.mapped.sort();
+                    ours.mapped.dedup();
+                }
+            }
+        }
+        self.unreadable.extend(later.unreadable);
+        self.out_of_sight.extend(later.out_of_sight);
+        self
+    }
+
+    /// The processes of the set.
+    pub fn writers(&self) -> Vec<Writer> {
+        self.found
+            .iter()
+            .filter(|(_, f)| f.is_held)
+            .map(|(pid, f)| Writer {
+                pid: *pid,
+                name: f.name.clone(),
+                threads: f.threads,
+                layer: "symbols".into(),
+            })
+            .collect()
+    }
+
+    /// The processes that are not of the set, one entry for each member they can change.
+    pub fn foreign(&self) -> Vec<Foreign> {
+        let mut foreign = Vec::new();
+        for (pid, found) in self.found.iter().filter(|(_, f)| !f.is_held) {
+            let each = [(&found.open, "open"), (&found.mapped, "mapped")];
+            for (path, how) in each.iter().flat_map(|(paths, how)| paths.iter().map(move |p| (p, how))) {
+                foreign.push(Foreign {
+                    pid: *pid,
+                    name: found.name.clone(),
+                    path: PathName(path.clone()),
+                    how: (*how).into(),
+                });
+            }
+        }
+        foreign
+    }
+
+    /// What this look speaks against.
+    pub fn reasons(&self) -> Vec<Reason> {
+        let mut reasons = Vec::new();
+        for (pid, found) in &self.found {
+            let who = format!("{} ({pid})", found.name);
+            let mut add = |code: &str, text: String| reasons.push(reason(code, text, Some(*pid)));
+            if let (false, Some(path)) = (found.is_held, found.open.first()) {
+                add("foreign-writer", format!(
+                    "{who} has {} open for writing and is not under the shim: start it with `snapshim run`, or end it before a checkpoint",
+                    path.display()
+                ));
+            }
+            if let Some(path) = found.mapped.first() {
+                add("mapped-writable", format!(
+                    "{who} has {} mapped shared and writable: stores into a mapping cannot be held",
+                    path.display()
+                ));
+            }
+            if found.open.is_empty() && found.mapped.is_empty() {
+                continue;
+            }
+            if found.io_uring {
+                add("io-uring", format!("{who} writes members and has an io_uring: writes it submitted may still be on their way"));
+            }
+            if found.aio {
+                add("aio", format!("{who} writes members and has a kernel AIO context: writes it submitted may still be on their way"));
+            }
+        }
+        for pid in &self.unreadable {
+            reasons.push(reason(
+                "unreadable-process",
+                format!("{} ({pid}) may not be looked at: run the coordinator as root, or make the process dumpable", process::name(*pid)),
+                Some(*pid),
+            ));
+        }
+        reasons
+    }
+
+    /// What was taken for granted.
+    pub fn assumptions(&self) -> Vec<String> {
+        if self.out_of_sight.is_empty() {
+            return Vec::new();
+        }
+        let users: Vec<String> = self.out_of_sight.iter().map(u32::to_string).collect();
+        vec![format!(
+            "processes of other users (uid {}) cannot be looked at; what they change during the hold is seen, what they have open is not",
+            users.join(", ")
+        )]
+    }
+}
+
+/// Makes a reason.
+pub fn reason(code: &str, text: String, pid: Option<Pid>) -> Reason {
+    Reason { code: code.into(), text, pid }
+}
+
+/// Looks, at the cut, for threads of held processes inside a call on a member
+/// that no slot counts. A thread on a CPU cannot be looked at; see the module's
+/// documentation for why a call it may be in does no harm.
+pub fn hidden_calls(hold: &Hold<'_>, held: &[Pid]) -> Vec<Reason> {
+    let parked = hold.parked();
+    let mut reasons = Vec::new();
+    for pid in held {
+        for tid in process::threads(*pid) {
+            if parked.contains(&(*pid, tid)) {
+                continue;
+            }
+            let what = match process::doing(*pid, tid) {
+                Doing::Call { number, args } => match changes(number) {
+                    Some(Changes::File(arg)) => {
+                        match process::file_behind(*pid, i64::from(args[arg] as i32)) {
+                            Some((id, mode)) if hold.is_member(id, mode) => Some("changing a member"),
+                            _ => None,
+                        }
+                    }
+                    // In the open or the rename itself it is on its way in; a
+                    // thread that sleeps there for long is waiting, not changing.
+                    Some(Changes::Name) => Some("changing a name"),
+                    Some(Changes::Open | Changes::Submitted) | None => None,
+                },
+                Doing::Hidden => Some("not to be looked at"),
+                Doing::Running | Doing::Elsewhere | Doing::Gone => None,
+            };
+            if let Some(what) = what {
+                reasons.push(reason(
+                    "hidden-call",
+                    format!(
+                        "thread {tid} of {} ({pid}) was {what} at the cut, in a call that the shim did not see",
+                        process::name(*pid)
+                    ),
+                    Some(*pid),
+                ));
+            }
+        }
+    }
+    reasons
+}
+
+/// What the gate itself speaks against.
+pub fn gate_reasons(gate: &Gate) -> Vec<Reason> {
+    let overflow = gate.header().overflow.load(Relaxed);
+    if overflow == 0 {
+        return Vec::new();
+    }
+    vec![reason(
+        "slots-exhausted",
+        format!(
+            "{overflow} calls were made by threads that could get no slot of the gate ({} slots, or a sandbox entered before the first write): they wait, but cannot be waited for",
+            gate.slots().len()
+        ),
+        None,
+    )]
+}
+
+/// Whether a change made after a ctime was read always moves it, on the file
+/// systems of `paths`: multigrain timestamps, Linux 6.13
+/// (Documentation/filesystems/multigrain-ts.rst), on XFS, btrfs, ext4 and tmpfs.
+pub fn ctime_reasons(paths: &[PathBuf]) -> Vec<Reason> {
+    let release = rustix::system::uname().release().to_string_lossy().into_owned();
+    if !has_multigrain(&release) {
+        return vec![reason(
+            "no-fine-ctime",
+            format!("Linux {release} does not move a file's ctime with every change (6.13 does), so a change by an unseen call cannot be ruled out"),
+            None,
+        )];
+    }
+    const MULTIGRAIN: [i64; 4] = [0x5846_5342, 0x9123_683e, 0xef53, 0x0102_1994];
+    let mut reasons = Vec::new();
+    for path in paths {
+        // A root that is not there yet has no members either.
+        let Ok(fs) = rustix::fs::statfs(path) else { continue };
+        let kind = fs.f_type as u64 as i64 & 0xffff_ffff;
+        if !MULTIGRAIN.contains(&kind) {
+            reasons.push(reason(
+                "no-fine-ctime",
+                format!("the file system of {} (type {kind:#x}) is not known to move a file's ctime with every change", path.display()),
+                None,
+            ));
+        }
+    }
+    reasons
+}
+
+fn has_multigrain(release: &str) -> bool {
+    let mut parts = release.split(|c: char| !c.is_ascii_digit());
+    let mut number = || parts.next().and_then(|p| p.parse::<u32>().ok()).unwrap_or(0);
+    (number(), number()) >= (6, 13)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kernels() {
+        assert!(has_multigrain("6.13.0-rc1"));
+        assert!(has_multigrain("6.18.44-foo"));
+        assert!(has_multigrain("7.0"));
+        assert!(!has_multigrain("6.12.9"));
+        assert!(!has_multigrain("5.10.0-21-amd64"));
+        assert!(!has_multigrain("nonsense"));
+    }
+}

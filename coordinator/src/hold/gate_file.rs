@@ -1,0 +1,563 @@
+//! The gate file of a set: where it lies, making it, opening it.
+//!
+//! ```text
+//! <place>/              0700 (0711 when a set in it is shared with another user)
+//! <place>/<set>/        0700 (0770 with --gate-group)
+//! <place>/<set>/gate    0600 (0660 with --gate-group): the shared memory
+//! <place>/<set>/lock    whoever holds its flock is the set's coordinator
+//! <place>/<set>/set.json
+//! ```
+//!
+//! A gate must lie on tmpfs: on a disk file system a freeze of that file system
+//! would stop a program at a store to its own slot, and a full one would kill it.
+//! It is made under another name and renamed into place when it is complete, and
+//! never truncated or rewritten afterwards: every mapping of it stays valid.
+//!
+//! What another user could have put in place is refused, not followed: each step
+//! of the path below the place is opened without following symbolic links, and
+//! owner and mode are those of the open file, not of a name.
+
+use std::env;
+use std::ffi::OsStr;
+use std::fmt;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering::{Relaxed, Release};
+use std::time::{Duration, Instant};
+
+use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, RenameFlags, Stat};
+use rustix::io::Errno;
+use rustix::mm::{MapFlags, ProtFlags};
+use rustix::process::{Gid, Uid};
+
+use snapshim_gate::abi::{
+    ABI_VERSION, Gate, HEADER_SIZE, Header, Invalid, MAGIC, MAX_HOLD_BOUND_MS, MAX_SLOTS, file_size,
+};
+use snapshim_gate::slot::Slot;
+use snapshim_gate::table::FileId;
+use snapshim_gate::{sys, word};
+
+use crate::error::Context;
+use crate::{Error, Result};
+
+/// Name of the gate in a set's directory.
+pub const GATE: &str = "gate";
+/// Name of the lock in a set's directory.
+pub const LOCK: &str = "lock";
+/// Name of the configuration in a set's directory.
+pub const CONFIG: &str = "set.json";
+
+/// Longest path of a gate, bytes: what the shim has room for.
+const MAX_PATH: usize = 500;
+
+/// `f_type` of tmpfs, statfs(2).
+const TMPFS_MAGIC: u32 = 0x0102_1994;
+
+/// Where gates are looked for, in this order; the shim's default search is the same.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Places {
+    /// Absolute directories, each with one directory per set.
+    pub dirs: Vec<PathBuf>,
+    /// Whether the user chose the one place with `SNAPSHIM_DIR`.
+    pub chosen: bool,
+}
+
+impl Places {
+    /// The places the environment and the effective user select.
+    pub fn from_env() -> Result<Places> {
+        Places::choose(
+            env::var_os("SNAPSHIM_DIR").as_deref(),
+            env::var_os("XDG_RUNTIME_DIR").as_deref(),
+            rustix::process::geteuid().as_raw(),
+        )
+    }
+
+    /// The one place where the order is decided.
+    fn choose(dir: Option<&OsStr>, runtime: Option<&OsStr>, uid: u32) -> Result<Places> {
+        if let Some(dir) = dir.filter(|d| !d.is_empty()) {
+            let dir = Path::new(dir);
+            if !dir.is_absolute() {
+                return Err(Error::usage(format!(
+                    "SNAPSHIM_DIR is \"{}\", which is not an absolute path",
+                    dir.display()
+                ))
+                .next("set it to an absolute path on a tmpfs, or unset it"));
+            }
+            return Ok(Places {
+                dirs: vec![dir.into()],
+                chosen: true,
+            });
+        }
+        let usual = if uid == 0 {
+            Some(PathBuf::from("/run/snapshim"))
+        } else {
+            runtime
+                .map(Path::new)
+                .filter(|d| d.is_absolute())
+                .map(|d| d.join("snapshim"))
+        };
+        let fallback = PathBuf::from(format!("/dev/shm/snapshim-{uid}"));
+        Ok(Places {
+            dirs: usual.into_iter().chain([fallback]).collect(),
+            chosen: false,
+        })
+    }
+
+    /// The place for a new set: the first one on tmpfs that can be made. Makes it.
+    pub fn for_new(&self, shared: &Sharing) -> Result<PathBuf> {
+        let mut refusals = Vec::new();
+        for dir in &self.dirs {
+            match make_place(dir, shared) {
+                Ok(()) => return Ok(dir.clone()),
+                Err(error) if self.chosen => return Err(error),
+                Err(error) => refusals.push(error.message),
+            }
+        }
+        Err(Error::new(format!(
+            "there is no place for a gate: {}",
+            refusals.join("; ")
+        ))
+        .next("set SNAPSHIM_DIR to a directory of yours on a tmpfs"))
+    }
+}
+
+/// Who besides the user may own or write a gate.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sharing {
+    /// `--gate-owner`: the gate is given to this user.
+    pub owner: Option<u32>,
+    /// `--gate-group`: this group may write it.
+    pub group: Option<u32>,
+}
+
+impl Sharing {
+    /// Whether anybody else is let in.
+    pub fn is_shared(&self) -> bool {
+        self.owner.is_some() || self.group.is_some()
+    }
+
+    fn dir_mode(&self) -> Mode {
+        Mode::from_raw_mode(if self.group.is_some() { 0o770 } else { 0o700 })
+    }
+
+    /// Mode of the gate and of the lock.
+    pub(super) fn file_mode(&self) -> Mode {
+        Mode::from_raw_mode(if self.group.is_some() { 0o660 } else { 0o600 })
+    }
+
+    /// Gives an open file to the owner and the group, then sets its mode, in this
+    /// order: a change of owner clears mode bits.
+    pub(super) fn apply(&self, file: BorrowedFd<'_>, mode: Mode, path: &Path) -> Result<()> {
+        if self.is_shared() {
+            let owner = self.owner.map(Uid::from_raw);
+            let group = self.group.map(Gid::from_raw);
+            fs::fchown(file, owner, group).map_err(|cause| {
+                Error::new(format!("cannot give {} away: {cause}", path.display())).next(
+                    "--gate-owner needs root; --gate-group needs root or membership of the group",
+                )
+            })?;
+        }
+        fs::fchmod(file, mode).context(|| format!("set the mode of {}", path.display()))
+    }
+
+    /// Refuses what somebody else could have put in place or could change.
+    pub(super) fn check(&self, stat: &Stat, what: &str, path: &Path) -> Result<()> {
+        let me = rustix::process::geteuid().as_raw();
+        let owner = stat.st_uid;
+        if owner != me && owner != 0 && Some(owner) != self.owner {
+            return Err(refused(
+                path,
+                format!("{what} belongs to uid {owner}, not to uid {me} or root"),
+            )
+            .next(format!(
+                "run as uid {owner}, or have the set made with --gate-owner {owner}, \
+                 or point SNAPSHIM_DIR elsewhere"
+            )));
+        }
+        let by_group = stat.st_mode & 0o020 != 0 && Some(stat.st_gid) != self.group;
+        if by_group || stat.st_mode & 0o002 != 0 {
+            return Err(refused(
+                path,
+                format!(
+                    "{what} can be written by others (mode {:04o})",
+                    stat.st_mode & 0o7777
+                ),
+            )
+            .next("take that permission away with chmod, or share the set with --gate-group"));
+        }
+        Ok(())
+    }
+}
+
+/// A refusal that names the path and the cause.
+fn refused(path: &Path, cause: impl fmt::Display) -> Error {
+    Error::new(format!("cannot use {}: {cause}", path.display()))
+}
+
+/// Whether an open file lies on tmpfs.
+fn on_tmpfs(file: BorrowedFd<'_>) -> std::result::Result<bool, Errno> {
+    Ok(fs::fstatfs(file)?.f_type as u32 == TMPFS_MAGIC)
+}
+
+fn not_tmpfs(path: &Path) -> Error {
+    Error::usage(format!(
+        "cannot keep a gate in {}: it is not on a tmpfs (a frozen or full disk would stop or \
+         kill the programs of the set)",
+        path.display()
+    ))
+    .next("set SNAPSHIM_DIR to a directory on a tmpfs, such as /dev/shm/NAME, or unset it")
+}
+
+/// Opens a directory by its own name, not through a symbolic link.
+fn open_dir(at: BorrowedFd<'_>, name: &Path) -> std::result::Result<OwnedFd, Errno> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    fs::openat(at, name, flags, Mode::empty())
+}
+
+/// Says what an error of [`open_dir`] means.
+fn open_dir_error(path: &Path, cause: Errno) -> Error {
+    match cause {
+        // With O_DIRECTORY, Linux reports a symbolic link as "not a directory" too.
+        Errno::LOOP | Errno::NOTDIR if path.is_symlink() => {
+            refused(path, "it is a symbolic link").next("name the directory it points to")
+        }
+        Errno::NOTDIR | Errno::LOOP => refused(path, "it is not a directory")
+            .next("remove it, or point SNAPSHIM_DIR elsewhere"),
+        Errno::ACCESS => refused(path, cause)
+            .next("run as the user the set belongs to, or have it shared with --gate-group"),
+        _ => refused(path, cause).next("point SNAPSHIM_DIR at a directory you can use"),
+    }
+}
+
+/// Makes a place, and those of its parents that are missing, and checks it.
+fn make_place(dir: &Path, shared: &Sharing) -> Result<()> {
+    let existing = dir
+        .ancestors()
+        .find(|a| a.exists())
+        .unwrap_or(Path::new("/"));
+    let probe = fs::open(existing, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
+        .context(|| format!("open {}", existing.display()))?;
+    // Asked before anything is made: nothing is left behind on a disk.
+    if !on_tmpfs(probe.as_fd()).context(|| format!("examine {}", existing.display()))? {
+        return Err(not_tmpfs(dir));
+    }
+    let mut missing: Vec<&Path> = dir.ancestors().take_while(|a| *a != existing).collect();
+    missing.reverse();
+    for step in missing {
+        match fs::mkdir(step, Mode::from_raw_mode(0o700)) {
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(cause) => {
+                return Err(
+                    Error::new(format!("cannot make {}: {cause}", step.display()))
+                        .next("point SNAPSHIM_DIR at a directory you can write"),
+                );
+            }
+        }
+    }
+    let (fd, stat) = open_place(dir)?;
+    // Others need to pass through to a set that is shared with them; the names of
+    // the sets stay private.
+    if shared.is_shared()
+        && stat.st_mode & 0o011 != 0o011
+        && stat.st_uid == rustix::process::geteuid().as_raw()
+    {
+        let mode = Mode::from_raw_mode(stat.st_mode & 0o7777 | 0o011);
+        fs::fchmod(&fd, mode).context(|| format!("set the mode of {}", dir.display()))?;
+    }
+    Ok(())
+}
+
+/// Opens a place: ours or root's, and written by nobody else unless they cannot
+/// touch each other's entries (sticky, as `/dev/shm` itself).
+fn open_place(dir: &Path) -> Result<(OwnedFd, Stat)> {
+    let fd = open_dir(fs::CWD, dir).map_err(|cause| open_dir_error(dir, cause))?;
+    let stat = fs::fstat(&fd).context(|| format!("examine {}", dir.display()))?;
+    if !on_tmpfs(fd.as_fd()).context(|| format!("examine {}", dir.display()))? {
+        return Err(not_tmpfs(dir));
+    }
+    let mut seen = stat;
+    if stat.st_mode & 0o1000 != 0 {
+        seen.st_mode &= !0o022;
+    }
+    Sharing::default().check(&seen, "it", dir)?;
+    Ok((fd, stat))
+}
+
+/// The open directory of one set.
+#[derive(Debug)]
+pub struct SetDir {
+    /// Its absolute path.
+    pub path: PathBuf,
+    fd: OwnedFd,
+    stat: Stat,
+}
+
+impl SetDir {
+    /// Opens the directory of set `name` in `place`; `None` if either is absent.
+    /// Its owner is checked by [`SetDir::check`] once it is known who may own it.
+    pub fn open(place: &Path, name: &str) -> Result<Option<SetDir>> {
+        let path = place.join(name);
+        match fs::statat(fs::CWD, &path, AtFlags::SYMLINK_NOFOLLOW) {
+            Err(Errno::NOENT | Errno::NOTDIR) => return Ok(None),
+            Err(cause) => return Err(open_dir_error(&path, cause)),
+            Ok(_) => {}
+        }
+        let (parent, _) = open_place(place)?;
+        match open_dir(parent.as_fd(), Path::new(name)) {
+            Ok(fd) => SetDir::adopt(path, fd).map(Some),
+            Err(Errno::NOENT) => Ok(None),
+            Err(cause) => Err(open_dir_error(&path, cause)),
+        }
+    }
+
+    /// Makes the directory of set `name` in `place`, or opens it if it is there.
+    pub fn create(place: &Path, name: &str, shared: &Sharing) -> Result<SetDir> {
+        let path = place.join(name);
+        if path.as_os_str().len() > MAX_PATH - GATE.len() {
+            return Err(Error::usage(format!(
+                "the path of the gate would be too long: {}",
+                path.display()
+            ))
+            .next("set SNAPSHIM_DIR to a shorter path"));
+        }
+        let (parent, _) = open_place(place)?;
+        let made = match fs::mkdirat(&parent, name, Mode::from_raw_mode(0o700)) {
+            Ok(()) => true,
+            Err(Errno::EXIST) => false,
+            Err(cause) => {
+                return Err(
+                    Error::new(format!("cannot make {}: {cause}", path.display()))
+                        .next("point SNAPSHIM_DIR at a directory you can write"),
+                );
+            }
+        };
+        let fd = open_dir(parent.as_fd(), Path::new(name))
+            .map_err(|cause| open_dir_error(&path, cause))?;
+        if made {
+            shared.apply(fd.as_fd(), shared.dir_mode(), &path)?;
+        }
+        let dir = SetDir::adopt(path, fd)?;
+        dir.check(shared)?;
+        Ok(dir)
+    }
+
+    fn adopt(path: PathBuf, fd: OwnedFd) -> Result<SetDir> {
+        let stat = fs::fstat(&fd).context(|| format!("examine {}", path.display()))?;
+        Ok(SetDir { path, fd, stat })
+    }
+
+    /// Refuses a directory somebody else could change.
+    pub fn check(&self, shared: &Sharing) -> Result<()> {
+        shared.check(&self.stat, "it", &self.path)
+    }
+
+    /// The directory, for calls relative to it.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
+    /// Whether there is a gate (of any kind).
+    pub fn has_gate(&self) -> bool {
+        fs::statat(&self.fd, GATE, AtFlags::SYMLINK_NOFOLLOW).is_ok()
+    }
+}
+
+/// A gate file, mapped and checked.
+#[derive(Debug)]
+pub struct OpenGate {
+    /// The mapping; it lasts as long as the process.
+    pub gate: Gate,
+    /// The file's device and inode, which programs are told, so that they refuse another one.
+    pub id: FileId,
+    /// The open file.
+    pub file: OwnedFd,
+}
+
+/// Makes the gate of the set in `dir`; `false` if there is one already, which is
+/// then left exactly as it is.
+pub fn create(dir: &SetDir, slots: u32, bound_ms: u32, shared: &Sharing) -> Result<bool> {
+    if dir.has_gate() {
+        return Ok(false);
+    }
+    let temporary = format!(".gate.{:016x}", random()?);
+    let path = dir.path.join(&temporary);
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let file = fs::openat(dir.fd(), &temporary, flags, Mode::from_raw_mode(0o600))
+        .context(|| format!("make {}", path.display()))?;
+    let made = fill(&file, &path, slots, bound_ms, shared).and_then(|()| {
+        // Not a plain rename: a gate that programs have mapped is never replaced.
+        let renamed =
+            fs::renameat_with(dir.fd(), &temporary, dir.fd(), GATE, RenameFlags::NOREPLACE);
+        match renamed {
+            Ok(()) => Ok(true),
+            Err(Errno::EXIST) => Ok(false),
+            Err(cause) => Err(Error::new(format!(
+                "cannot put {} in place: {cause}",
+                path.display()
+            ))),
+        }
+    });
+    if !matches!(made, Ok(true)) {
+        // Best effort: what stays behind is a file nobody opens.
+        let _ = fs::unlinkat(dir.fd(), &temporary, AtFlags::empty());
+    }
+    made
+}
+
+/// Gives a new file its size, in real blocks, and its contents.
+fn fill(file: &OwnedFd, path: &Path, slots: u32, bound_ms: u32, shared: &Sharing) -> Result<()> {
+    let slots = slots.clamp(1, MAX_SLOTS);
+    let size = file_size(slots);
+    if !on_tmpfs(file.as_fd()).context(|| format!("examine {}", path.display()))? {
+        return Err(not_tmpfs(path));
+    }
+    // With blocks reserved now, a tmpfs that fills up later cannot kill a program
+    // at a store to its slot.
+    fs::fallocate(file, fs::FallocateFlags::empty(), 0, size as u64).map_err(|cause| {
+        Error::new(format!(
+            "cannot reserve {size} bytes for {}: {cause}",
+            path.display()
+        ))
+        .next("free space on that tmpfs, or set SNAPSHIM_DIR to a directory on another one")
+    })?;
+    let base = map(file, size).context(|| format!("map {}", path.display()))?;
+    // SAFETY: just mapped, shared and writable, page-aligned, `size` ≥ a header,
+    // never unmapped; the fields are atomics, for which zero is a value.
+    let header: &'static Header = unsafe { &*base.cast::<Header>() };
+    header.version.store(ABI_VERSION, Relaxed);
+    header.header_size.store(HEADER_SIZE as u32, Relaxed);
+    header.slot_size.store(size_of::<Slot>() as u32, Relaxed);
+    header.slot_count.store(slots, Relaxed);
+    header.gate_id.store(random()?, Relaxed);
+    header.word.store(word::OPEN, Relaxed);
+    header
+        .hold_bound_ms
+        .store(bound_ms.clamp(1, MAX_HOLD_BOUND_MS), Relaxed);
+    header.ticks_per_us.store(ticks_per_us(), Relaxed);
+    // Last: a file without it is not a gate.
+    header.magic.store(MAGIC, Release);
+    shared.apply(file.as_fd(), shared.file_mode(), path)
+}
+
+/// Opens the gate of the set in `dir`.
+pub fn open(dir: &SetDir, shared: &Sharing) -> Result<OpenGate> {
+    let path = dir.path.join(GATE);
+    let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    let file = fs::openat(dir.fd(), GATE, flags, Mode::empty()).map_err(|cause| match cause {
+        Errno::LOOP => refused(&path, "it is a symbolic link")
+            .next("remove it; the next `snapshim run` makes a new gate"),
+        Errno::ISDIR => refused(&path, "it is a directory")
+            .next("remove it; the next `snapshim run` makes a new gate"),
+        Errno::ACCESS => refused(&path, cause)
+            .next("run as the user the set belongs to, or have it shared with --gate-group"),
+        Errno::NOENT => refused(&path, "there is no gate")
+            .next("start a program in the set with `snapshim run`"),
+        _ => refused(&path, cause),
+    })?;
+    let stat = fs::fstat(&file).context(|| format!("examine {}", path.display()))?;
+    if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+        return Err(refused(&path, "it is not a regular file")
+            .next("remove it; the next `snapshim run` makes a new gate"));
+    }
+    shared.check(&stat, "it", &path)?;
+    if !on_tmpfs(file.as_fd()).context(|| format!("examine {}", path.display()))? {
+        return Err(not_tmpfs(&path));
+    }
+    let broken = |cause: Invalid| {
+        let error = refused(&path, cause);
+        match cause {
+            Invalid::Version(_) => error.next(format!(
+                "use the snapshim its programs were started with, or end them and remove {}",
+                dir.path.display()
+            )),
+            _ => error.next(format!(
+                "it is damaged: end the programs of the set, remove {} and start them again",
+                dir.path.display()
+            )),
+        }
+    };
+    let size = usize::try_from(stat.st_size).unwrap_or(usize::MAX);
+    if size < HEADER_SIZE {
+        return Err(broken(Invalid::Truncated));
+    }
+    if size > file_size(MAX_SLOTS) {
+        return Err(broken(Invalid::Geometry));
+    }
+    let base = map(&file, size).context(|| format!("map {}", path.display()))?;
+    // SAFETY: mapped shared, readable and writable, for `size` bytes, and never unmapped.
+    let gate = unsafe { Gate::attach(base, size) }.map_err(broken)?;
+    Ok(OpenGate {
+        gate,
+        id: FileId {
+            dev: stat.st_dev,
+            ino: stat.st_ino,
+        },
+        file,
+    })
+}
+
+/// Maps `size` bytes of a gate file, for as long as the process lasts.
+fn map(file: &OwnedFd, size: usize) -> std::result::Result<*const u8, Errno> {
+    // SAFETY: a fresh mapping at an address the kernel picks.
+    let base = unsafe {
+        rustix::mm::mmap(
+            std::ptr::null_mut(),
+            size,
+            ProtFlags::READ | ProtFlags::WRITE,
+            MapFlags::SHARED,
+            file,
+            0,
+        )
+    }?;
+    Ok(base.cast_const().cast())
+}
+
+/// A random number.
+pub(crate) fn random() -> Result<u64> {
+    let mut bytes = [0; 8];
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())
+        .context(|| "get a random number".into())?;
+    Ok(u64::from_ne_bytes(bytes))
+}
+
+/// The rate of [`sys::ticks`], at least 1.
+#[cfg(target_arch = "aarch64")]
+fn ticks_per_us() -> u32 {
+    let hz: u64;
+    // SAFETY: CNTFRQ_EL0 is readable from user space on Linux.
+    unsafe { core::arch::asm!("mrs {}, cntfrq_el0", out(reg) hz, options(nomem, nostack)) };
+    (hz / 1_000_000).clamp(1, u64::from(u32::MAX)) as u32
+}
+
+/// The rate of [`sys::ticks`], at least 1: measured, for no instruction tells it
+/// on every machine. A waiter's deadline needs it to a few per cent only.
+#[cfg(not(target_arch = "aarch64"))]
+fn ticks_per_us() -> u32 {
+    let start = (sys::monotonic_ns(), sys::ticks());
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_millis(5) {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let ticks = sys::ticks().saturating_sub(start.1);
+    let us = (sys::monotonic_ns().saturating_sub(start.0) / 1_000).max(1);
+    (ticks / us).clamp(1, u64::from(u32::MAX)) as u32
+}
+
+/// Removes characters of no use in a file name; for a set's name made of a path.
+pub(crate) fn sanitise(name: &OsStr) -> String {
+    let mut clean: String = name
+        .as_bytes()
+        .iter()
+        .map(|b| match b {
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'.' | b'_' | b'-' => char::from(*b),
+            _ => '_',
+        })
+        .skip_while(|c| *c == '.')
+        .take(64)
+        .collect();
+    if clean.is_empty() {
+        clean.push_str("set");
+    }
+    clean
+}

@@ -1,0 +1,345 @@
+//! What `/proc` says of other processes. Everything here is a look at something
+//! that may change or end at any moment; every answer may be "gone".
+
+use std::fs::{self, File};
+use std::io::Read;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use snapshim_gate::table::FileId;
+
+/// A process id as this process sees it.
+pub type Pid = u32;
+
+/// All processes there are.
+pub fn all() -> Vec<Pid> {
+    ids(Path::new("/proc"))
+}
+
+/// All threads of a process.
+pub fn threads(pid: Pid) -> Vec<Pid> {
+    ids(Path::new(&format!("/proc/{pid}/task")))
+}
+
+fn ids(dir: &Path) -> Vec<Pid> {
+    let Ok(entries) = fs::read_dir(dir) else {
+        return Vec::new();
+    };
+    entries
+        .filter_map(|e| e.ok()?.file_name().to_str()?.parse().ok())
+        .collect()
+}
+
+/// The command name.
+pub fn name(pid: Pid) -> String {
+    fs::read(format!("/proc/{pid}/comm"))
+        .map(|bytes| String::from_utf8_lossy(&bytes).trim_end().to_owned())
+        .unwrap_or_default()
+}
+
+/// Effective user id; `None` if the process is gone.
+pub fn owner(pid: Pid) -> Option<u32> {
+    Some(fs::metadata(format!("/proc/{pid}")).ok()?.uid())
+}
+
+/// Whether there is such a process, and it has not ended (a zombie has).
+pub fn is_alive(pid: Pid) -> bool {
+    !matches!(stat(&format!("/proc/{pid}/stat")), None | Some(('Z' | 'X', _)))
+}
+
+/// When the process started, in clock ticks since boot; `None` if it is gone.
+pub fn start_time(pid: Pid) -> Option<u64> {
+    stat(&format!("/proc/{pid}/stat")).map(|(_, start)| start)
+}
+
+/// State letter and start time out of a stat file (proc_pid_stat(5), fields 3 and 22).
+fn stat(path: &str) -> Option<(char, u64)> {
+    let text = fs::read(path).ok()?;
+    // The name, in parentheses, may hold anything, parentheses included.
+    let end = text.iter().rposition(|b| *b == b')')?;
+    let rest = std::str::from_utf8(text.get(end + 1..)?).ok()?;
+    let mut fields = rest.split_ascii_whitespace();
+    let state = fields.next()?.chars().next()?;
+    Some((state, fields.nth(18)?.parse().ok()?))
+}
+
+/// Low bits of the inode number of a process's pid namespace, as the shim
+/// publishes them; `None` if it may not be looked at.
+pub fn pid_namespace(pid: Pid) -> Option<u32> {
+    let ino = fs::metadata(format!("/proc/{pid}/ns/pid")).ok()?.ino();
+    Some(ino as u32 & snapshim_gate::slot::PIDNS_MASK)
+}
+
+/// The id a process (or thread) has in its own, innermost pid namespace.
+pub fn inner_id(pid: Pid, tid: Pid) -> Option<Pid> {
+    let status = fs::read_to_string(format!("/proc/{pid}/task/{tid}/status")).ok()?;
+    let line = status.lines().find_map(|l| l.strip_prefix("NSpid:"))?;
+    line.split_ascii_whitespace().next_back()?.parse().ok()
+}
+
+/// A thread's state and how often it was taken off a CPU: two equal readings of
+/// a sleeping thread mean that it did not run between them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Schedule {
+    /// State letter (proc_pid_stat(5)).
+    pub state: char,
+    voluntary: u64,
+    involuntary: u64,
+}
+
+/// The schedule of a thread; `None` if it is gone.
+pub fn schedule(pid: Pid, tid: Pid) -> Option<Schedule> {
+    let status = fs::read_to_string(format!("/proc/{pid}/task/{tid}/status")).ok()?;
+    let field = |name: &str| {
+        let line = status.lines().find_map(|l| l.strip_prefix(name))?;
+        Some(line.trim_start().to_owned())
+    };
+    Some(Schedule {
+        state: field("State:")?.chars().next()?,
+        voluntary: field("voluntary_ctxt_switches:")?.parse().ok()?,
+        involuntary: field("nonvoluntary_ctxt_switches:")?.parse().ok()?,
+    })
+}
+
+/// What a thread is doing (proc_pid_syscall(5)).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Doing {
+    /// On a CPU, in the program or in the kernel.
+    Running,
+    /// Asleep in a system call.
+    Call {
+        /// Its number.
+        number: i64,
+        /// Its arguments.
+        args: [u64; 6],
+    },
+    /// Asleep, but not in a system call.
+    Elsewhere,
+    /// We may not look.
+    Hidden,
+    /// The thread is gone.
+    Gone,
+}
+
+/// What a thread is doing now.
+pub fn doing(pid: Pid, tid: Pid) -> Doing {
+    let text = match fs::read_to_string(format!("/proc/{pid}/task/{tid}/syscall")) {
+        Ok(text) => text,
+        Err(e) if matches!(e.raw_os_error(), Some(2 | 3)) => return Doing::Gone,
+        Err(_) => return Doing::Hidden,
+    };
+    parse_doing(text.trim_end())
+}
+
+fn parse_doing(text: &str) -> Doing {
+    if text == "running" {
+        return Doing::Running;
+    }
+    let mut fields = text.split(' ');
+    let Some(number) = fields.next().and_then(|n| n.parse().ok()) else {
+        return Doing::Hidden;
+    };
+    if number < 0 {
+        return Doing::Elsewhere;
+    }
+    let mut args = [0; 6];
+    for arg in &mut args {
+        let field = fields.next().and_then(|f| f.strip_prefix("0x"));
+        let Some(value) = field.and_then(|f| u64::from_str_radix(f, 16).ok()) else {
+            return Doing::Hidden;
+        };
+        *arg = value;
+    }
+    Doing::Call { number, args }
+}
+
+/// What is behind a descriptor of a process: its identity and mode bits.
+pub fn file_behind(pid: Pid, fd: i64) -> Option<(FileId, u32)> {
+    let meta = fs::metadata(format!("/proc/{pid}/fd/{fd}")).ok()?;
+    let id = FileId { dev: meta.dev(), ino: meta.ino() };
+    Some((id, meta.mode()))
+}
+
+/// The files a process has open for writing, and whether it has an io_uring.
+#[derive(Debug, Default)]
+pub struct OpenFiles {
+    /// Identity of each.
+    pub writable: Vec<FileId>,
+    /// One of the descriptors is an io_uring.
+    pub io_uring: bool,
+}
+
+/// The descriptors of a process; `Err(())` if we may not look, an empty answer
+/// if it is gone.
+pub fn open_files(pid: Pid) -> Result<OpenFiles, ()> {
+    let mut found = OpenFiles::default();
+    let entries = match fs::read_dir(format!("/proc/{pid}/fd")) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == std::io::ErrorKind::PermissionDenied => return Err(()),
+        Err(_) => return Ok(found),
+    };
+    for entry in entries.flatten() {
+        let Ok(target) = fs::read_link(entry.path()) else {
+            continue;
+        };
+        let text = target.to_string_lossy();
+        if text.starts_with("anon_inode:[io_uring") {
+            found.io_uring = true;
+        }
+        // Anything in the tree of files has an absolute path; the rest is
+        // sockets, pipes and anonymous inodes.
+        if !text.starts_with('/') || text.starts_with("/dev/") && !text.starts_with("/dev/shm/") {
+            continue;
+        }
+        let info = format!("/proc/{pid}/fdinfo/{}", entry.file_name().to_string_lossy());
+        if !fs::read_to_string(info).is_ok_and(|i| is_writable(&i)) {
+            continue;
+        }
+        if let Ok(meta) = fs::metadata(entry.path())
+            && meta.is_file()
+        {
+            found.writable.push(FileId { dev: meta.dev(), ino: meta.ino() });
+        }
+    }
+    Ok(found)
+}
+
+/// Whether fdinfo says O_WRONLY or O_RDWR.
+fn is_writable(info: &str) -> bool {
+    const O_ACCMODE: u32 = 3;
+    info.lines()
+        .find_map(|l| l.strip_prefix("flags:"))
+        .and_then(|f| u32::from_str_radix(f.trim(), 8).ok())
+        .is_some_and(|flags| flags & O_ACCMODE != 0)
+}
+
+/// A shared mapping that the process may write through, now or after mprotect.
+#[derive(Debug)]
+pub struct Mapping {
+    /// Inode number.
+    pub ino: u64,
+    /// The path shown, without the mark of a deleted file.
+    pub path: PathBuf,
+}
+
+/// The mappings of a process that matter.
+#[derive(Debug, Default)]
+pub struct Mappings {
+    /// Shared and writable.
+    pub writable: Vec<Mapping>,
+    /// The gate file is mapped: the hooks of this program image look at it.
+    pub gate: bool,
+    /// There is a kernel AIO context.
+    pub aio: bool,
+}
+
+/// The mappings of a process; `Err(())` if we may not look.
+pub fn mappings(pid: Pid, gate: FileId) -> Result<Mappings, ()> {
+    let mut found = Mappings::default();
+    let mut text = Vec::new();
+    let read = File::open(format!("/proc/{pid}/maps")).and_then(|mut f| f.read_to_end(&mut text));
+    match read {
+        Ok(_) => {}
+        Err(e) if e.kind() == std::io::ErrorKind::PermissionDenied => return Err(()),
+        Err(_) => return Ok(found),
+    }
+    for line in text.split(|b| *b == b'\n') {
+        let Some(map) = MapLine::parse(line) else {
+            continue;
+        };
+        if map.path == b"/[aio] (deleted)" || map.path == b"/[aio]" {
+            found.aio = true;
+            continue;
+        }
+        if !map.shared || map.ino == 0 {
+            continue;
+        }
+        // tmpfs shows the device number that stat shows (btrfs would not).
+        if map.ino == gate.ino && rustix::fs::makedev(map.major, map.minor) == gate.dev {
+            found.gate = true;
+        } else if map.writable {
+            use std::os::unix::ffi::OsStrExt;
+            let path = map.path.strip_suffix(b" (deleted)").unwrap_or(map.path);
+            found.writable.push(Mapping {
+                ino: map.ino,
+                path: Path::new(std::ffi::OsStr::from_bytes(path)).to_owned(),
+            });
+        }
+    }
+    Ok(found)
+}
+
+/// One line of `/proc/PID/maps`: "start-end perms offset major:minor inode   path".
+struct MapLine<'a> {
+    shared: bool,
+    writable: bool,
+    major: u32,
+    minor: u32,
+    ino: u64,
+    path: &'a [u8],
+}
+
+impl<'a> MapLine<'a> {
+    fn parse(line: &'a [u8]) -> Option<MapLine<'a>> {
+        let mut fields = line.splitn(6, |b| *b == b' ');
+        let _range = fields.next()?;
+        let perms = fields.next()?;
+        let _offset = fields.next()?;
+        let device = std::str::from_utf8(fields.next()?).ok()?;
+        let (major, minor) = device.split_once(':')?;
+        let ino = std::str::from_utf8(fields.next()?).ok()?.parse().ok()?;
+        let path = fields.next().unwrap_or_default();
+        Some(MapLine {
+            shared: perms.get(3) == Some(&b's'),
+            writable: perms.get(1) == Some(&b'w'),
+            major: u32::from_str_radix(major, 16).ok()?,
+            minor: u32::from_str_radix(minor, 16).ok()?,
+            ino,
+            path: path.trim_ascii_start(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn calls() {
+        assert_eq!(parse_doing("running"), Doing::Running);
+        assert_eq!(parse_doing("-1 0x7ffd 0x7f00"), Doing::Elsewhere);
+        let call = parse_doing("1 0x3 0x7f 0x2 0x0 0x0 0x0 0x7ffd 0x7f00");
+        assert_eq!(call, Doing::Call { number: 1, args: [3, 0x7f, 2, 0, 0, 0] });
+        assert_eq!(parse_doing("1 0x3"), Doing::Hidden);
+        assert_eq!(parse_doing(""), Doing::Hidden);
+    }
+
+    #[test]
+    fn map_lines() {
+        let line = b"7f12-7f13 rw-s 00001000 103:02 4711                  /data/a b (deleted)";
+        let map = MapLine::parse(line).unwrap();
+        assert!(map.shared && map.writable);
+        assert_eq!((map.major, map.minor, map.ino), (0x103, 2, 4711));
+        assert_eq!(map.path, b"/data/a b (deleted)");
+        let map = MapLine::parse(b"7f12-7f13 r--p 00000000 00:00 0 ").unwrap();
+        assert!(!map.shared && map.path.is_empty());
+    }
+
+    #[test]
+    fn access_modes() {
+        assert!(is_writable("pos:\t0\nflags:\t0100001\nmnt_id:\t1\n"));
+        assert!(is_writable("flags:\t02\n"));
+        assert!(!is_writable("flags:\t0100000\n"));
+        assert!(!is_writable(""));
+    }
+
+    #[test]
+    fn this_process() {
+        let me = std::process::id();
+        assert!(is_alive(me) && start_time(me).is_some_and(|s| s > 0));
+        assert!(all().contains(&me) && threads(me).contains(&me));
+        assert_eq!(inner_id(me, me), Some(me));
+        assert!(pid_namespace(me).is_some() && owner(me).is_some());
+        assert!(!is_alive(u32::MAX >> 1));
+    }
+}
