@@ -29,6 +29,8 @@ pub struct Error {
     pub message: String,
     /// What the user can do.
     pub next: Option<String>,
+    /// It came about by chance: the same command may well succeed at once.
+    pub is_chance: bool,
 }
 
 /// Result with an [`Error`].
@@ -41,6 +43,7 @@ impl Error {
             exit: Exit::Failure,
             message: message.into(),
             next: None,
+            is_chance: false,
         }
     }
 
@@ -57,6 +60,14 @@ impl Error {
         Error {
             exit: Exit::Aborted,
             ..Error::new(message)
+        }
+    }
+
+    /// An abort that came about by chance.
+    pub fn by_chance(message: impl Into<String>) -> Error {
+        Error {
+            is_chance: true,
+            ..Error::aborted(message)
         }
     }
 

@@ -6,9 +6,11 @@
 //! | [`commit`] | at which of the program's own points the gate is shut |
 //! | [`capture`] | copying the members under the hold |
 //! | [`store`] | the snapshots on disk: manifest, publication, retention, sweep |
+//! | [`checkpoint`] | all of these in order |
 //! | [`cli`] | the commands |
 
 pub mod capture;
+pub mod checkpoint;
 pub mod cli;
 pub mod commit;
 pub mod error;

@@ -15,16 +15,8 @@ use snapshim_gate::Mutation;
 use memory::{Fences, set_up};
 use scenarios::*;
 
-struct Scenario {
-    name: &'static str,
-    preemptions: usize,
-    cases: usize,
-    body: fn(usize),
-    witnesses: &'static [&'static str],
-}
-
 fn explore(s: &Scenario, fences: Fences, mutation: Option<Mutation>) -> Result<BTreeMap<&'static str, u64>, String> {
-    let (preemptions, cases, body) = (s.preemptions, s.cases, s.body);
+    let (preemptions, cases, body) = (s.preemptions, s.cases, s.play);
     std::thread::spawn(move || {
         set_up(fences, mutation);
         for case in 0..cases {
@@ -34,10 +26,10 @@ fn explore(s: &Scenario, fences: Fences, mutation: Option<Mutation>) -> Result<B
             let r = catch_unwind(AssertUnwindSafe(|| builder.check(move || { world::note("executions"); body(case) })));
             if let Err(e) = r {
                 let why = e.downcast_ref::<String>().cloned().or(e.downcast_ref::<&str>().map(|s| s.to_string())).unwrap_or("?".into());
-                return Err(format!("case {case} [{:?}]: {why}", world::noted()));
+                return Err(format!("case {case} [{:?}]: {why}", world::take_events()));
             }
         }
-        Ok(world::noted())
+        Ok(world::take_events())
     }).join().unwrap()
 }
 
@@ -45,7 +37,7 @@ fn explore(s: &Scenario, fences: Fences, mutation: Option<Mutation>) -> Result<B
 fn all() {
     let only = std::env::var("ONLY").unwrap_or_default();
     let bound: Option<usize> = std::env::var("BOUND").ok().map(|b| b.parse().unwrap());
-    for s in SCENARIOS {
+    for s in [&ONE_WRITER,&TWO_WRITERS,&SLEEPERS,&BROKEN_HOLDS,&REUSED_IDS,&NESTED_CALL,&SIGNAL_ANYWHERE,&FORK,&OTHER_MEMBERS,&JUMP,&DEAD_COORDINATOR] {
         if !s.name.contains(&only) { continue }
         for fences in [Fences::Before, Fences::After] {
             let t = Instant::now();

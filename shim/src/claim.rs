@@ -1,6 +1,6 @@
 //! A thread's slot: found again, or claimed.
 
-use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed};
+use core::sync::atomic::Ordering::{Acquire, Relaxed, SeqCst};
 
 use snapshim_gate::abi::Gate;
 use snapshim_gate::reap;
@@ -107,7 +107,7 @@ impl Claimant {
         let begin = (high_water.load(Relaxed) as usize).min(gate.slots().len());
         for (index, slot) in gate.slots().iter().enumerate().skip(begin) {
             if slot.owner.load(Relaxed) == FREE && self.take(slot) {
-                high_water.fetch_max(index as u32 + 1, AcqRel);
+                high_water.fetch_max(index as u32 + 1, SeqCst);
                 return Some(slot);
             }
         }

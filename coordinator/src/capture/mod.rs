@@ -1,1 +1,205 @@
-//! capture
+//! Copying the members of a set while its gate is shut.
+//!
+//! Three steps, and what each is for:
+//!
+//! | step | gate | what it does |
+//! |---|---|---|
+//! | [`prepare`] | open | walks the roots, finds out how each file system can be captured, flushes ahead |
+//! | [`Prepared::capture`] | shut | walks again; bytes, metadata, link targets, extended attributes |
+//! | [`Captured::finish`] | open again | links, owners, modes, times into the tree; makes all of it durable |
+//!
+//! Between the last two, still under the hold, [`Captured::moved`] looks for evidence
+//! against the cut: anything that changed although it was held.
+//!
+//! A walk goes by directory descriptors and single names, and follows no symbolic
+//! link: a name swapped meanwhile cannot lead it out of a root. What is captured is
+//! what was opened, whatever its name leads to by then.
+//!
+//! # What a tree carries
+//!
+//! Regular files with holes, hard links between captured names, directories, symbolic
+//! links, FIFOs; owners, modes, modification times; extended attributes of files and
+//! directories, among them ACLs. Sockets and device nodes are recorded, not made.
+//! Owners that the capturing user may not give away are in the manifest only, and a
+//! set-id bit is then left off; so are attributes only a privileged process may set
+//! (`security.*`, `trusted.*`). Attributes of symbolic links and FIFOs, access times and
+//! inode flags (`chattr`) are not carried.
+
+mod copy;
+mod dirs;
+mod finish;
+mod metadata;
+mod moved;
+mod prepare;
+mod record;
+mod reflink;
+mod seen;
+#[cfg(test)]
+mod tests;
+mod walk;
+
+use std::path::{Path, PathBuf};
+
+use snapshim_gate::table::FileId;
+
+use crate::Result;
+use crate::store::manifest::FileRecord;
+
+pub use moved::Moved;
+
+/// What is captured.
+#[derive(Clone, Debug, Default)]
+pub struct Scope {
+    /// Absolute paths of files and directories. One that is absent may appear later
+    /// and is nothing until then. Symbolic links above the last component are
+    /// followed; a root that is one itself is an error.
+    pub roots: Vec<PathBuf>,
+    /// Absolute paths, component by component; these and all below them are left
+    /// out. A directory is also known by its identity, in case another path leads to it.
+    pub excludes: Vec<PathBuf>,
+}
+
+/// How bytes are captured.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Method {
+    /// Reflink where the file system can, else copy; but never a copy to another file
+    /// system, which would be a surprise under a hold.
+    Auto,
+    /// `FICLONE`: the file's extents are shared with the clone.
+    Reflink,
+    /// The bytes are read and written.
+    Copy,
+}
+
+/// A regular file under the roots.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Member {
+    /// Absolute.
+    pub path: PathBuf,
+    /// What `fstat` says of it.
+    pub id: FileId,
+}
+
+/// Ready for the hold; see [`prepare`].
+#[derive(Debug)]
+pub struct Prepared {
+    scope: walk::Paths,
+    scan: prepare::Scan,
+    plan: prepare::Plan,
+    target: record::Target,
+}
+
+/// Everything read; see [`Prepared::capture`].
+#[derive(Debug)]
+pub struct Captured {
+    source: dirs::Dirs,
+    target: record::Target,
+    entries: Vec<record::Entry>,
+    /// Names that were gone when they were looked at.
+    vanished: Vec<PathBuf>,
+    absent_roots: Vec<PathBuf>,
+}
+
+/// Gets ready for capturing `scope` into the directory `tree`, which exists and is empty.
+///
+/// Walks the roots and finds the members and their devices; tries on one small file
+/// of each device whether it can be cloned into `tree`; opens every member, so that one
+/// that cannot be read is found before anything is held; and flushes ahead.
+///
+/// Flushing is `sync_file_range` over each member, waiting for the writes:
+/// it starts and awaits writeback of dirty pages but commits no journal and flushes no disk
+/// cache (sync_file_range(2)). `FICLONE` writes back what is dirty itself, under the
+/// inode's lock, so what is written back here is not waited for under the hold. Best effort.
+/// Where bytes will be copied, they are read ahead instead.
+///
+/// # Errors
+///
+/// A path that is not absolute, contains `..` or is `/`; a root that is a symbolic link;
+/// a member or directory that cannot be read; a store on another file system than a
+/// member unless `method` is [`Method::Copy`]; [`Method::Reflink`] where the file system has none.
+pub fn prepare(scope: &Scope, tree: &Path, method: Method) -> Result<Prepared> {
+    prepare::prepare(scope, tree, method)
+}
+
+impl Prepared {
+    /// `st_dev` of every file and directory found under the roots, and of the directory
+    /// an absent root would appear in; sorted. btrfs subvolumes have their own.
+    pub fn devices(&self) -> Vec<u64> {
+        self.scan.devices.iter().copied().collect()
+    }
+
+    /// The regular files under the roots, as found before the hold.
+    pub fn members(&self) -> Vec<Member> {
+        self.scan.members()
+    }
+
+    /// Captures everything as it is now. To be called under the hold.
+    ///
+    /// `go_on` is asked before each entry and each chunk of a copy; a `FICLONE` cannot be
+    /// interrupted. Names that vanish meanwhile are left out; [`Captured::moved`] tells.
+    ///
+    /// # Errors
+    ///
+    /// `go_on` said no ([`crate::Exit::Aborted`]); a member cannot be read or cloned; the
+    /// store is full or read-only. What is in the tree by then is of no use.
+    pub fn capture(self, go_on: &mut dyn FnMut() -> bool) -> Result<Captured> {
+        record::capture(self, go_on)
+    }
+}
+
+impl Captured {
+    /// The regular files captured, each name of each.
+    pub fn members(&self) -> Vec<Member> {
+        self.entries
+            .iter()
+            .filter(|entry| entry.is_file())
+            .map(|entry| Member {
+                path: self.path_of(entry),
+                id: entry.seen.id,
+            })
+            .collect()
+    }
+
+    /// What changed since it was captured, by a second `fstatat` of every entry: evidence
+    /// against the cut if the gate was shut all the time. To be called under the hold.
+    ///
+    /// An unmoved ctime is no proof: a store to a mapped page that is dirty
+    /// already does not move it, and before Linux 6.13 (multigrain timestamps) neither
+    /// does a second change within one timer tick.
+    pub fn moved(&self) -> Vec<Moved> {
+        moved::moved(self)
+    }
+
+    /// Completes the tree and makes it durable: links, FIFOs and metadata, directories
+    /// last and deepest first, then `fsync` of each file and directory, or
+    /// `syncfs` of the store's file system if they are many. To be called after the hold.
+    ///
+    /// Returns a record for each entry, sorted by path.
+    ///
+    /// # Errors
+    ///
+    /// The store cannot take it: full, read-only, no extended attributes, an I/O error.
+    pub fn finish(self) -> Result<Vec<FileRecord>> {
+        finish::finish(self)
+    }
+
+    /// `reflink`, `copy`, `mixed`, or `none` if there was no file.
+    pub fn method(&self) -> String {
+        let used = |how| {
+            self.entries
+                .iter()
+                .any(|entry| matches!(entry.body, record::Body::File(used) if used == how))
+        };
+        let name = match (used(record::How::Reflink), used(record::How::Copy)) {
+            (true, true) => "mixed",
+            (true, false) => "reflink",
+            (false, true) => "copy",
+            (false, false) => "none",
+        };
+        name.to_owned()
+    }
+
+    fn path_of(&self, entry: &record::Entry) -> PathBuf {
+        self.source.path(entry.dir).join(dirs::as_path(&entry.name))
+    }
+}

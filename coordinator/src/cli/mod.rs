@@ -1,1 +1,71 @@
-//! cli
+//! The commands.
+//!
+//! Each is a function of its parsed arguments that ends in an exit code or an
+//! [`Error`](crate::Error). What a command says goes to standard output: a table
+//! or a line for people, or with `--json` one object and nothing else. All the
+//! rest goes to standard error. The shim never prints anything.
+
+pub mod args;
+pub mod checkpoint;
+pub mod env;
+pub mod inherited;
+pub mod list;
+pub mod output;
+pub mod periodic;
+pub mod preload;
+pub mod run;
+pub mod show;
+pub mod signals;
+pub mod snapshots;
+pub mod status;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::{Error, Exit, Result};
+
+use args::{Cli, Command};
+
+/// The whole program.
+pub fn main() -> ExitCode {
+    let arguments: Vec<OsString> = std::env::args_os().collect();
+    if let Some(code) = preload::load_test(&arguments) {
+        return code;
+    }
+    let result = preload::shed(&arguments).and_then(|()| match Cli::try_parse_from(&arguments) {
+        Ok(cli) => dispatch(cli.command),
+        Err(refusal) => Ok(refuse(&refusal)),
+    });
+    result.unwrap_or_else(|error| {
+        output::note(&format!("snapshim: {error}"));
+        ExitCode::from(error.exit as u8)
+    })
+}
+
+fn dispatch(command: Command) -> Result<ExitCode> {
+    match command {
+        Command::Run(args) => run::run(args),
+        Command::Checkpoint(args) => checkpoint::run(&args),
+        Command::List(args) => list::run(&args),
+        Command::Show(args) => show::run(&args),
+        Command::Status(args) => status::run(&args),
+        Command::Env(args) => env::run(&args),
+    }
+}
+
+/// Prints what the parser has to say: help to standard output, mistakes to standard error.
+fn refuse(refusal: &clap::Error) -> ExitCode {
+    // A closed pipe is no reason to say more.
+    let _ = refusal.print();
+    match refusal.use_stderr() {
+        true => ExitCode::from(Exit::Usage as u8),
+        false => ExitCode::SUCCESS,
+    }
+}
+
+/// The error for a mistake that the parser cannot see.
+fn usage(message: impl Into<String>, next: impl Into<String>) -> Error {
+    Error::usage(message).next(next)
+}

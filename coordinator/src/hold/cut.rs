@@ -165,7 +165,7 @@ impl<'a> Hold<'a> {
                 .gate
                 .used_slots()
                 .iter()
-                .filter(|s| !s.is_quiet() && !self.is_parked(s))
+                .filter(|s| !s.is_quiet(self.closed) && !self.is_parked(s))
                 .collect();
             let elapsed = self.since.elapsed();
             if busy.is_empty() {

@@ -84,8 +84,9 @@ pub struct Scan {
     found: BTreeMap<Pid, Found>,
     /// Processes of this user that may not be looked at.
     unreadable: BTreeSet<Pid>,
-    /// Processes of other users that may not be looked at.
-    out_of_sight: BTreeSet<u32>,
+    /// Why other processes may not be looked at: they belong to another user, or
+    /// are more privileged than we are.
+    out_of_sight: BTreeSet<String>,
 }
 
 /// Looks at all processes.
@@ -94,6 +95,7 @@ pub fn scan(gate: &Gate, gate_id: FileId, members: &Members) -> Scan {
     let attached = attached(gate);
     let me = std::process::id();
     let my_user = nix::unistd::geteuid().as_raw();
+    let my_capabilities = process::capabilities(me).unwrap_or(0);
     for pid in process::all() {
         if pid == me {
             continue;
@@ -102,14 +104,21 @@ pub fn scan(gate: &Gate, gate_id: FileId, members: &Members) -> Scan {
         let (files, maps) = match (process::open_files(pid), process::mappings(pid, gate_id)) {
             (Ok(files), Ok(maps)) => (files, maps),
             _ => {
-                match process::owner(pid) {
-                    Some(user) if user == my_user || threads > 0 => {
+                match (process::owner(pid), process::capabilities(pid)) {
+                    (None, _) | (_, None) => {}
+                    _ if threads > 0 => {
                         scan.unreadable.insert(pid);
                     }
-                    Some(user) => {
-                        scan.out_of_sight.insert(user);
+                    (Some(user), _) if user != my_user => {
+                        scan.out_of_sight.insert(format!("processes of user {user}"));
                     }
-                    None => {}
+                    (_, Some(theirs)) if theirs & !my_capabilities != 0 => {
+                        let name = process::name(pid);
+                        scan.out_of_sight.insert(format!("{name} ({pid}), more privileged than this command,"));
+                    }
+                    _ => {
+                        scan.unreadable.insert(pid);
+                    }
                 }
                 continue;
             }
@@ -261,14 +270,10 @@ impl Scan {
 
     /// What was taken for granted.
     pub fn assumptions(&self) -> Vec<String> {
-        if self.out_of_sight.is_empty() {
-            return Vec::new();
-        }
-        let users: Vec<String> = self.out_of_sight.iter().map(u32::to_string).collect();
-        vec![format!(
-            "processes of other users (uid {}) cannot be looked at; what they change during the hold is seen, what they have open is not",
-            users.join(", ")
-        )]
+        let unseen = |who: &String| {
+            format!("{who} cannot be looked at: what they change during the hold is seen, what they have open is not")
+        };
+        self.out_of_sight.iter().map(unseen).collect()
     }
 }
 

@@ -42,6 +42,13 @@ pub fn owner(pid: Pid) -> Option<u32> {
     Some(fs::metadata(format!("/proc/{pid}")).ok()?.uid())
 }
 
+/// Permitted capabilities, as a bit set; `None` if the process is gone.
+pub fn capabilities(pid: Pid) -> Option<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find_map(|l| l.strip_prefix("CapPrm:"))?;
+    u64::from_str_radix(line.trim(), 16).ok()
+}
+
 /// Whether there is such a process, and it has not ended (a zombie has).
 pub fn is_alive(pid: Pid) -> bool {
     !matches!(stat(&format!("/proc/{pid}/stat")), None | Some(('Z' | 'X', _)))

@@ -1,62 +1,354 @@
-use loom::thread;
+//! What is played, and what must hold in every execution of it.
+
 use std::sync::Arc;
 
-use crate::Scenario;
-use crate::memory::*;
-use crate::world::*;
+use loom::sync::atomic::AtomicU32;
+use loom::sync::atomic::Ordering::{Acquire, Release};
+use loom::thread;
+use snapshim_gate::hold;
+use snapshim_gate::reap::reap;
+use snapshim_gate::slot::Owner;
 
-pub(crate) const SCENARIOS: &[Scenario] = &[
-    Scenario { name: "one_writer", preemptions: 3, cases: 1, body: |_| one_writer(), witnesses: &[] },
-    Scenario { name: "signals", preemptions: 2, cases: 3 * 30, body: signals, witnesses: &[] },
-    Scenario { name: "tables", preemptions: 3, cases: 1, body: |_| tables(), witnesses: &[] },
-];
+use crate::memory::{Modelled, cancel_signal, signal_after};
+use crate::world::{A, B, C, Drain, File, Patience, Set, Writer, note};
 
-fn ordered(snapshot: &[u32]) {
-    let [a, b] = *snapshot else { unreachable!() };
-    assert!(b <= a && a <= b + 1, "out of order");
-    if a > b { note("cut between A and B"); }
+pub(crate) struct Scenario {
+    pub(crate) name: &'static str,
+    /// Most times that a thread is made to stop where it could go on.
+    pub(crate) preemptions: usize,
+    /// Threads and calls, for the reader.
+    pub(crate) size: &'static str,
+    /// The scenario is played once for each number below this.
+    pub(crate) cases: usize,
+    pub(crate) play: fn(usize),
+    /// What must happen in some execution: nothing passes because nothing happens.
+    pub(crate) happens: &'static [&'static str],
 }
 
-fn one_writer() {
-    let set = Set::new(1, [File::plain(), File::plain()]);
-    let writer = Writer::new(&set, 0, Patience::Endless);
-    let w = thread::spawn(move || {
-        for k in 1..=2 {
-            writer.call(A, k);
-            writer.call(B, k);
+fn guarded<const N: usize>() -> [File; N] {
+    std::array::from_fn(|_| File::guarded())
+}
+
+fn exposed<const N: usize>() -> [File; N] {
+    std::array::from_fn(|_| File::exposed())
+}
+
+/// A and B of a writer that always writes A first.
+fn assert_in_order(records: &[u32]) {
+    let [a, b] = *records else { panic!("two files") };
+    assert!(b <= a && a <= b + 1, "A at {a}, B at {b}");
+    if a > b {
+        note("cut between A and B");
+    }
+}
+
+pub(crate) const ONE_WRITER: Scenario = Scenario {
+    name: "one writer",
+    preemptions: 4,
+    size: "2 threads; 4 calls, 1 hold",
+    cases: 1,
+    play: |_| {
+        let set = Set::new(1, guarded::<2>());
+        let writer = Writer::new(&set, 0, Patience::Endless);
+        let writing = thread::spawn(move || {
+            for k in 1..=2 {
+                writer.call(A, k);
+                writer.call(B, k);
+            }
+        });
+        let records = set.checkpoint(&[A, B], Drain::Endless).expect("nobody breaks the hold");
+        assert_in_order(&records);
+        writing.join().unwrap();
+        set.assert_quiet();
+    },
+    happens: &["published", "cut between A and B", "slept"],
+};
+
+/// The order of two writers' calls is as good as that of one's.
+pub(crate) const TWO_WRITERS: Scenario = Scenario {
+    name: "two writers",
+    preemptions: 2,
+    size: "3 threads; 2 calls each, 1 hold",
+    cases: 1,
+    play: |_| {
+        let set = Set::new(2, guarded::<2>());
+        let progress = Arc::new(AtomicU32::new(0));
+        let (first, told) = (Writer::new(&set, 0, Patience::Endless), progress.clone());
+        let leader = thread::spawn(move || {
+            for k in 1..=2 {
+                first.call(A, k);
+                told.store(k, Release);
+            }
+        });
+        let second = Writer::new(&set, 1, Patience::Endless);
+        let follower = thread::spawn(move || {
+            for _ in 0..2 {
+                match progress.load(Acquire) {
+                    0 => {}
+                    k => second.call(B, k),
+                }
+            }
+        });
+        let records = set.checkpoint(&[A, B], Drain::Endless).expect("nobody breaks the hold");
+        assert!(records[B] <= records[A], "B ahead of A");
+        note(if records[B] > 0 { "cut after B" } else { "cut before B" });
+        leader.join().unwrap();
+        follower.join().unwrap();
+        set.assert_quiet();
+    },
+    happens: &["published", "cut after B", "cut before B", "slept"],
+};
+
+/// Nobody sleeps for ever.
+pub(crate) const SLEEPERS: Scenario = Scenario {
+    name: "sleepers",
+    preemptions: 2,
+    size: "3 threads; 1 call each, 2 holds",
+    cases: 1,
+    play: |_| {
+        let set = Set::new(2, guarded::<2>());
+        let writers = [A, B].map(|file| {
+            let writer = Writer::new(&set, file, Patience::Endless);
+            thread::spawn(move || writer.call(file, 1))
+        });
+        for _ in 0..2 {
+            set.checkpoint(&[A, B], Drain::Endless).expect("nobody breaks the hold");
         }
-    });
-    if let Some(s) = checkpoint(&set, &[A, B], Drain::Endless) { ordered(&s) }
-    w.join().unwrap();
-    assert_quiet(&set);
-}
+        for writer in writers {
+            writer.join().unwrap();
+        }
+        set.assert_quiet();
+    },
+    happens: &["published", "slept"],
+};
 
-fn signals(case: usize) {
-    let (kind, after) = (case / 30, case % 30);
-    let set = Set::new(1, [File::plain(), File::plain(), File::plain()]);
-    let writer = Writer::new(&set, 0, Patience::Endless);
-    let handler = writer.clone();
-    let w = thread::spawn(move || {
-        signal_after(after, move || { note("signal"); handler.call(B, 1) });
-        if kind == 2 { writer.call(C, 1); }
-        writer.call(A, 1);
-        if cancel_signal() { note("no signal") }
-    });
-    let members: &[usize] = if kind == 0 { &[B] } else { &[A, B] };
-    checkpoint(&set, members, Drain::Looks(2));
-    w.join().unwrap();
-    assert_quiet(&set);
-}
+/// A call that waited in vain ends that hold, and no other; what was captured
+/// under a broken hold is not published.
+pub(crate) const BROKEN_HOLDS: Scenario = Scenario {
+    name: "broken holds",
+    preemptions: 3,
+    size: "2 threads; 2 calls, 2 holds",
+    cases: 1,
+    play: |_| {
+        let set = Set::new(1, exposed::<2>());
+        let writer = Writer::new(&set, 0, Patience::None);
+        let writing = thread::spawn(move || {
+            writer.call(A, 1);
+            writer.call(B, 1);
+        });
+        for _ in 0..2 {
+            if let Some(records) = set.checkpoint(&[A, B], Drain::Endless) {
+                assert_in_order(&records);
+            }
+        }
+        writing.join().unwrap();
+        set.assert_quiet();
+    },
+    happens: &["published", "broken", "cut between A and B"],
+};
 
-fn tables() {
-    let set = Set::new(1, [File::plain(), File::plain()]);
-    let writer = Writer::new(&set, 0, Patience::Endless);
-    let w = thread::spawn(move || {
-        writer.call(A, 1);
-        note("done");
-    });
-    checkpoint(&set, &[B], Drain::Endless);
-    checkpoint(&set, &[A, B], Drain::Endless);
-    w.join().unwrap();
-    assert_quiet(&set);
-}
+/// A dead thread left its slot counted, and its ids are given to a new one, which
+/// takes the slot, while the coordinator and a third process are about to free it.
+pub(crate) const REUSED_IDS: Scenario = Scenario {
+    name: "reused ids",
+    preemptions: 2,
+    size: "3 threads; 2 calls, 1 hold",
+    cases: 1,
+    play: |_| {
+        const OWNER: Owner = Owner { pid: 7, tid: 7, pidns: 1 };
+        const DEAD: u64 = 10;
+        const LIVE: u64 = 20;
+        let set = Set::new(2, guarded::<2>());
+        let dead = Writer::new(&set, 0, Patience::Endless);
+        assert!(set.slots[0].claim(OWNER, DEAD, 0));
+        dead.enter(A);
+        let reap_dead = |set: &Set| reap(&set.slots[0], OWNER.pack(), DEAD);
+        let (here, there) = (set.clone(), set.clone());
+        let reborn = thread::spawn(move || {
+            reap_dead(&here);
+            let slot = here.slots.iter().position(|slot| slot.claim(OWNER, LIVE, 0));
+            note(if slot == Some(0) { "took the same slot" } else { "took another slot" });
+            let writer = Writer::new(&here, slot.expect("two slots"), Patience::Endless);
+            writer.call(A, 1);
+            writer.call(B, 1);
+        });
+        let neighbour = thread::spawn(move || {
+            reap_dead(&there);
+        });
+        reap_dead(&set);
+        let records = set.checkpoint(&[A, B], Drain::Endless).expect("nobody breaks the hold");
+        assert_in_order(&records);
+        reborn.join().unwrap();
+        neighbour.join().unwrap();
+        set.assert_quiet();
+    },
+    happens: &["published", "took the same slot", "took another slot", "cut between A and B"],
+};
+
+/// A signal handler's call in a call. It passes a shut gate if the drain waits
+/// for the outer call, or else the drain would wait for both for ever.
+pub(crate) const NESTED_CALL: Scenario = Scenario {
+    name: "nested call",
+    preemptions: 3,
+    size: "2 threads; 2 calls, 1 hold",
+    cases: 2,
+    play: |case| {
+        let set = Set::new(1, guarded::<3>());
+        let writer = Writer::new(&set, 0, Patience::Endless);
+        // The drain of a hold that does not shut the outer call's file may find it
+        // in flight all the same: whoever is asked what it is on, is not in the model.
+        let (outer, drain) = [(A, Drain::Endless), (C, Drain::Looks(2))][case];
+        let writing = thread::spawn(move || {
+            writer.call_and(outer, 1, || writer.call(B, 1));
+        });
+        set.checkpoint(&[A, B], drain);
+        writing.join().unwrap();
+        set.assert_quiet();
+    },
+    happens: &[
+        "published",
+        "given up",
+        "slept",
+        "outer call is on a member",
+        "outer call is on no member",
+    ],
+};
+
+/// A signal handler's call between any two steps of another call's way.
+pub(crate) const SIGNAL_ANYWHERE: Scenario = Scenario {
+    name: "signal anywhere",
+    preemptions: 2,
+    size: "2 threads; 2 or 3 calls, 1 hold",
+    cases: 3 * STEPS,
+    play: |case| {
+        let (kind, step) = (case / STEPS, case % STEPS);
+        let set = Set::new(1, guarded::<3>());
+        let writer = Writer::new(&set, 0, Patience::Endless);
+        let handler = writer.clone();
+        let writing = thread::spawn(move || {
+            signal_after(step, move || {
+                note("signal");
+                handler.call(B, 1);
+            });
+            match kind {
+                0 => writer.call(A, 1),
+                1 => writer.call(C, 1),
+                _ => {
+                    writer.call(C, 1);
+                    writer.call(A, 1);
+                }
+            }
+            if cancel_signal() {
+                note("no signal any more");
+            }
+        });
+        // In the few steps between its count and its look, a call can neither know
+        // whether the drain waits for it nor let a handler's call know: that waits,
+        // and the drain for both. It is given up, at the bound.
+        set.checkpoint(&[A, B], Drain::Looks(2));
+        writing.join().unwrap();
+        set.assert_quiet();
+    },
+    happens: &["published", "given up", "slept", "signal", "no signal any more"],
+};
+const STEPS: usize = 40;
+
+/// A child forked in a call returns from it as well.
+pub(crate) const FORK: Scenario = Scenario {
+    name: "fork",
+    preemptions: 2,
+    size: "3 threads; 1 call, left twice, 1 hold",
+    cases: 1,
+    play: |_| {
+        let set = Set::new(1, guarded::<1>());
+        let parent = Writer::new(&set, 0, Patience::Endless);
+        let writing = thread::spawn(move || {
+            let child = parent.clone();
+            let frame = parent.enter(A);
+            let forked = thread::spawn(move || child.leave_in_child(frame));
+            parent.write_and_leave(A, 1, frame);
+            forked.join().unwrap();
+        });
+        set.checkpoint(&[A], Drain::Endless).expect("nobody breaks the hold");
+        writing.join().unwrap();
+        set.assert_quiet();
+    },
+    happens: &["published", "slept"],
+};
+
+/// A file that one hold does not shut, and the next does.
+pub(crate) const OTHER_MEMBERS: Scenario = Scenario {
+    name: "other members",
+    preemptions: 3,
+    size: "2 threads; 1 call, 2 or 3 holds",
+    cases: 3,
+    play: |case| {
+        let holds: &[&[usize]] = match case {
+            0 => &[&[B], &[A, B]],
+            // The third hold's table takes the place of the first one's.
+            1 => &[&[B], &[A], &[A, B]],
+            _ => &[&[A], &[B], &[A, B]],
+        };
+        let set = Set::new(1, guarded::<2>());
+        let writer = Writer::new(&set, 0, Patience::Endless);
+        let writing = thread::spawn(move || writer.call(A, 1));
+        for members in holds {
+            set.checkpoint(members, Drain::Endless).expect("nobody breaks the hold");
+        }
+        writing.join().unwrap();
+        set.assert_quiet();
+    },
+    happens: &["published", "slept", "found its file shut", "found its file not shut"],
+};
+
+/// A call left by siglongjmp stays counted until the thread's next call.
+pub(crate) const JUMP: Scenario = Scenario {
+    name: "jump",
+    preemptions: 3,
+    size: "2 threads; 3 calls, one of them left twice, 1 hold",
+    cases: 1,
+    play: |_| {
+        let set = Set::new(1, guarded::<2>());
+        let writer = Writer::new(&set, 0, Patience::Endless);
+        let writing = thread::spawn(move || {
+            let left = writer.enter(A);
+            let writer = writer.jumped();
+            // Should the old call return after all, it undoes nobody's count.
+            writer.call_and(A, 1, || writer.leave(left));
+            writer.call(B, 1);
+        });
+        let records = set.checkpoint(&[A, B], Drain::Endless).expect("nobody breaks the hold");
+        assert_in_order(&records);
+        writing.join().unwrap();
+        set.assert_quiet();
+    },
+    happens: &["published", "slept", "cut between A and B"],
+};
+
+/// A coordinator dies in a hold; the next one opens the gate and makes its own hold.
+pub(crate) const DEAD_COORDINATOR: Scenario = Scenario {
+    name: "dead coordinator",
+    preemptions: 3,
+    size: "2 threads; 2 calls, 2 holds",
+    cases: 2,
+    play: |case| {
+        let (set, patience) = match case {
+            0 => (Set::new(1, guarded::<2>()), Patience::Endless),
+            _ => (Set::new(1, exposed::<2>()), Patience::None),
+        };
+        let writer = Writer::new(&set, 0, patience);
+        let writing = thread::spawn(move || {
+            writer.call(A, 1);
+            writer.call(B, 1);
+        });
+        set.close(&[A, B]);
+        let recovered = hold::recover::<Modelled>(&set.word, |_| set.wake());
+        note(if recovered { "recovered" } else { "found open" });
+        if let Some(records) = set.checkpoint(&[A, B], Drain::Endless) {
+            assert_in_order(&records);
+        }
+        writing.join().unwrap();
+        set.assert_quiet();
+    },
+    happens: &["published", "slept", "recovered", "found open", "cut between A and B"],
+};

@@ -3,108 +3,130 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU32 as Unmodelled;
+use std::sync::atomic::Ordering::Relaxed;
 
 use loom::cell::UnsafeCell;
 use loom::sync::atomic::AtomicU32;
-use loom::sync::atomic::Ordering::Relaxed;
 use loom::sync::{Condvar, Mutex};
 use loom::thread::yield_now;
 use snapshim_gate::hold;
 use snapshim_gate::memory::Cell;
-use snapshim_gate::passage::{self, Thread};
+use snapshim_gate::passage::{self, Passage, Thread};
 use snapshim_gate::slot::{Call, Class, Slot};
 use snapshim_gate::word;
 
 use crate::memory::{Modelled, U32, U64};
 
+/// How often something happened, by what it is.
+pub(crate) type Events = BTreeMap<&'static str, u64>;
+
 thread_local! {
-    static SEEN: RefCell<BTreeMap<&'static str, u64>> = const { RefCell::new(BTreeMap::new()) };
+    static EVENTS: RefCell<Events> = const { RefCell::new(Events::new()) };
 }
 
-/// Notes that `what` happened in some execution: no scenario may pass because
-/// nothing happens in it.
-pub(crate) fn note(what: &'static str) {
-    SEEN.with_borrow_mut(|seen| *seen.entry(what).or_default() += 1);
+/// Notes that something happened in an execution.
+pub(crate) fn note(event: &'static str) {
+    EVENTS.with_borrow_mut(|events| *events.entry(event).or_default() += 1);
 }
 
-/// What was noted in this thread's exploration.
-pub(crate) fn noted() -> BTreeMap<&'static str, u64> {
-    SEEN.take()
+/// What was noted on this thread, that is, in one exploration.
+pub(crate) fn take_events() -> Events {
+    EVENTS.take()
 }
 
-/// A file of one record. Each call writes the record in two halves.
+/// A file of one record. A call writes the record in two halves.
 pub(crate) enum File {
-    /// Of a hold that nobody breaks: to read it while it may be written is an
-    /// error in itself, whatever is read.
-    Plain([UnsafeCell<u32>; 2]),
-    /// Of a hold that may be broken: it may be read while it is written, and a
-    /// read may miss what is not ordered before it; but then nothing may come of it.
-    Racy([AtomicU32; 2]),
+    /// Of holds that nobody breaks: to read it while a call may be writing it is an
+    /// error, whatever is read.
+    Guarded([UnsafeCell<u32>; 2]),
+    /// Of holds that may be broken: it is then read while calls write it, and may
+    /// be read in any state; but nothing may come of that.
+    Exposed([AtomicU32; 2]),
 }
 
 impl File {
-    pub(crate) fn plain() -> File {
-        File::Plain([UnsafeCell::new(0), UnsafeCell::new(0)])
+    pub(crate) fn guarded() -> File {
+        File::Guarded([UnsafeCell::new(0), UnsafeCell::new(0)])
     }
 
-    pub(crate) fn racy() -> File {
-        File::Racy([AtomicU32::new(0), AtomicU32::new(0)])
+    pub(crate) fn exposed() -> File {
+        File::Exposed([AtomicU32::new(0), AtomicU32::new(0)])
     }
 
     fn write(&self, record: u32) {
         match self {
-            // SAFETY: loom checks that the access is exclusive, and one thread runs at a time.
-            File::Plain(halves) => halves.iter().for_each(|h| h.with_mut(|h| unsafe { *h = record })),
-            File::Racy(halves) => halves.iter().for_each(|h| h.store(record, Relaxed)),
+            File::Guarded(halves) => {
+                for half in halves {
+                    // SAFETY: loom runs one thread at a time, and ends the execution
+                    // if this access is not ordered with all others.
+                    half.with_mut(|half| unsafe { *half = record });
+                }
+            }
+            File::Exposed(halves) => {
+                for half in halves {
+                    half.store(record, Relaxed);
+                }
+            }
         }
     }
 
-    /// The two halves as they stand.
     fn read(&self) -> [u32; 2] {
         match self {
             // SAFETY: as in `write`.
-            File::Plain(halves) => [0, 1].map(|i| halves[i].with(|h| unsafe { *h })),
-            File::Racy(halves) => [0, 1].map(|i| halves[i].load(Relaxed)),
+            File::Guarded(halves) => [0, 1].map(|i| halves[i].with(|half| unsafe { *half })),
+            File::Exposed(halves) => [0, 1].map(|i| halves[i].load(Relaxed)),
         }
     }
 }
 
-/// Index of a file in [`Set::files`], and its bit in a member table.
+/// Files by their place in [`Set::files`]; also their bits in a member table.
 pub(crate) const A: usize = 0;
 pub(crate) const B: usize = 1;
 pub(crate) const C: usize = 2;
 
-/// What a gate's segment, the kernel's futex and the file system hold together.
+/// The gate's segment, the kernel's futex, and the files.
 pub(crate) struct Set {
     pub(crate) word: U32,
     pub(crate) slots: Vec<Slot<Modelled>>,
-    pub(crate) files: Vec<File>,
-    /// The member tables: a bit for each file.
+    files: Vec<File>,
+    /// The two member tables, a bit for each file. As loosely ordered as the real ones.
     tables: [U32; 2],
     /// The futex: the kernel compares and falls asleep under a lock that a waker takes.
     lock: Mutex<()>,
     bell: Condvar,
-    /// Words of holds that somebody waited for in vain. Not part of the model.
+    /// What an observer of the execution knows; no part of the model.
+    observer: Observer,
+}
+
+struct Observer {
+    /// The last record of each file whose call has returned.
+    written: Vec<Unmodelled>,
+    /// Words of holds that somebody waited for in vain.
     given_up: std::sync::Mutex<Vec<u32>>,
 }
 
 impl Set {
     pub(crate) fn new(slots: usize, files: impl IntoIterator<Item = File>) -> Arc<Set> {
+        let files: Vec<File> = files.into_iter().collect();
         Arc::new(Set {
             word: U32::new(word::OPEN),
             slots: (0..slots).map(|_| slot()).collect(),
-            files: files.into_iter().collect(),
-            tables: [u32::MAX, u32::MAX].map(U32::new),
+            tables: [0, 0].map(U32::new),
             lock: Mutex::new(()),
             bell: Condvar::new(),
-            given_up: std::sync::Mutex::default(),
+            observer: Observer {
+                written: files.iter().map(|_| Unmodelled::new(0)).collect(),
+                given_up: std::sync::Mutex::default(),
+            },
+            files,
         })
     }
 
     /// FUTEX_WAIT.
     fn sleep(&self, seen: u32) {
         let guard = self.lock.lock().unwrap();
-        if self.word.load(Relaxed) == seen {
+        if self.word.peek() == seen {
             note("slept");
             drop(self.bell.wait(guard).unwrap());
         }
@@ -114,6 +136,65 @@ impl Set {
     pub(crate) fn wake(&self) {
         let _guard = self.lock.lock().unwrap();
         self.bell.notify_all();
+    }
+
+    /// Writes the member table of the next hold, and shuts the gate.
+    pub(crate) fn close(&self, members: &[usize]) -> u32 {
+        let next = word::next(self.word.load(Relaxed), word::CLOSED);
+        let table = members.iter().fold(0, |bits, file| bits | 1 << file);
+        self.tables[word::bank(next)].store(table, Relaxed);
+        hold::close::<Modelled>(&self.word).expect("the gate is open")
+    }
+
+    /// Waits until the hold is drained, unless it is broken or `drain` gives up.
+    fn drain(&self, closed: u32, drain: Drain) -> bool {
+        let mut looks = 0;
+        while hold::stands::<Modelled>(&self.word, closed) {
+            if hold::is_drained(closed, &self.slots) {
+                return true;
+            }
+            looks += 1;
+            if drain == Drain::Looks(looks) {
+                return false;
+            }
+            yield_now();
+        }
+        false
+    }
+
+    /// Closes, drains, captures `members`, and opens. The records captured, if they
+    /// are worth anything.
+    pub(crate) fn checkpoint(&self, members: &[usize], drain: Drain) -> Option<Vec<u32>> {
+        let earlier: Vec<u32> = self.observer.written.iter().map(|w| w.load(Relaxed)).collect();
+        let closed = self.close(members);
+        let captured = self.drain(closed, drain).then(|| {
+            let read = |file: &usize| (*file, self.files[*file].read());
+            members.iter().map(read).collect::<Vec<_>>()
+        });
+        if !hold::open::<Modelled>(&self.word, closed, |_| self.wake()) {
+            let given_up = self.observer.given_up.lock().unwrap();
+            assert!(given_up.contains(&closed), "broken by a call that did not wait for this hold");
+            note("broken");
+            return None;
+        }
+        let Some(captured) = captured else {
+            note("given up");
+            return None;
+        };
+        note("published");
+        let check = |(file, [first, second]): (usize, [u32; 2])| {
+            assert_eq!(first, second, "a call is half done");
+            assert!(first >= earlier[file], "a call that returned before the close is missing");
+            first
+        };
+        Some(captured.into_iter().map(check).collect())
+    }
+
+    /// At the end: nobody is left counted.
+    pub(crate) fn assert_quiet(&self) {
+        for slot in &self.slots {
+            assert_eq!(slot.count.load(Relaxed), 0, "a count is left");
+        }
     }
 }
 
@@ -138,27 +219,36 @@ fn slot() -> Slot<Modelled> {
     }
 }
 
+/// How long a coordinator waits for calls in flight.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Drain {
+    /// Until there are none: if that is never, the model fails.
+    Endless,
+    /// For so many looks at the counts.
+    Looks(u32),
+}
+
 /// How long a call waits at the gate.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Patience {
-    /// Until it is woken: whoever is not woken sleeps for ever.
+    /// Until it is woken: if that is never, the model fails.
     Endless,
-    /// Not at all: its time is spent when it arrives, so that it breaks the hold,
-    /// or tries to, at any moment from then on.
+    /// Its time is spent when it arrives: it tries to break the hold it found, at
+    /// once or at any later moment.
     None,
 }
 
-/// A thread of a writer.
+/// A thread of a program.
 #[derive(Clone)]
 pub(crate) struct Writer {
-    pub(crate) set: Arc<Set>,
-    pub(crate) slot: usize,
-    pub(crate) patience: Patience,
-    /// Whether its outer call is known never to return.
-    pub(crate) abandoned: bool,
+    set: Arc<Set>,
+    slot: usize,
+    patience: Patience,
+    /// Whether it has proof that its outer call never returns.
+    outer_is_abandoned: bool,
 }
 
-/// What a call has to undo when it returns, as the shim keeps it.
+/// A call in flight, as the shim keeps it.
 #[derive(Clone, Copy)]
 pub(crate) struct Frame {
     generation: u32,
@@ -166,39 +256,54 @@ pub(crate) struct Frame {
 
 impl Writer {
     pub(crate) fn new(set: &Arc<Set>, slot: usize, patience: Patience) -> Writer {
-        Writer { set: set.clone(), slot, patience, abandoned: false }
+        Writer { set: set.clone(), slot, patience, outer_is_abandoned: false }
     }
 
-    pub(crate) fn slot(&self) -> &Slot<Modelled> {
-        &self.set.slots[self.slot]
+    /// The same thread after a jump out of all its calls.
+    pub(crate) fn jumped(&self) -> Writer {
+        Writer { outer_is_abandoned: true, ..self.clone() }
     }
 
-    /// One call that writes `record` to `file`.
+    /// One call: writes `record` to `file`.
     pub(crate) fn call(&self, file: usize, record: u32) {
+        self.call_and(file, record, || ());
+    }
+
+    /// One call, interrupted by `handler`.
+    pub(crate) fn call_and(&self, file: usize, record: u32, handler: impl FnOnce()) {
         let frame = self.enter(file);
+        handler();
+        self.write_and_leave(file, record, frame);
+    }
+
+    pub(crate) fn write_and_leave(&self, file: usize, record: u32, frame: Frame) {
         self.set.files[file].write(record);
         self.leave(frame);
+        self.set.observer.written[file].store(record, Relaxed);
     }
 
-    pub(crate) fn enter(&self, file: usize) -> Option<Frame> {
+    pub(crate) fn enter(&self, file: usize) -> Frame {
         let call = Call { class: Class::Write, fd: file as i32, sp: 0 };
-        let mut visit = Visit { writer: self, file };
-        match passage::pass(self.slot(), &self.set.word, call, &mut visit) {
-            passage::Passage::Counted => {
-                Some(Frame { generation: self.slot().generation.load(Relaxed) })
-            }
-            passage::Passage::Uncounted => None,
-        }
+        let passage = passage::pass(self.slot(), &self.set.word, call, &mut Visit { writer: self, file });
+        assert_eq!(passage, Passage::Counted);
+        Frame { generation: self.slot().generation.load(Relaxed) }
     }
 
-    pub(crate) fn leave(&self, frame: Option<Frame>) {
-        if let Some(frame) = frame {
-            self.slot().leave_frame(true, frame.generation);
-        }
+    pub(crate) fn leave(&self, frame: Frame) {
+        self.slot().leave_frame(true, frame.generation);
+    }
+
+    /// The way out of a call that a forked child inherited.
+    pub(crate) fn leave_in_child(&self, frame: Frame) {
+        self.slot().leave_frame(false, frame.generation);
+    }
+
+    fn slot(&self) -> &Slot<Modelled> {
+        &self.set.slots[self.slot]
     }
 }
 
-/// One call of a writer at the gate.
+/// A call that found the gate shut, or another call of its thread in flight.
 struct Visit<'a> {
     writer: &'a Writer,
     file: usize,
@@ -212,92 +317,37 @@ impl Visit<'_> {
 
 impl Thread<Modelled> for Visit<'_> {
     fn is_shut(&mut self, bank: usize) -> bool {
-        self.shuts(bank, self.file)
+        let is_shut = self.shuts(bank, self.file);
+        note(if is_shut { "found its file shut" } else { "found its file not shut" });
+        is_shut
     }
 
     fn outer_is_shut(&mut self, bank: usize) -> bool {
         let outer = self.writer.slot().fd.load(Relaxed) as usize;
-        self.shuts(bank, outer)
+        let is_shut = self.shuts(bank, outer);
+        note(if is_shut { "outer call is on a member" } else { "outer call is on no member" });
+        is_shut
     }
 
     fn outer_is_abandoned(&mut self) -> bool {
-        self.writer.abandoned
+        self.writer.outer_is_abandoned
     }
 
     fn wait(&mut self, _: &U32, seen: u32) -> bool {
+        let set = &self.writer.set;
         match self.writer.patience {
             Patience::Endless => {
-                self.writer.set.sleep(seen);
+                set.sleep(seen);
                 true
             }
             Patience::None => {
-                self.writer.set.given_up.lock().unwrap().push(seen);
+                set.observer.given_up.lock().unwrap().push(seen);
                 false
             }
         }
     }
 
     fn wake_all(&mut self, _: &U32) {
-        note("broke a hold");
         self.writer.set.wake();
-    }
-}
-
-/// How often a coordinator looks at the counts.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Drain {
-    /// Until all are quiet: a drain that never ends is an error.
-    Endless,
-    /// So many times; then it gives the hold up.
-    Looks(u32),
-}
-
-/// The coordinator's side: closes, drains, captures the members, and opens.
-/// Returns the records captured, by file, if they are worth anything.
-pub(crate) fn checkpoint(set: &Set, members: &[usize], drain: Drain) -> Option<Vec<u32>> {
-    let open = set.word.load(Relaxed);
-    let table = members.iter().fold(0, |bits, file| bits | 1 << file);
-    set.tables[word::bank(word::next(open, word::CLOSED))].store(table, Relaxed);
-    let closed = hold::close::<Modelled>(&set.word).expect("the gate is open");
-    let captured = drained(set, closed, drain)
-        .then(|| members.iter().map(|file| set.files[*file].read()).collect::<Vec<_>>());
-    let unbroken = hold::open::<Modelled>(&set.word, closed, |_| set.wake());
-    if !unbroken {
-        // Nobody breaks a hold that nobody waited for in vain.
-        assert!(set.given_up.lock().unwrap().contains(&closed), "broken by a stranger");
-        note("broken");
-        return None;
-    }
-    let Some(captured) = captured else {
-        note("given up");
-        return None;
-    };
-    note("published");
-    let whole = |[one, two]: [u32; 2]| {
-        assert_eq!(one, two, "a call is half done");
-        one
-    };
-    Some(captured.into_iter().map(whole).collect())
-}
-
-fn drained(set: &Set, closed: u32, drain: Drain) -> bool {
-    let mut looks = 0;
-    while hold::stands::<Modelled>(&set.word, closed) {
-        if hold::is_drained(closed, &set.slots) {
-            return true;
-        }
-        looks += 1;
-        if drain == Drain::Looks(looks) {
-            return false;
-        }
-        yield_now();
-    }
-    false
-}
-
-/// Nobody is left counted at the end.
-pub(crate) fn assert_quiet(set: &Set) {
-    for slot in &set.slots {
-        assert_eq!(slot.count.load(Relaxed), 0, "a count leaked");
     }
 }

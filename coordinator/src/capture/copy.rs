@@ -1,0 +1,96 @@
+//! Copying a file's bytes, its holes left out.
+
+use std::os::fd::AsFd;
+
+use rustix::fs::{SeekFrom, ftruncate, seek};
+use rustix::io::Errno;
+
+/// Bytes between two questions whether to go on; small enough for a CPU cache.
+pub(super) const CHUNK: usize = 256 << 10;
+
+/// Why a copy ended early.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Failed {
+    /// The hold is over.
+    Stopped,
+    /// The file.
+    Read(Errno),
+    /// The store.
+    Write(Errno),
+}
+
+/// Copies the first `size` bytes of `from` to the empty file `to`, holes as holes.
+/// `buffer` has [`CHUNK`] bytes. If the file is shorter by now, the rest is a hole:
+/// that it changed is for the comparison afterwards to find.
+pub(super) fn copy(
+    to: impl AsFd,
+    from: impl AsFd,
+    size: u64,
+    buffer: &mut [u8],
+    go_on: &mut dyn FnMut() -> bool,
+) -> Result<(), Failed> {
+    let mut end = 0;
+    while end < size {
+        // The first of these also waits for a write in flight by a process that is not
+        // held: ext4 and tmpfs take the inode's lock for SEEK_DATA, which a write holds
+        // from its first to its last byte. Reading takes no lock there, so without
+        // this a copy could catch such a write half way at its very start.
+        let start = match seek(&from, SeekFrom::Data(end)) {
+            Ok(start) if start < size => start,
+            // ENXIO: nothing but a hole up to the end.
+            Ok(_) | Err(Errno::NXIO) => break,
+            // A file system that does not know: all of it is data.
+            Err(Errno::INVAL | Errno::OPNOTSUPP) => end,
+            Err(cause) => return Err(Failed::Read(cause)),
+        };
+        end = match seek(&from, SeekFrom::Hole(start)) {
+            // Never backwards, or a file system with a fault would keep us here.
+            Ok(end) => end.clamp(start + 1, size),
+            Err(Errno::NXIO | Errno::INVAL | Errno::OPNOTSUPP) => size,
+            Err(cause) => return Err(Failed::Read(cause)),
+        };
+        if !copy_range(&to, &from, start..end, buffer, go_on)? {
+            break;
+        }
+    }
+    // The hole at the end, if there is one, and the size of a file that is all hole.
+    ftruncate(&to, size).map_err(Failed::Write)
+}
+
+/// Copies one range; `false` if the file ended in it.
+fn copy_range(
+    to: impl AsFd,
+    from: impl AsFd,
+    range: std::ops::Range<u64>,
+    buffer: &mut [u8],
+    go_on: &mut dyn FnMut() -> bool,
+) -> Result<bool, Failed> {
+    let mut at = range.start;
+    while at < range.end {
+        if !go_on() {
+            return Err(Failed::Stopped);
+        }
+        let want = usize::try_from(range.end - at)
+            .unwrap_or(usize::MAX)
+            .min(buffer.len());
+        let got = match rustix::io::pread(&from, &mut buffer[..want], at) {
+            Ok(0) => return Ok(false),
+            Ok(got) => got,
+            Err(Errno::INTR) => continue,
+            Err(cause) => return Err(Failed::Read(cause)),
+        };
+        let mut rest = &buffer[..got];
+        while !rest.is_empty() {
+            match rustix::io::pwrite(&to, rest, at) {
+                Ok(0) => return Err(Failed::Write(Errno::IO)),
+                Ok(put) => {
+                    rest = &rest[put..];
+                    at += put as u64;
+                }
+                Err(Errno::INTR) => {}
+                Err(cause) => return Err(Failed::Write(cause)),
+            }
+        }
+    }
+    Ok(true)
+}

@@ -1,0 +1,192 @@
+//! Directories by number, opened when needed, with a bounded number kept open.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::ffi::{CStr, OsStr};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustix::fs::{Mode, OFlags};
+use rustix::io::{Errno, Result};
+use snapshim_gate::table::FileId;
+
+use super::seen::Seen;
+
+/// Most descriptors one table keeps open, its tops not counted.
+const MAX_OPEN: usize = 256;
+
+/// A directory in a [`Dirs`].
+pub(super) type Node = u32;
+
+/// Directories, each known by its parent and its name in it.
+///
+/// Opening one goes from the nearest ancestor that is open, one component at
+/// a time, each with `O_NOFOLLOW`: a single name can lead neither up nor through a link,
+/// which is what `RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS` would say of a longer path, and
+/// paths of any length work.
+#[derive(Debug)]
+pub(super) struct Dirs {
+    nodes: Vec<Entry>,
+    open: RefCell<Open>,
+    /// Tried on opening for reading; given up once refused (only owners may).
+    noatime: Cell<OFlags>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    place: Place,
+    /// Checked when it is opened again.
+    id: Option<FileId>,
+}
+
+#[derive(Debug)]
+enum Place {
+    /// Always open.
+    Top(PathBuf),
+    In(Node, Box<CStr>),
+}
+
+#[derive(Debug)]
+struct Open {
+    fds: Vec<Option<Arc<OwnedFd>>>,
+    /// Of those that may be closed, in the order they were opened.
+    order: VecDeque<Node>,
+    max: usize,
+}
+
+impl Dirs {
+    pub(super) fn new() -> Dirs {
+        // A quarter of what this process may have: there are two tables.
+        let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+        let quarter = usize::try_from(limit.unwrap_or(u64::MAX) / 4).unwrap_or(MAX_OPEN);
+        Dirs {
+            nodes: Vec::new(),
+            open: RefCell::new(Open {
+                fds: Vec::new(),
+                order: VecDeque::new(),
+                max: quarter.clamp(8, MAX_OPEN),
+            }),
+            noatime: Cell::new(OFlags::empty()),
+        }
+    }
+
+    /// Files and directories opened for reading keep their access times, where allowed.
+    pub(super) fn without_atime(self) -> Dirs {
+        self.noatime.set(OFlags::NOATIME);
+        self
+    }
+
+    /// Adds a directory that stays open.
+    pub(super) fn add_top(&mut self, path: &Path, fd: OwnedFd) -> Node {
+        self.open.get_mut().fds.push(Some(Arc::new(fd)));
+        self.push(Place::Top(path.to_owned()), None)
+    }
+
+    /// Adds the directory `name` in `parent`, open as `fd`.
+    pub(super) fn add(
+        &mut self,
+        parent: Node,
+        name: &CStr,
+        id: Option<FileId>,
+        fd: &Arc<OwnedFd>,
+    ) -> Node {
+        let node = self.push(Place::In(parent, name.into()), id);
+        let open = self.open.get_mut();
+        open.fds.push(None);
+        open.keep(node, fd);
+        node
+    }
+
+    fn push(&mut self, place: Place, id: Option<FileId>) -> Node {
+        self.nodes.push(Entry { place, id });
+        // A directory takes more than one byte of memory: there are fewer than 2^32.
+        (self.nodes.len() - 1) as Node
+    }
+
+    /// The directory's path, as it was found.
+    pub(super) fn path(&self, node: Node) -> PathBuf {
+        let mut names = Vec::new();
+        let mut at = node;
+        loop {
+            match &self.nodes[at as usize].place {
+                Place::In(parent, name) => {
+                    names.push(name);
+                    at = *parent;
+                }
+                Place::Top(path) => {
+                    let mut path = path.clone();
+                    path.extend(names.iter().rev().map(|name| as_path(name)));
+                    return path;
+                }
+            }
+        }
+    }
+
+    /// The directory, open.
+    ///
+    /// # Errors
+    ///
+    /// `ESTALE`: another directory has its name now. Else those of openat(2).
+    pub(super) fn open(&self, node: Node) -> Result<Arc<OwnedFd>> {
+        let mut open = self.open.borrow_mut();
+        let mut missing = Vec::new();
+        let mut at = node;
+        let mut fd = loop {
+            if let Some(fd) = &open.fds[at as usize] {
+                break Arc::clone(fd);
+            }
+            let Place::In(parent, name) = &self.nodes[at as usize].place else {
+                return Err(Errno::BADF); // tops are never closed
+            };
+            missing.push((at, name));
+            at = *parent;
+        };
+        for (node, name) in missing.into_iter().rev() {
+            fd = Arc::new(self.open_dir_at(&fd, name)?);
+            if let Some(id) = self.nodes[node as usize].id
+                && Seen::of(&rustix::fs::fstat(&fd)?).id != id
+            {
+                return Err(Errno::STALE);
+            }
+            open.keep(node, &fd);
+        }
+        Ok(fd)
+    }
+
+    /// Opens the directory `name` in `parent` for reading.
+    pub(super) fn open_dir_at(&self, parent: impl AsFd, name: &CStr) -> Result<OwnedFd> {
+        self.open_at(parent, name, OFlags::DIRECTORY)
+    }
+
+    /// Opens `name` in `parent` for reading, never through a symbolic link.
+    pub(super) fn open_at(&self, parent: impl AsFd, name: &CStr, flags: OFlags) -> Result<OwnedFd> {
+        let flags = flags | OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let noatime = self.noatime.get();
+        match rustix::fs::openat(parent.as_fd(), name, flags | noatime, Mode::empty()) {
+            Err(Errno::PERM) if !noatime.is_empty() => {
+                self.noatime.set(OFlags::empty());
+                rustix::fs::openat(parent, name, flags, Mode::empty())
+            }
+            other => other,
+        }
+    }
+}
+
+impl Open {
+    fn keep(&mut self, node: Node, fd: &Arc<OwnedFd>) {
+        while self.order.len() >= self.max {
+            if let Some(oldest) = self.order.pop_front() {
+                self.fds[oldest as usize] = None;
+            }
+        }
+        self.fds[node as usize] = Some(Arc::clone(fd));
+        self.order.push_back(node);
+    }
+}
+
+/// A name as the path of one component.
+pub(super) fn as_path(name: &CStr) -> &Path {
+    Path::new(OsStr::from_bytes(name.to_bytes()))
+}

@@ -1,0 +1,210 @@
+//! After the hold: the rest of the tree, and all of it durable.
+
+use std::ffi::CStr;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustix::fs::{AtFlags, FileType, Mode, OFlags};
+use rustix::io::Errno;
+
+use super::metadata::{self, Failed};
+use super::record::{Body, Entry, How};
+use super::seen::Seen;
+use super::{Captured, dirs};
+use crate::store::fault;
+use crate::store::manifest::{FileRecord, Kind, PathName};
+use crate::{Error, Result};
+
+/// Up to this many entries, each is synced by itself. More are cheaper with one `syncfs`,
+/// which also writes what others have dirty on that file system.
+const FEW: usize = 64;
+
+/// See [`Captured::finish`].
+pub(super) fn finish(captured: Captured) -> Result<Vec<FileRecord>> {
+    let tree = Tree {
+        sync_each: captured.entries.len() <= FEW,
+        captured: &captured,
+    };
+    let is_dir = |entry: &&Entry| matches!(entry.body, Body::Dir(_));
+    let files = captured.entries.iter().filter(|entry| entry.is_file());
+    let others = captured
+        .entries
+        .iter()
+        .filter(|entry| !entry.is_file() && !is_dir(entry));
+    for entry in files.chain(others) {
+        tree.complete(entry)?;
+    }
+    // A directory comes after its parent in the list, so the deepest are first from behind.
+    // What is made in a directory moves its times: they are set when all is in it.
+    for entry in captured.entries.iter().rev().filter(is_dir) {
+        tree.complete_dir(entry)?;
+    }
+    tree.make_durable()?;
+    let mut records: Vec<FileRecord> = captured
+        .entries
+        .iter()
+        .map(|entry| record(&captured, entry))
+        .collect();
+    records.sort_by(|a, b| a.path.cmp(&b.path));
+    Ok(records)
+}
+
+struct Tree<'a> {
+    captured: &'a Captured,
+    sync_each: bool,
+}
+
+impl Tree<'_> {
+    fn path(&self, entry: &Entry) -> PathBuf {
+        self.captured.target.path_of(&self.captured.path_of(entry))
+    }
+
+    fn dir(&self, entry: &Entry) -> Result<Arc<OwnedFd>> {
+        let dirs = &self.captured.target.dirs;
+        dirs.open(entry.dir)
+            .map_err(|cause| fault("open", &self.path(entry), cause))
+    }
+
+    /// Anything but a directory.
+    fn complete(&self, entry: &Entry) -> Result<()> {
+        let dir = self.dir(entry)?;
+        match &entry.body {
+            Body::File(_) => {
+                let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                let file = rustix::fs::openat(&dir, &*entry.name, flags, Mode::empty())
+                    .map_err(|cause| fault("open", &self.path(entry), cause))?;
+                metadata::apply(&file, &entry.seen, &entry.xattrs)
+                    .map_err(|failed| self.not_set(entry, failed))?;
+                self.sync(&file, || self.path(entry))
+            }
+            Body::HardLink(first) => {
+                let first = &self.captured.entries[*first];
+                let from = self.dir(first)?;
+                rustix::fs::linkat(&from, &*first.name, &dir, &*entry.name, AtFlags::empty())
+                    .map_err(|cause| fault("link", &self.path(entry), cause))
+            }
+            Body::Symlink(points_to) => {
+                rustix::fs::symlinkat(&**points_to, &dir, &*entry.name)
+                    .map_err(|cause| fault("make", &self.path(entry), cause))?;
+                by_name(&dir, &entry.name, &entry.seen, false)
+                    .map_err(|cause| fault("set the owner and times of", &self.path(entry), cause))
+            }
+            Body::Special if entry.seen.kind() == Kind::Fifo => {
+                let mode = Mode::RUSR | Mode::WUSR;
+                rustix::fs::mknodat(&dir, &*entry.name, FileType::Fifo, mode, 0)
+                    .map_err(|cause| fault("make", &self.path(entry), cause))?;
+                by_name(&dir, &entry.name, &entry.seen, true)
+                    .map_err(|cause| fault("set the metadata of", &self.path(entry), cause))
+            }
+            // A socket or device is only recorded.
+            Body::Special | Body::Dir(_) => Ok(()),
+        }
+    }
+
+    fn complete_dir(&self, entry: &Entry) -> Result<()> {
+        let Body::Dir(node) = entry.body else {
+            return Ok(());
+        };
+        // By its own number: it may be open still, and what is above it is 0700 until its turn.
+        let fd = self
+            .captured
+            .target
+            .dirs
+            .open(node)
+            .map_err(|cause| fault("open", &self.path(entry), cause))?;
+        metadata::apply(&fd, &entry.seen, &entry.xattrs)
+            .map_err(|failed| self.not_set(entry, failed))?;
+        self.sync(&fd, || self.path(entry))
+    }
+
+    fn sync(&self, fd: &OwnedFd, path: impl FnOnce() -> PathBuf) -> Result<()> {
+        if self.sync_each {
+            return rustix::fs::fsync(fd).map_err(|cause| fault("write to disk", &path(), cause));
+        }
+        Ok(())
+    }
+
+    /// What is above the roots, and, if they were not synced one by one, everything.
+    fn make_durable(&self) -> Result<()> {
+        let target = &self.captured.target;
+        if !self.sync_each {
+            return rustix::fs::syncfs(&target.fd)
+                .map_err(|cause| fault("write to disk", &target.path, cause));
+        }
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        for below in target.ancestors.iter().rev() {
+            let failed = |cause| fault("write to disk", &target.path.join(below), cause);
+            let mut fd = Arc::clone(&target.fd);
+            for name in below {
+                fd = Arc::new(rustix::fs::openat(&fd, name, flags, Mode::empty()).map_err(failed)?);
+            }
+            rustix::fs::fsync(&fd).map_err(failed)?;
+        }
+        rustix::fs::fsync(&target.fd).map_err(|cause| fault("write to disk", &target.path, cause))
+    }
+
+    fn not_set(&self, entry: &Entry, failed: Failed) -> Error {
+        let what = format!("set {}", failed.what);
+        let error = fault(&what, &self.path(entry), failed.cause);
+        match failed.cause {
+            Errno::OPNOTSUPP => error.next(
+                "the store's file system has no such attributes: choose a store on one that has with --store",
+            ),
+            _ => error,
+        }
+    }
+}
+
+/// Sets owner, mode and times of something that cannot be opened. Nobody else can
+/// get at the tree (0700), so that the name is still what was just made.
+fn by_name(dir: &OwnedFd, name: &CStr, seen: &Seen, has_mode: bool) -> rustix::io::Result<()> {
+    let nofollow = AtFlags::SYMLINK_NOFOLLOW;
+    let owned = metadata::give(seen, |uid, gid| {
+        rustix::fs::chownat(dir, name, uid, gid, nofollow)
+    })?;
+    if has_mode {
+        rustix::fs::chmodat(dir, name, metadata::mode(seen, owned), AtFlags::empty())?;
+    }
+    rustix::fs::utimensat(dir, name, &metadata::times(seen), nofollow)
+}
+
+fn record(captured: &Captured, entry: &Entry) -> FileRecord {
+    let Seen {
+        id,
+        uid,
+        gid,
+        mtime_ns,
+        ctime_ns,
+        ..
+    } = entry.seen;
+    let kind = entry.seen.kind();
+    let capture = match entry.body {
+        Body::File(How::Reflink) => Some("reflink"),
+        Body::File(How::Copy) => Some("copy"),
+        Body::HardLink(_) => Some("hardlink"),
+        Body::Dir(_) | Body::Symlink(_) | Body::Special => None,
+    };
+    let target = match &entry.body {
+        Body::Symlink(points_to) => Some(PathName(Path::to_owned(dirs::as_path(points_to)))),
+        _ => None,
+    };
+    FileRecord {
+        path: PathName(captured.path_of(entry)),
+        kind,
+        size: if kind == Kind::File {
+            entry.seen.size
+        } else {
+            0
+        },
+        mode: entry.seen.permissions(),
+        uid,
+        gid,
+        mtime_ns,
+        ctime_ns,
+        dev: id.dev,
+        ino: id.ino,
+        target,
+        capture: capture.map(str::to_owned),
+    }
+}

@@ -1,0 +1,82 @@
+//! Evidence against the cut: what changed although it was held.
+
+use std::path::PathBuf;
+
+use rustix::fs::AtFlags;
+use rustix::io::Errno;
+
+use super::Captured;
+use super::record::Entry;
+use super::seen::Seen;
+use crate::store::manifest::Kind;
+
+/// Something that changed while it was captured.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Moved {
+    /// Absolute, in the live tree.
+    pub path: PathBuf,
+    /// What happened, to follow the path: "was written to (ctime moved)".
+    pub what: String,
+}
+
+/// See [`Captured::moved`].
+pub(super) fn moved(captured: &Captured) -> Vec<Moved> {
+    let mut found = Vec::new();
+    for entry in &captured.entries {
+        if let Some(what) = difference(captured, entry) {
+            let path = captured.path_of(entry);
+            found.push(Moved { path, what });
+        }
+    }
+    for path in &captured.vanished {
+        let what = "vanished or was replaced while it was captured".to_owned();
+        found.push(Moved {
+            path: path.clone(),
+            what,
+        });
+    }
+    for path in &captured.absent_roots {
+        if rustix::fs::lstat(path).is_ok() {
+            let what = "appeared".to_owned();
+            found.push(Moved {
+                path: path.clone(),
+                what,
+            });
+        }
+    }
+    found
+}
+
+fn difference(captured: &Captured, entry: &Entry) -> Option<String> {
+    let stat = captured
+        .source
+        .open(entry.dir)
+        .and_then(|dir| rustix::fs::statat(&dir, &*entry.name, AtFlags::SYMLINK_NOFOLLOW));
+    let now = match stat {
+        Ok(stat) => Seen::of(&stat),
+        // ESTALE and ENOTDIR: a directory above it was moved away or replaced.
+        Err(Errno::NOENT | Errno::STALE | Errno::NOTDIR | Errno::LOOP) => {
+            return Some("was removed or renamed".to_owned());
+        }
+        Err(cause) => return Some(format!("cannot be looked at again: {cause}")),
+    };
+    let then = &entry.seen;
+    let kind = then.kind();
+    if now.id != then.id || now.kind() != kind {
+        Some("was replaced by another".to_owned())
+    } else if kind == Kind::File && now.size != then.size {
+        Some(format!(
+            "changed its size from {} to {} bytes",
+            then.size, now.size
+        ))
+    } else if now.ctime_ns != then.ctime_ns && kind == Kind::Dir {
+        Some(
+            "had an entry made, removed or renamed, or its metadata changed (ctime moved)"
+                .to_owned(),
+        )
+    } else if now.ctime_ns != then.ctime_ns {
+        Some("was written to or had its metadata changed (ctime moved)".to_owned())
+    } else {
+        None
+    }
+}

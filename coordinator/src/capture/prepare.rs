@@ -1,0 +1,332 @@
+//! Before the gate is shut: what is there, how it can be captured, and flushing ahead.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::CStr;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Advice, AtFlags, FileType, Mode, OFlags};
+use rustix::io::Errno;
+
+use super::dirs::{Dirs, Node, as_path};
+use super::record::Target;
+use super::seen::Seen;
+use super::walk::{At, Found, Paths, Visitor, unreadable, walk};
+use super::{Member, Method, Prepared, Scope, reflink};
+use crate::store::fault;
+use crate::{Error, Result};
+
+/// Members whose writeback is under way at a time.
+const BATCH: usize = 64;
+
+/// What the walk before the hold found.
+#[derive(Debug)]
+pub(super) struct Scan {
+    dirs: Dirs,
+    members: Vec<Known>,
+    pub(super) devices: BTreeSet<u64>,
+    /// A directory on each device.
+    places: BTreeMap<u64, PathBuf>,
+}
+
+/// A member in a [`Scan`].
+#[derive(Debug)]
+struct Known {
+    dir: Node,
+    name: Box<CStr>,
+    seen: Seen,
+}
+
+/// How the files of a device are captured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Way {
+    Reflink,
+    Copy,
+    /// There was no file to try with: the first one decides.
+    Unknown,
+}
+
+/// A [`Way`] for each device.
+#[derive(Debug)]
+pub(super) struct Plan {
+    pub(super) method: Method,
+    ways: BTreeMap<u64, Way>,
+}
+
+impl Plan {
+    pub(super) fn way(&self, dev: u64) -> Way {
+        match self.method {
+            Method::Copy => Way::Copy,
+            Method::Auto | Method::Reflink => *self.ways.get(&dev).unwrap_or(&Way::Unknown),
+        }
+    }
+
+    pub(super) fn decide(&mut self, dev: u64, way: Way) {
+        self.ways.insert(dev, way);
+    }
+}
+
+impl Scan {
+    pub(super) fn members(&self) -> Vec<Member> {
+        let member = |found: &Known| Member {
+            path: self.dirs.path(found.dir).join(as_path(&found.name)),
+            id: found.seen.id,
+        };
+        self.members.iter().map(member).collect()
+    }
+
+    fn open(&self, member: &Known) -> std::result::Result<OwnedFd, Errno> {
+        let parent = self.dirs.open(member.dir)?;
+        self.dirs
+            .open_at(&parent, &member.name, OFlags::NONBLOCK | OFlags::NOCTTY)
+    }
+
+    fn path(&self, member: &Known) -> PathBuf {
+        self.dirs.path(member.dir).join(as_path(&member.name))
+    }
+
+    fn place(&mut self, dev: u64, path: impl FnOnce() -> PathBuf) {
+        if self.devices.insert(dev) || !self.places.contains_key(&dev) {
+            self.places.insert(dev, path());
+        }
+    }
+}
+
+/// See [`super::prepare`].
+pub(super) fn prepare(scope: &Scope, tree: &Path, method: Method) -> Result<Prepared> {
+    let mut target = Target::open(tree)?;
+    let paths = Paths::new(scope, target.id)?;
+    let mut scan = Scan {
+        dirs: Dirs::new().without_atime(),
+        members: Vec::new(),
+        devices: BTreeSet::new(),
+        places: BTreeMap::new(),
+    };
+    let mut dirs = Dirs::new().without_atime();
+    let mut tops = Vec::new();
+    walk(
+        &paths,
+        &mut dirs,
+        &mut Scanner {
+            scan: &mut scan,
+            tops: &mut tops,
+        },
+    )?;
+    scan.dirs = dirs;
+    // Made now rather than under the hold.
+    for top in &tops {
+        target.make_ancestors(top)?;
+    }
+    let plan = plan(&scan, &target, method)?;
+    flush_ahead(&scan, &plan)?;
+    Ok(Prepared {
+        scope: paths,
+        scan,
+        plan,
+        target,
+    })
+}
+
+struct Scanner<'a> {
+    scan: &'a mut Scan,
+    tops: &'a mut Vec<PathBuf>,
+}
+
+impl Visitor for Scanner<'_> {
+    fn absent(&mut self, root: &Path, parent: Option<&OwnedFd>) -> Result<()> {
+        let existing = |path: &Path| rustix::fs::stat(path).ok();
+        let stat = match parent {
+            Some(parent) => rustix::fs::fstat(parent).ok(),
+            None => root.ancestors().skip(1).find_map(existing),
+        };
+        if let Some(stat) = stat {
+            let place = || {
+                root.ancestors()
+                    .skip(1)
+                    .find(|path| path.exists())
+                    .unwrap_or(root)
+                    .to_owned()
+            };
+            self.scan.place(Seen::of(&stat).id.dev, place);
+        }
+        Ok(())
+    }
+
+    fn top(&mut self, parent: &Path, _: Node) -> Result<()> {
+        self.tops.push(parent.to_owned());
+        Ok(())
+    }
+
+    fn entry(&mut self, at: &At<'_>, name: &CStr, _: Option<FileType>) -> Result<Found> {
+        let stat = match rustix::fs::statat(at.fd, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) => stat,
+            Err(Errno::NOENT) => return Ok(Found::Gone),
+            Err(cause) => return Err(unreadable(&at.path(name), cause)),
+        };
+        match FileType::from_raw_mode(stat.st_mode) {
+            FileType::Directory => return Ok(Found::Dir),
+            FileType::RegularFile => {}
+            _ => return Ok(Found::Entry),
+        }
+        let seen = Seen::of(&stat);
+        // A file can be a mount point of its own.
+        self.scan.place(seen.id.dev, || at.dirs.path(at.node));
+        self.scan.members.push(Known {
+            dir: at.node,
+            name: name.into(),
+            seen,
+        });
+        Ok(Found::Entry)
+    }
+
+    fn dir(&mut self, at: &At<'_>, name: &CStr, _: &OwnedFd, seen: Seen) -> Result<()> {
+        self.scan.place(seen.id.dev, || at.path(name));
+        Ok(())
+    }
+
+    /// What is gone before the hold was never part of the cut.
+    fn gone(&mut self, _: PathBuf) {}
+}
+
+/// Finds out how each device can be captured.
+fn plan(scan: &Scan, target: &Target, method: Method) -> Result<Plan> {
+    let mut plan = Plan {
+        method,
+        ways: BTreeMap::new(),
+    };
+    if method == Method::Copy {
+        return Ok(plan);
+    }
+    // The smallest file of each, because trying means cloning it.
+    let mut smallest: BTreeMap<u64, &Known> = BTreeMap::new();
+    for member in &scan.members {
+        let known = smallest.entry(member.seen.id.dev).or_insert(member);
+        if member.seen.size < known.seen.size {
+            *known = member;
+        }
+    }
+    for (dev, place) in &scan.places {
+        let way = match smallest.get(dev) {
+            Some(member) => try_member(scan, member, target, method)?,
+            None => try_place(*dev, place, target, method)?,
+        };
+        plan.ways.insert(*dev, way);
+    }
+    Ok(plan)
+}
+
+/// Tries to clone a member into the tree.
+fn try_member(scan: &Scan, member: &Known, target: &Target, method: Method) -> Result<Way> {
+    let file = match scan.open(member) {
+        Ok(file) => file,
+        Err(cause @ (Errno::ACCESS | Errno::PERM)) => {
+            return Err(unreadable(&scan.path(member), cause));
+        }
+        Err(_) => return Ok(Way::Unknown),
+    };
+    match target.with_scratch(|scratch| reflink::clone(scratch, &file))? {
+        Ok(()) => Ok(Way::Reflink),
+        Err(Errno::XDEV) => Err(other_file_system(&scan.path(member), target, method)),
+        Err(cause) if reflink::is_unsupported(cause) => match method {
+            Method::Reflink => Err(no_reflink(&scan.path(member), &file)),
+            _ => Ok(Way::Copy),
+        },
+        Err(cause @ (Errno::NOSPC | Errno::DQUOT | Errno::ROFS)) => {
+            Err(fault("write to", &target.path, cause))
+        }
+        // This file may be special (a swap file, an I/O error): the capture will
+        // fail if it is, naming it, and else find out.
+        Err(_) => Ok(Way::Unknown),
+    }
+}
+
+/// Decides for a device that has no file yet, by what is known of its file system.
+fn try_place(dev: u64, place: &Path, target: &Target, method: Method) -> Result<Way> {
+    if dev == target.id.dev {
+        let tried = target.with_scratch(|first| {
+            // The name is free again: the first has lost it.
+            target.with_scratch(|second| reflink::clone(second, &first))
+        })??;
+        return match tried {
+            Ok(()) => Ok(Way::Reflink),
+            Err(cause) if reflink::is_unsupported(cause) && method == Method::Reflink => {
+                Err(no_reflink(place, &*target.fd))
+            }
+            Err(cause) if reflink::is_unsupported(cause) => Ok(Way::Copy),
+            Err(_) => Ok(Way::Unknown),
+        };
+    }
+    let open = rustix::fs::open(place, OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
+    let Ok(fd) = open else {
+        return Ok(Way::Unknown);
+    };
+    let (theirs, ours) = (reflink::file_system(&fd), reflink::file_system(&*target.fd));
+    // Only these have one device number for all of a file system.
+    if theirs != ours || matches!(theirs.as_str(), "xfs" | "ext4" | "tmpfs" | "f2fs") {
+        return Err(other_file_system(place, target, method));
+    }
+    Ok(Way::Unknown)
+}
+
+pub(super) fn other_file_system(path: &Path, target: &Target, method: Method) -> Error {
+    let cannot = match method {
+        Method::Reflink => "cannot be cloned",
+        _ => "can only be copied, which holds the program for longer",
+    };
+    let message = format!(
+        "{} is on another file system than the store {} (or mounted apart from it) and {cannot}",
+        path.display(),
+        target.path.display(),
+    );
+    Error::new(message).next(
+        "put the store on the same file system with --store, or pass --capture copy if the files are few and small",
+    )
+}
+
+pub(super) fn no_reflink(path: &Path, file: impl std::os::fd::AsFd) -> Error {
+    Error::new(format!(
+        "{} cannot be cloned: its file system ({}) has no reflink",
+        path.display(),
+        reflink::file_system(file)
+    ))
+    .next("pass --capture auto or --capture copy, or keep the files on XFS or btrfs")
+}
+
+/// Opens every member: fails for one that may not be read, and starts and awaits the
+/// writeback of those to be cloned, reads ahead those to be copied. Else best effort.
+fn flush_ahead(scan: &Scan, plan: &Plan) -> Result<()> {
+    for batch in scan.members.chunks(BATCH) {
+        let mut written = Vec::with_capacity(BATCH);
+        for member in batch {
+            let file = match scan.open(member) {
+                Ok(file) => file,
+                Err(cause @ (Errno::ACCESS | Errno::PERM | Errno::MFILE | Errno::NFILE)) => {
+                    return Err(unreadable(&scan.path(member), cause));
+                }
+                Err(_) => continue,
+            };
+            if plan.way(member.seen.id.dev) == Way::Copy {
+                let _ = rustix::fs::fadvise(&file, 0, None, Advice::WillNeed);
+            } else if member.seen.size > 0 {
+                sync_range(&file, nix::libc::SYNC_FILE_RANGE_WRITE);
+                written.push(file);
+            }
+        }
+        for file in written {
+            let all = nix::libc::SYNC_FILE_RANGE_WAIT_BEFORE
+                | nix::libc::SYNC_FILE_RANGE_WRITE
+                | nix::libc::SYNC_FILE_RANGE_WAIT_AFTER;
+            sync_range(&file, all);
+        }
+    }
+    Ok(())
+}
+
+/// `sync_file_range` over the whole file.
+///
+/// Its error is left to the capture: it reports writeback errors without marking them
+/// as seen by this open file alone, and the capture opens the file anew.
+fn sync_range(file: &OwnedFd, flags: u32) {
+    // SAFETY: takes no pointers; the descriptor is open as long as `file` lives.
+    let _ = unsafe { nix::libc::sync_file_range(file.as_raw_fd(), 0, 0, flags) };
+}

@@ -1,0 +1,382 @@
+//! Under the hold: bytes into fresh files, everything else into memory.
+
+use std::collections::HashMap;
+use std::ffi::CStr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
+
+use rustix::fs::{AtFlags, FileType, Mode, OFlags};
+use rustix::io::Errno;
+use snapshim_gate::table::FileId;
+
+use super::dirs::{Dirs, Node};
+use super::metadata::{Xattr, XattrReader};
+use super::prepare::{Plan, Way, no_reflink, other_file_system};
+use super::seen::Seen;
+use super::walk::{At, Found, Visitor, unreadable, walk};
+use super::{Captured, Method, Prepared, copy, reflink};
+use crate::store::fault;
+use crate::store::manifest::Kind;
+use crate::{Error, Result};
+
+/// The tree that is written. Its directories have the numbers of the source's.
+#[derive(Debug)]
+pub(super) struct Target {
+    pub(super) path: PathBuf,
+    pub(super) fd: Arc<OwnedFd>,
+    pub(super) id: FileId,
+    pub(super) dirs: Dirs,
+    /// What is above the roots, relative to the tree.
+    pub(super) ancestors: Vec<PathBuf>,
+}
+
+/// One name in the tree.
+#[derive(Debug)]
+pub(super) struct Entry {
+    /// The directory it is in.
+    pub(super) dir: Node,
+    pub(super) name: Box<CStr>,
+    pub(super) seen: Seen,
+    pub(super) body: Body,
+    pub(super) xattrs: Vec<Xattr>,
+}
+
+/// What an entry has besides metadata.
+#[derive(Debug)]
+pub(super) enum Body {
+    /// A regular file, captured.
+    File(How),
+    /// A further name of the file captured as the entry of this index.
+    HardLink(usize),
+    /// A directory, and its number.
+    Dir(Node),
+    /// A symbolic link, and where it points.
+    Symlink(Box<CStr>),
+    /// FIFO, socket or device.
+    Special,
+}
+
+/// How a file's bytes were captured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum How {
+    Reflink,
+    Copy,
+}
+
+impl Entry {
+    pub(super) fn is_file(&self) -> bool {
+        matches!(self.body, Body::File(_) | Body::HardLink(_))
+    }
+}
+
+impl Target {
+    pub(super) fn open(tree: &Path) -> Result<Target> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let fd = rustix::fs::open(tree, flags, Mode::empty())
+            .map_err(|cause| fault("open the tree", tree, cause))?;
+        let stat =
+            rustix::fs::fstat(&fd).map_err(|cause| fault("look at the tree", tree, cause))?;
+        Ok(Target {
+            path: tree.to_owned(),
+            fd: Arc::new(fd),
+            id: Seen::of(&stat).id,
+            dirs: Dirs::new(),
+            ancestors: Vec::new(),
+        })
+    }
+
+    /// Makes the directory that stands for `parent`, which is absolute, and those above it.
+    /// They are not captured: plain, 0700.
+    pub(super) fn make_ancestors(&mut self, parent: &Path) -> Result<Arc<OwnedFd>> {
+        let mut fd = Arc::clone(&self.fd);
+        let mut below = PathBuf::new();
+        for part in parent.components() {
+            let Component::Normal(name) = part else {
+                continue;
+            };
+            below.push(name);
+            fd = Arc::new(self.make_dir(&fd, name, || self.path.join(&below), true)?);
+            if !self.ancestors.contains(&below) {
+                self.ancestors.push(below.clone());
+            }
+        }
+        Ok(fd)
+    }
+
+    fn make_dir<P: rustix::path::Arg + Copy>(
+        &self,
+        parent: impl AsFd,
+        name: P,
+        path: impl Fn() -> PathBuf,
+        may_exist: bool,
+    ) -> Result<OwnedFd> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        match rustix::fs::mkdirat(&parent, name, Mode::RWXU) {
+            Ok(()) => {}
+            Err(Errno::EXIST) if may_exist => {}
+            Err(cause) => return Err(fault("make", &path(), cause)),
+        }
+        rustix::fs::openat(&parent, name, flags, Mode::empty())
+            .map_err(|cause| fault("open", &path(), cause))
+    }
+
+    /// Where an entry of the live tree is put, for messages.
+    pub(super) fn path_of(&self, live: &Path) -> PathBuf {
+        self.path.join(live.strip_prefix("/").unwrap_or(live))
+    }
+
+    /// Does something with an empty file in the tree that has no name any more.
+    pub(super) fn with_scratch<T>(&self, work: impl FnOnce(OwnedFd) -> T) -> Result<T> {
+        const NAME: &str = ".snapshim-scratch";
+        let failed = |cause| fault("write to", &self.path, cause);
+        let flags =
+            OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let mode = Mode::RUSR | Mode::WUSR;
+        let file = rustix::fs::openat(&self.fd, NAME, flags, mode).map_err(failed)?;
+        rustix::fs::unlinkat(&self.fd, NAME, AtFlags::empty()).map_err(failed)?;
+        Ok(work(file))
+    }
+}
+
+/// See [`Prepared::capture`].
+pub(super) fn capture(prepared: Prepared, go_on: &mut dyn FnMut() -> bool) -> Result<Captured> {
+    let Prepared {
+        scope,
+        scan,
+        plan,
+        target,
+    } = prepared;
+    let expected = scan.members().len();
+    drop(scan);
+    let mut source = Dirs::new().without_atime();
+    let mut recorder = Recorder {
+        plan,
+        target,
+        entries: Vec::with_capacity(expected + expected / 8 + 16),
+        names: HashMap::new(),
+        xattrs: XattrReader::default(),
+        buffer: Vec::new(),
+        vanished: Vec::new(),
+        absent_roots: Vec::new(),
+        go_on,
+    };
+    walk(&scope, &mut source, &mut recorder)?;
+    Ok(Captured {
+        source,
+        target: recorder.target,
+        entries: recorder.entries,
+        vanished: recorder.vanished,
+        absent_roots: recorder.absent_roots,
+    })
+}
+
+struct Recorder<'a> {
+    plan: Plan,
+    target: Target,
+    entries: Vec<Entry>,
+    /// The first name of each file that has several, by index.
+    names: HashMap<FileId, usize>,
+    xattrs: XattrReader,
+    /// For copies; made when first needed.
+    buffer: Vec<u8>,
+    vanished: Vec<PathBuf>,
+    absent_roots: Vec<PathBuf>,
+    go_on: &'a mut dyn FnMut() -> bool,
+}
+
+impl Visitor for Recorder<'_> {
+    fn absent(&mut self, root: &Path, _: Option<&OwnedFd>) -> Result<()> {
+        self.absent_roots.push(root.to_owned());
+        Ok(())
+    }
+
+    fn top(&mut self, parent: &Path, _: Node) -> Result<()> {
+        // Made by prepare, unless the root has appeared since.
+        let fd = self.target.make_ancestors(parent)?;
+        let fd = rustix::io::dup(&fd).map_err(|cause| fault("open", &self.target.path, cause))?;
+        self.target.dirs.add_top(parent, fd);
+        Ok(())
+    }
+
+    fn entry(&mut self, at: &At<'_>, name: &CStr, kind: Option<FileType>) -> Result<Found> {
+        if !(self.go_on)() {
+            return Err(self.stopped());
+        }
+        let known_file = kind == Some(FileType::RegularFile);
+        if known_file && let Some(file) = open_file(at, name)? {
+            return self.file(at, name, &file);
+        }
+        let stat = match rustix::fs::statat(at.fd, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) => stat,
+            Err(Errno::NOENT) => return Ok(Found::Gone),
+            Err(cause) => return Err(unreadable(&at.path(name), cause)),
+        };
+        let seen = Seen::of(&stat);
+        let body = match seen.kind() {
+            Kind::Dir => return Ok(Found::Dir),
+            // Of a kind the listing did not say, or that has just become a file. If
+            // it is none any more, it changes faster than it can be looked at.
+            Kind::File => {
+                return match open_file(at, name)? {
+                    Some(file) => self.file(at, name, &file),
+                    None => Ok(Found::Gone),
+                };
+            }
+            Kind::Symlink => match rustix::fs::readlinkat(at.fd, name, Vec::new()) {
+                Ok(points_to) => Body::Symlink(points_to.into_boxed_c_str()),
+                // Replaced since, by something that is no link.
+                Err(Errno::NOENT | Errno::INVAL) => return Ok(Found::Gone),
+                Err(cause) => return Err(unreadable(&at.path(name), cause)),
+            },
+            Kind::Fifo | Kind::Socket | Kind::Device => Body::Special,
+        };
+        self.push(at.node, name, seen, body, Vec::new());
+        Ok(Found::Entry)
+    }
+
+    fn dir(&mut self, at: &At<'_>, name: &CStr, fd: &OwnedFd, seen: Seen) -> Result<()> {
+        if !(self.go_on)() {
+            return Err(self.stopped());
+        }
+        let xattrs = self
+            .xattrs
+            .read(fd)
+            .map_err(|cause| unreadable(&at.path(name), cause))?;
+        let target = &self.target;
+        let path = || target.path_of(&at.path(name));
+        let parent = target
+            .dirs
+            .open(at.node)
+            .map_err(|cause| fault("open", &path(), cause))?;
+        let made = Arc::new(target.make_dir(&parent, name, path, false)?);
+        let node = self.target.dirs.add(at.node, name, None, &made);
+        self.push(at.node, name, seen, Body::Dir(node), xattrs);
+        Ok(())
+    }
+
+    fn gone(&mut self, path: PathBuf) {
+        self.vanished.push(path);
+    }
+}
+
+/// Opens a regular file; `None` if it is gone or something else by now.
+fn open_file(at: &At<'_>, name: &CStr) -> Result<Option<OwnedFd>> {
+    // O_NONBLOCK: should it be a FIFO by now, or leased, this must not wait.
+    match at
+        .dirs
+        .open_at(at.fd, name, OFlags::NONBLOCK | OFlags::NOCTTY)
+    {
+        Ok(file) => Ok(Some(file)),
+        // A symbolic link by now, or a socket or device without driver.
+        Err(Errno::NOENT | Errno::LOOP | Errno::NXIO | Errno::NODEV) => Ok(None),
+        Err(cause) => Err(unreadable(&at.path(name), cause)),
+    }
+}
+
+impl Recorder<'_> {
+    /// Captures an open file. What was opened counts, whatever the name leads to by now.
+    fn file(&mut self, at: &At<'_>, name: &CStr, file: &OwnedFd) -> Result<Found> {
+        let stat = rustix::fs::fstat(file).map_err(|cause| unreadable(&at.path(name), cause))?;
+        let seen = Seen::of(&stat);
+        match seen.kind() {
+            Kind::File => {}
+            Kind::Dir => return Ok(Found::Dir),
+            // Became something else between listing and opening.
+            _ => return Ok(Found::Gone),
+        }
+        if seen.nlink > 1 {
+            if let Some(first) = self.names.get(&seen.id) {
+                let body = Body::HardLink(*first);
+                self.push(at.node, name, seen, body, Vec::new());
+                return Ok(Found::Entry);
+            }
+            self.names.insert(seen.id, self.entries.len());
+        }
+        let how = self.bytes(at, name, file, &seen)?;
+        let xattrs = self
+            .xattrs
+            .read(file)
+            .map_err(|cause| unreadable(&at.path(name), cause))?;
+        self.push(at.node, name, seen, Body::File(how), xattrs);
+        Ok(Found::Entry)
+    }
+
+    fn bytes(&mut self, at: &At<'_>, name: &CStr, file: &OwnedFd, seen: &Seen) -> Result<How> {
+        let put_at = || self.target.path_of(&at.path(name));
+        let flags =
+            OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let dir = self
+            .target
+            .dirs
+            .open(at.node)
+            .map_err(|cause| fault("open", &put_at(), cause))?;
+        let to = rustix::fs::openat(&dir, name, flags, Mode::RUSR | Mode::WUSR)
+            .map_err(|cause| fault("make", &put_at(), cause))?;
+        let way = self.plan.way(seen.id.dev);
+        if way != Way::Copy {
+            match reflink::clone(&to, file) {
+                Ok(()) => {
+                    if way == Way::Unknown {
+                        self.plan.decide(seen.id.dev, Way::Reflink);
+                    }
+                    return Ok(How::Reflink);
+                }
+                // Nothing of this device has been cloned yet: a property of the file
+                // system, not a failure.
+                Err(cause) if way == Way::Unknown && reflink::is_unsupported(cause) => {
+                    if self.plan.method == Method::Reflink {
+                        return Err(no_reflink(&at.path(name), file));
+                    }
+                    self.plan.decide(seen.id.dev, Way::Copy);
+                }
+                Err(cause) => return Err(self.not_cloned(&at.path(name), cause)),
+            }
+        }
+        self.buffer.resize(copy::CHUNK, 0);
+        match copy::copy(&to, file, seen.size, &mut self.buffer, self.go_on) {
+            Ok(()) => Ok(How::Copy),
+            Err(copy::Failed::Stopped) => Err(self.stopped()),
+            Err(copy::Failed::Read(cause)) => Err(unreadable(&at.path(name), cause)),
+            Err(copy::Failed::Write(cause)) => Err(fault("write", &put_at(), cause)),
+        }
+    }
+
+    /// A clone that failed. Never made good by a copy: after an error in
+    /// writing back, a file's cached bytes and its extents can differ, and a later clone
+    /// of it "succeeds" with zeros.
+    fn not_cloned(&self, live: &Path, cause: Errno) -> Error {
+        let message = format!("cannot clone {}: {cause}", live.display());
+        match cause {
+            Errno::NOSPC | Errno::DQUOT | Errno::ROFS => {
+                fault("clone to", &self.target.path_of(live), cause)
+            }
+            Errno::XDEV => other_file_system(live, &self.target, self.plan.method),
+            Errno::IO => Error::new(message).next(
+                "writing it back to disk has failed: check the kernel log, and do not rely on later snapshots of it before it was rewritten",
+            ),
+            Errno::TXTBSY => Error::new(message)
+                .next("it is a swap file: leave it out with --exclude"),
+            _ => Error::new(message)
+                .next("leave it out with --exclude, or pass --capture copy"),
+        }
+    }
+
+    fn stopped(&self) -> Error {
+        Error::aborted(format!(
+            "the hold was over after {} entries, before all were captured",
+            self.entries.len()
+        ))
+        .next("watch fewer or smaller files, keep them on XFS or btrfs, or raise --max-hold")
+    }
+
+    fn push(&mut self, dir: Node, name: &CStr, seen: Seen, body: Body, xattrs: Vec<Xattr>) {
+        self.entries.push(Entry {
+            dir,
+            name: name.into(),
+            seen,
+            body,
+            xattrs,
+        });
+    }
+}

@@ -1,0 +1,312 @@
+//! Walking the roots: iterative, by descriptors, following no symbolic link.
+
+use std::collections::{HashMap, HashSet};
+use std::ffi::{CStr, CString, OsString};
+use std::mem::MaybeUninit;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
+
+use rustix::fs::{FileType, Mode, OFlags, RawDir};
+use rustix::io::Errno;
+use snapshim_gate::table::FileId;
+
+use super::Scope;
+use super::dirs::{Dirs, Node, as_path};
+use super::seen::Seen;
+use crate::{Error, Result};
+
+/// The checked paths of a [`Scope`].
+#[derive(Debug)]
+pub(super) struct Paths {
+    /// None is inside another.
+    roots: Vec<PathBuf>,
+    excludes: Vec<PathBuf>,
+    /// The last components of the excludes by what is above them.
+    excluded_names: HashMap<PathBuf, HashSet<OsString>>,
+    /// The excluded directories that exist, and the tree itself.
+    excluded_dirs: HashSet<FileId>,
+}
+
+impl Paths {
+    /// Checks the paths; `tree` is never captured, wherever it is.
+    pub(super) fn new(scope: &Scope, tree: FileId) -> Result<Paths> {
+        let mut sorted = scope
+            .roots
+            .iter()
+            .map(|path| plain(path))
+            .collect::<Result<Vec<_>>>()?;
+        sorted.sort_unstable();
+        let mut roots: Vec<PathBuf> = Vec::new();
+        for root in sorted {
+            // Sorted by components: what contains it, if anything, came before it.
+            if !roots.iter().any(|other| root.starts_with(other)) {
+                roots.push(root);
+            }
+        }
+        let mut paths = Paths {
+            roots,
+            excludes: scope
+                .excludes
+                .iter()
+                .map(|path| plain(path))
+                .collect::<Result<_>>()?,
+            excluded_names: HashMap::new(),
+            excluded_dirs: HashSet::from([tree]),
+        };
+        for exclude in &paths.excludes {
+            if let (Some(parent), Some(name)) = (exclude.parent(), exclude.file_name()) {
+                let names = paths.excluded_names.entry(parent.to_owned()).or_default();
+                names.insert(name.to_owned());
+            }
+            if let Ok(stat) = rustix::fs::stat(exclude)
+                && FileType::from_raw_mode(stat.st_mode).is_dir()
+            {
+                paths.excluded_dirs.insert(Seen::of(&stat).id);
+            }
+        }
+        Ok(paths)
+    }
+
+    fn is_excluded(&self, path: &Path) -> bool {
+        self.excludes
+            .iter()
+            .any(|exclude| path.starts_with(exclude))
+    }
+}
+
+/// The path without `.` components and trailing slashes.
+fn plain(path: &Path) -> Result<PathBuf> {
+    let named = |part| matches!(part, Component::RootDir | Component::Normal(_));
+    if !path.is_absolute()
+        || !path.components().all(named)
+        || path.as_os_str().as_bytes().contains(&0)
+    {
+        return Err(
+            Error::usage(format!("'{}' is not a plain absolute path", path.display()))
+                .next("name it from / on, without '..'"),
+        );
+    }
+    if path.parent().is_none() {
+        return Err(Error::usage("'/' as a whole cannot be captured")
+            .next("name the directories that hold the program's files"));
+    }
+    Ok(path.components().collect())
+}
+
+/// A directory being walked.
+pub(super) struct At<'a> {
+    pub(super) dirs: &'a Dirs,
+    pub(super) node: Node,
+    pub(super) fd: &'a OwnedFd,
+}
+
+impl At<'_> {
+    /// The path of an entry, for messages.
+    pub(super) fn path(&self, name: &CStr) -> PathBuf {
+        self.dirs.path(self.node).join(as_path(name))
+    }
+}
+
+/// What a visitor found an entry to be.
+pub(super) enum Found {
+    /// Dealt with.
+    Entry,
+    /// A directory, to be walked.
+    Dir,
+    /// Not there any more.
+    Gone,
+}
+
+/// Who is told what a walk finds.
+pub(super) trait Visitor {
+    /// A root that is not there; `parent` is open if that is.
+    fn absent(&mut self, root: &Path, parent: Option<&OwnedFd>) -> Result<()>;
+    /// A root's parent, before the root.
+    fn top(&mut self, parent: &Path, node: Node) -> Result<()>;
+    /// An entry not known to be a directory; `kind` is what the listing says, if anything.
+    fn entry(&mut self, at: &At<'_>, name: &CStr, kind: Option<FileType>) -> Result<Found>;
+    /// A directory, before what is in it. `at` is its parent.
+    fn dir(&mut self, at: &At<'_>, name: &CStr, fd: &OwnedFd, seen: Seen) -> Result<()>;
+    /// A name that was listed and is gone, or a directory that was moved away.
+    fn gone(&mut self, path: PathBuf);
+}
+
+/// Walks every root. Directories are numbered in `dirs` in the order of [`Visitor::dir`],
+/// parents first, tops in that of [`Visitor::top`].
+pub(super) fn walk(paths: &Paths, dirs: &mut Dirs, visitor: &mut impl Visitor) -> Result<()> {
+    let mut walk = Walk {
+        paths,
+        dirs,
+        visitor,
+        pending: Vec::new(),
+        buffer: vec![MaybeUninit::uninit(); 1 << 16],
+    };
+    for root in &paths.roots {
+        walk.root(root)?;
+        // Depth first, so that most directories are opened from a parent that is open still.
+        while let Some((parent, name)) = walk.pending.pop() {
+            walk.descend(parent, &name)?;
+        }
+    }
+    Ok(())
+}
+
+struct Walk<'a, V> {
+    paths: &'a Paths,
+    dirs: &'a mut Dirs,
+    visitor: &'a mut V,
+    /// Directories found, not walked yet.
+    pending: Vec<(Node, CString)>,
+    buffer: Vec<MaybeUninit<u8>>,
+}
+
+impl<V: Visitor> Walk<'_, V> {
+    fn root(&mut self, root: &Path) -> Result<()> {
+        let (Some(parent), Some(name)) = (root.parent(), root.file_name()) else {
+            return Ok(()); // `Paths` has refused it
+        };
+        if self.paths.is_excluded(root) {
+            return Ok(());
+        }
+        let name = CString::new(name.as_bytes()).unwrap_or_default(); // `Paths` has refused NUL
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let fd = match rustix::fs::open(parent, flags, Mode::empty()) {
+            Ok(fd) => fd,
+            Err(Errno::NOENT | Errno::NOTDIR) => return self.visitor.absent(root, None),
+            Err(cause) => return Err(unreadable(parent, cause)),
+        };
+        let stat = rustix::fs::statat(&fd, &name, rustix::fs::AtFlags::SYMLINK_NOFOLLOW);
+        match stat.map(|stat| FileType::from_raw_mode(stat.st_mode)) {
+            Ok(FileType::Symlink) => Err(linked_root(root)),
+            Ok(kind) => {
+                let node = self.dirs.add_top(parent, fd);
+                self.visitor.top(parent, node)?;
+                if kind.is_dir() {
+                    self.pending.push((node, name));
+                    return Ok(());
+                }
+                let fd = self
+                    .dirs
+                    .open(node)
+                    .map_err(|cause| unreadable(parent, cause))?;
+                self.entry(node, &fd, name, Some(kind))
+            }
+            Err(Errno::NOENT) => self.visitor.absent(root, Some(&fd)),
+            Err(cause) => Err(unreadable(root, cause)),
+        }
+    }
+
+    fn entry(
+        &mut self,
+        node: Node,
+        fd: &OwnedFd,
+        name: CString,
+        kind: Option<FileType>,
+    ) -> Result<()> {
+        let at = At {
+            dirs: self.dirs,
+            node,
+            fd,
+        };
+        match self.visitor.entry(&at, &name, kind)? {
+            Found::Entry => {}
+            Found::Gone => {
+                let path = at.path(&name);
+                self.visitor.gone(path);
+            }
+            Found::Dir => self.pending.push((node, name)),
+        }
+        Ok(())
+    }
+
+    fn descend(&mut self, parent: Node, name: &CStr) -> Result<()> {
+        let path = || self.dirs.path(parent).join(as_path(name));
+        let opened = self.dirs.open(parent).and_then(|parent| {
+            let fd = self.dirs.open_dir_at(&parent, name)?;
+            Ok((parent, fd))
+        });
+        let (parent_fd, fd) = match opened {
+            Ok(fds) => fds,
+            // Gone, or something else has its name now: ENOTDIR also for a symbolic link.
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::STALE) => {
+                let path = path();
+                self.visitor.gone(path);
+                return Ok(());
+            }
+            Err(cause) => return Err(unreadable(&path(), cause)),
+        };
+        let seen = rustix::fs::fstat(&fd).map_err(|cause| unreadable(&path(), cause))?;
+        let seen = Seen::of(&seen);
+        if self.paths.excluded_dirs.contains(&seen.id) {
+            return Ok(());
+        }
+        let at = At {
+            dirs: self.dirs,
+            node: parent,
+            fd: &parent_fd,
+        };
+        self.visitor.dir(&at, name, &fd, seen)?;
+        let fd = Arc::new(fd);
+        let node = self.dirs.add(parent, name, Some(seen.id), &fd);
+        self.list(node, &fd)
+    }
+
+    fn list(&mut self, node: Node, fd: &OwnedFd) -> Result<()> {
+        let excluded = match self.paths.excluded_names.is_empty() {
+            true => None,
+            false => self.paths.excluded_names.get(&self.dirs.path(node)),
+        };
+        // Taken, so that entries can be dealt with while the listing goes on.
+        let mut buffer = std::mem::take(&mut self.buffer);
+        let mut entries = RawDir::new(fd, &mut buffer);
+        while let Some(entry) = entries.next() {
+            let entry = entry.map_err(|cause| unreadable(&self.dirs.path(node), cause))?;
+            let name = entry.file_name();
+            if matches!(name.to_bytes(), b"." | b"..") {
+                continue;
+            }
+            if let Some(excluded) = excluded
+                && excluded.contains(&OsString::from_vec(name.to_bytes().to_vec()))
+            {
+                continue;
+            }
+            match entry.file_type() {
+                FileType::Directory => self.pending.push((node, name.to_owned())),
+                FileType::Unknown => self.entry(node, fd, name.to_owned(), None)?,
+                kind => self.entry(node, fd, name.to_owned(), Some(kind))?,
+            }
+        }
+        self.buffer = buffer;
+        Ok(())
+    }
+}
+
+/// The error of a member or directory that cannot be read.
+pub(super) fn unreadable(path: &Path, cause: Errno) -> Error {
+    let error = Error::new(format!("cannot read {}: {cause}", path.display()));
+    match cause {
+        Errno::ACCESS | Errno::PERM => {
+            error.next("run as its owner or as root, or leave it out with --exclude")
+        }
+        Errno::MFILE | Errno::NFILE => error.next("raise the limit of open files (ulimit -n)"),
+        // O_NONBLOCK meets a lease (fcntl F_SETLEASE): without it, this would wait.
+        Errno::WOULDBLOCK => error
+            .next("another process holds a lease on it: try again, or leave it out with --exclude"),
+        Errno::IO => error.next("check the kernel log and the disk"),
+        _ => error,
+    }
+}
+
+fn linked_root(root: &Path) -> Error {
+    let target = std::fs::canonicalize(root);
+    let error = Error::usage(format!(
+        "{} is a symbolic link, which is not followed",
+        root.display()
+    ));
+    match target {
+        Ok(target) => error.next(format!("name what it leads to: {}", target.display())),
+        Err(_) => error.next("name what it leads to"),
+    }
+}

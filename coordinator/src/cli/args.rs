@@ -1,0 +1,424 @@
+//! The command line: every flag is defined here, once.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use nix::unistd::{Group, User};
+
+use snapshim_gate::abi::{DEFAULT_HOLD_BOUND_MS, MAX_HOLD_BOUND_MS};
+
+use crate::Result;
+use crate::capture::Method;
+use crate::checkpoint::Options;
+use crate::commit::CommitPoint;
+use crate::hold::gate_file::Sharing;
+use crate::hold::set::{Set, Wanted};
+
+use super::usage;
+
+/// Consistent snapshots of the files of running, unmodified programs
+#[derive(Debug, Parser)]
+#[command(name = "snapshim", version, propagate_version = true)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run a program so that its files can be checkpointed
+    Run(RunArgs),
+    /// Take a snapshot of the files of a running set
+    Checkpoint(CheckpointArgs),
+    /// List the snapshots of a set
+    List(ListArgs),
+    /// Show one snapshot
+    Show(ShowArgs),
+    /// Show a set: its gate, its programs, what it watches
+    Status(StatusArgs),
+    /// Print the environment that brings programs into a set, for a shell to eval
+    Env(EnvArgs),
+}
+
+/// What a set is; for the commands that start one.
+#[derive(Debug, Args)]
+pub struct SetArgs {
+    /// Name of the set
+    #[arg(long, value_name = "N")]
+    pub name: Option<String>,
+    /// A file or directory to take snapshots of; may be given several times, need not exist yet
+    #[arg(long, value_name = "PATH")]
+    pub watch: Vec<PathBuf>,
+    /// Where the snapshots go [default: .snapshim beside what is watched]
+    #[arg(long, value_name = "DIR")]
+    pub store: Option<PathBuf>,
+    /// A file or directory to leave out; may be given several times
+    #[arg(long, value_name = "PATH")]
+    pub exclude: Vec<PathBuf>,
+    /// Give the gate to this user (name or id)
+    #[arg(long, value_name = "USER")]
+    pub gate_owner: Option<String>,
+    /// Let this group (name or id) use the gate
+    #[arg(long, value_name = "GROUP")]
+    pub gate_group: Option<String>,
+    /// The limits of a checkpoint of the set.
+    #[command(flatten)]
+    pub limits: LimitArgs,
+}
+
+impl SetArgs {
+    /// What these ask of the set.
+    pub fn wanted(&self) -> Result<Wanted> {
+        Ok(Wanted {
+            roots: self.watch.clone(),
+            excludes: self.exclude.clone(),
+            store: self.store.clone(),
+            max_hold_ms: self.limits.max_hold.map(|d| d.as_millis() as u32),
+            keep_last: self.limits.keep_last,
+            sharing: Sharing {
+                owner: self.gate_owner.as_deref().map(user_id).transpose()?,
+                group: self.gate_group.as_deref().map(group_id).transpose()?,
+            },
+        })
+    }
+}
+
+/// Limits of one checkpoint, or of all of a set that do not say otherwise.
+#[derive(Debug, Args)]
+pub struct LimitArgs {
+    /// Hold no call of a program for longer than this; at most 10s [default: 1s]
+    #[arg(long, value_name = "DUR", value_parser = parse_max_hold)]
+    pub max_hold: Option<Duration>,
+    /// Keep only the last N snapshots of the set [default: all]
+    #[arg(long, value_name = "N", value_parser = parse_keep_last)]
+    pub keep_last: Option<usize>,
+}
+
+/// How a checkpoint is made.
+#[derive(Debug, Args)]
+pub struct HowArgs {
+    /// The point of the program's own work to take the snapshot at: write (between complete calls)
+    #[arg(long, value_name = "POINT", value_parser = parse_point)]
+    pub at: Option<CommitPoint>,
+    /// How the files are captured [default: auto]
+    #[arg(long, value_name = "METHOD")]
+    pub capture: Option<Capture>,
+}
+
+/// A way to capture that can be asked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Capture {
+    /// Reflink where the file system can, else copy
+    #[default]
+    Auto,
+    /// Reflink, or fail
+    Reflink,
+    /// Copy while the program is held
+    Copy,
+}
+
+impl HowArgs {
+    /// The flag that was given, if any.
+    pub fn given(&self) -> Option<&'static str> {
+        let at = self.at.map(|_| "--at");
+        at.or(self.capture.map(|_| "--capture"))
+    }
+
+    /// What a checkpoint of `set` is asked to do.
+    pub fn options(&self, set: &Set, limits: &LimitArgs, wait: Duration) -> Options {
+        let usual = Duration::from_millis(set.config.max_hold_ms.into());
+        Options {
+            at: self.at.unwrap_or(CommitPoint::Write),
+            wait,
+            max_hold: limits.max_hold.unwrap_or(usual),
+            capture: match self.capture.unwrap_or_default() {
+                Capture::Auto => Method::Auto,
+                Capture::Reflink => Method::Reflink,
+                Capture::Copy => Method::Copy,
+            },
+            keep_last: limits.keep_last.or(set.config.keep_last),
+            only: None,
+        }
+    }
+}
+
+/// `--json`.
+#[derive(Debug, Args)]
+pub struct JsonArgs {
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `snapshim run`.
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// The set; watches the current directory and is named after the program by default.
+    #[command(flatten)]
+    pub set: SetArgs,
+    /// Take a snapshot this often while the program runs (such as 10s, 5m)
+    #[arg(long, value_name = "DUR", value_parser = parse_interval)]
+    pub every: Option<Duration>,
+    /// How those snapshots are made.
+    #[command(flatten)]
+    pub how: HowArgs,
+    /// The program and its arguments
+    #[arg(required = true, trailing_var_arg = true, value_names = ["APP", "ARGS"])]
+    pub command: Vec<OsString>,
+}
+
+/// `snapshim checkpoint`.
+#[derive(Debug, Args)]
+pub struct CheckpointArgs {
+    /// The set; may be left out if there is only one
+    #[arg(value_name = "N")]
+    pub name: Option<String>,
+    /// How it is made.
+    #[command(flatten)]
+    pub how: HowArgs,
+    /// Wait this long for another checkpoint of the set, and for the commit point
+    #[arg(long, value_name = "DUR", value_parser = parse_duration, default_value = "10s")]
+    pub wait: Duration,
+    /// Its limits; those of the set by default.
+    #[command(flatten)]
+    pub limits: LimitArgs,
+    /// Take a snapshot of this one file only, and hold no other
+    #[arg(long, value_name = "PATH")]
+    pub only: Option<PathBuf>,
+    /// Whether for programs.
+    #[command(flatten)]
+    pub output: JsonArgs,
+}
+
+/// `snapshim list`.
+#[derive(Debug, Args)]
+pub struct ListArgs {
+    /// The set; may be left out if there is only one
+    #[arg(value_name = "N")]
+    pub name: Option<String>,
+    /// Where its snapshots are, if the set is no longer known
+    #[arg(long, value_name = "DIR")]
+    pub store: Option<PathBuf>,
+    /// Whether for programs.
+    #[command(flatten)]
+    pub output: JsonArgs,
+}
+
+/// `snapshim show`.
+#[derive(Debug, Args)]
+#[command(override_usage = "snapshim show [OPTIONS] [N] <ID>")]
+pub struct ShowArgs {
+    /// The set, which may be left out if there is only one, and the snapshot: its id, the
+    /// beginning of it, or latest
+    #[arg(value_name = "[N] ID", required = true, num_args = 1..=2)]
+    pub names: Vec<String>,
+    /// Where the snapshots of the set are, if the set is no longer known
+    #[arg(long, value_name = "DIR")]
+    pub store: Option<PathBuf>,
+    /// Whether for programs.
+    #[command(flatten)]
+    pub output: JsonArgs,
+}
+
+impl ShowArgs {
+    /// The set's name, if given, and the snapshot's id.
+    pub fn set_and_id(&self) -> (Option<&str>, &str) {
+        match self.names.as_slice() {
+            [name, id, ..] => (Some(name), id),
+            [id] => (None, id),
+            [] => (None, ""),
+        }
+    }
+}
+
+/// `snapshim status`.
+#[derive(Debug, Args)]
+pub struct StatusArgs {
+    /// The set; may be left out if there is only one
+    #[arg(value_name = "N")]
+    pub name: Option<String>,
+    /// Whether for programs.
+    #[command(flatten)]
+    pub output: JsonArgs,
+}
+
+/// `snapshim env`.
+#[derive(Debug, Args)]
+pub struct EnvArgs {
+    /// The set; named after the first path it watches by default.
+    #[command(flatten)]
+    pub set: SetArgs,
+    /// Whether for programs.
+    #[command(flatten)]
+    pub output: JsonArgs,
+}
+
+/// Parses a duration: numbers with units, such as `200ms`, `1.5s`, `1m30s`.
+pub fn parse_duration(text: &str) -> std::result::Result<Duration, String> {
+    const UNITS: [(&str, f64); 6] = [
+        ("us", 1e-6),
+        ("ms", 1e-3),
+        ("s", 1.0),
+        ("m", 60.0),
+        ("h", 3600.0),
+        ("d", 86400.0),
+    ];
+    let wrong = || "say a number and a unit: 200ms, 5s, 2m, 1h".to_owned();
+    if text == "0" {
+        return Ok(Duration::ZERO);
+    }
+    let mut seconds = 0.0;
+    let mut rest = text;
+    loop {
+        let digits = rest
+            .find(|c: char| !c.is_ascii_digit() && c != '.')
+            .ok_or_else(wrong)?;
+        let (number, after) = rest.split_at(digits);
+        let letters = after
+            .find(|c: char| !c.is_ascii_alphabetic())
+            .unwrap_or(after.len());
+        let (unit, after) = after.split_at(letters);
+        let number: f64 = number.parse().map_err(|_| wrong())?;
+        let (_, scale) = UNITS
+            .iter()
+            .find(|(name, _)| *name == unit)
+            .ok_or_else(wrong)?;
+        seconds += number * scale;
+        if after.is_empty() {
+            break;
+        }
+        rest = after;
+    }
+    // Longer than anybody waits; keeps later sums in range.
+    const LONGEST: f64 = 366.0 * 86400.0;
+    if !(0.0..=LONGEST).contains(&seconds) {
+        return Err("that is more than a year".into());
+    }
+    Duration::try_from_secs_f64(seconds).map_err(|_| wrong())
+}
+
+fn parse_max_hold(text: &str) -> std::result::Result<Duration, String> {
+    let duration = parse_duration(text)?;
+    let most = Duration::from_millis(MAX_HOLD_BOUND_MS.into());
+    if duration > most {
+        return Err(format!(
+            "no program is held for longer than {}s",
+            most.as_secs()
+        ));
+    }
+    if duration < Duration::from_millis(1) {
+        let usual = DEFAULT_HOLD_BOUND_MS;
+        return Err(format!(
+            "it must be at least 1ms (the default is {usual}ms)"
+        ));
+    }
+    Ok(duration)
+}
+
+fn parse_interval(text: &str) -> std::result::Result<Duration, String> {
+    match parse_duration(text)? {
+        short if short < Duration::from_millis(1) => Err("it must be at least 1ms".into()),
+        interval => Ok(interval),
+    }
+}
+
+fn parse_keep_last(text: &str) -> std::result::Result<usize, String> {
+    match text.parse() {
+        Ok(0) => Err("it must be at least 1: the newest snapshot is never pruned".into()),
+        Ok(count) => Ok(count),
+        Err(_) => Err("say how many".into()),
+    }
+}
+
+fn parse_point(text: &str) -> std::result::Result<CommitPoint, String> {
+    text.parse()
+}
+
+/// The id of a user given by name or id.
+fn user_id(text: &str) -> Result<u32> {
+    match text.parse() {
+        Ok(id) => Ok(id),
+        Err(_) => match User::from_name(text) {
+            Ok(Some(user)) => Ok(user.uid.as_raw()),
+            _ => Err(usage(
+                format!("there is no user {text:?}"),
+                "give --gate-owner a user's name or id",
+            )),
+        },
+    }
+}
+
+/// The id of a group given by name or id.
+fn group_id(text: &str) -> Result<u32> {
+    match text.parse() {
+        Ok(id) => Ok(id),
+        Err(_) => match Group::from_name(text) {
+            Ok(Some(group)) => Ok(group.gid.as_raw()),
+            _ => Err(usage(
+                format!("there is no group {text:?}"),
+                "give --gate-group a group's name or id",
+            )),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_definition_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn durations() {
+        let ms = |n| Ok(Duration::from_millis(n));
+        for (text, expected) in [
+            ("5s", ms(5_000)),
+            ("200ms", ms(200)),
+            ("2m", ms(120_000)),
+            ("1m30s", ms(90_000)),
+            ("1.5s", ms(1_500)),
+            ("0", ms(0)),
+            ("250us", Ok(Duration::from_micros(250))),
+        ] {
+            assert_eq!(parse_duration(text), expected, "{text}");
+        }
+        for text in [
+            "", "5", "s", "5 s", "-1s", "1e3s", "5x", "..s", "1m30", "9999999d", "NaNs", "5s ",
+        ] {
+            assert!(parse_duration(text).is_err(), "{text}");
+        }
+        assert!(parse_max_hold("10s").is_ok());
+        assert!(parse_max_hold("10.001s").is_err());
+        assert!(parse_max_hold("0").is_err());
+        assert!(parse_keep_last("0").is_err());
+    }
+
+    fn command_of(arguments: &[&str]) -> Vec<OsString> {
+        match Cli::try_parse_from(arguments).map(|cli| cli.command) {
+            Ok(Command::Run(run)) => run.command,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn what_follows_the_program_is_the_programs() {
+        for arguments in [
+            &["snapshim", "run", "--", "app", "--watch", "x", "--", "-y"][..],
+            &["snapshim", "run", "app", "--watch", "x", "--", "-y"],
+        ] {
+            assert_eq!(command_of(arguments), ["app", "--watch", "x", "--", "-y"]);
+        }
+        assert_eq!(command_of(&["snapshim", "run", "--", "--odd"]), ["--odd"]);
+        assert!(Cli::try_parse_from(["snapshim", "run", "--wach", "x", "app"]).is_err());
+        assert!(Cli::try_parse_from(["snapshim", "run"]).is_err());
+    }
+}

@@ -1,0 +1,257 @@
+//! `snapshim status`: a set as it is now.
+
+use std::collections::BTreeMap;
+use std::process::ExitCode;
+use std::sync::atomic::Ordering::{Acquire, Relaxed};
+
+use serde::Serialize;
+
+use snapshim_gate::slot::{Owner, SEEN, Seen, Slot};
+use snapshim_gate::word;
+
+use crate::Result;
+use crate::hold::process;
+use crate::hold::set::{Set, is_owner_alive};
+use crate::store::Store;
+use crate::store::manifest::{PathName, VERSION};
+
+use super::args::StatusArgs;
+use super::output;
+
+/// The counters of a slot, by name.
+const COUNTERS: [(Seen, &str); 7] = [
+    (Seen::Sync, "sync"),
+    (Seen::Lock, "lock"),
+    (Seen::Close, "close"),
+    (Seen::Rename, "rename"),
+    (Seen::Map, "map"),
+    (Seen::Submit, "submit"),
+    (Seen::Sandbox, "sandbox"),
+];
+const _: () = assert!(COUNTERS.len() <= SEEN);
+
+#[derive(Serialize)]
+struct Report {
+    version: u32,
+    set: String,
+    #[serde(serialize_with = "output::plain")]
+    gate: PathName,
+    /// Device and inode, as programs are told in the environment.
+    gate_id: String,
+    state: &'static str,
+    epoch: u32,
+    in_use: bool,
+    /// The process that makes a checkpoint now.
+    coordinator: Option<u32>,
+    bound_ms: u64,
+    slots_used: usize,
+    slots: usize,
+    /// Threads that found no slot.
+    overflow: u32,
+    /// Holds that a waiting program broke.
+    breaks: u32,
+    last_hold_us: u64,
+    writers: Vec<Writer>,
+    roots: Vec<PathName>,
+    excludes: Vec<PathName>,
+    #[serde(serialize_with = "output::plain")]
+    store: PathName,
+    latest: Option<String>,
+}
+
+/// A process that is attached to the gate.
+#[derive(Serialize)]
+struct Writer {
+    /// In its own pid namespace.
+    pid: u32,
+    /// Empty if it cannot be looked at.
+    name: String,
+    /// Whether it is in another pid namespace.
+    elsewhere: bool,
+    alive: bool,
+    threads: u32,
+    /// Threads that are waiting at the gate.
+    parked: u32,
+    waits: u64,
+    longest_wait_us: u64,
+    waited_us: u64,
+    breaks: u64,
+    seen: BTreeMap<&'static str, u64>,
+}
+
+/// Runs the command.
+pub fn run(args: &StatusArgs) -> Result<ExitCode> {
+    let set = Set::open(args.name.as_deref())?;
+    let report = report(&set)?;
+    if args.output.json {
+        output::json(&report)?;
+    } else {
+        output::text(&describe(&report))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn report(set: &Set) -> Result<Report> {
+    let header = set.gate.header();
+    let word = header.word.load(Acquire);
+    let names = |paths: &[std::path::PathBuf]| paths.iter().cloned().map(PathName).collect();
+    let slots = set.gate.used_slots();
+    Ok(Report {
+        version: VERSION,
+        set: set.name.clone(),
+        gate: PathName(set.gate_path.clone()),
+        gate_id: format!("{}:{}", set.gate_id.dev, set.gate_id.ino),
+        state: match word::state(word) {
+            word::OPEN => "open",
+            word::CLOSED => "closed",
+            _ => "unknown",
+        },
+        epoch: word::epoch(word),
+        in_use: set.is_in_use()?,
+        coordinator: set.lock_holder(),
+        bound_ms: set.gate.hold_bound_ns() / 1_000_000,
+        slots_used: slots
+            .iter()
+            .filter(|s| Owner::unpack(s.owner.load(Acquire)).is_some())
+            .count(),
+        slots: set.gate.slots().len(),
+        overflow: header.overflow.load(Relaxed),
+        breaks: header.breaks.load(Relaxed),
+        last_hold_us: header.last_hold_ns.load(Relaxed) / 1_000,
+        writers: writers(slots),
+        roots: names(&set.config.roots),
+        excludes: names(&set.config.excludes),
+        latest: Store::open(&set.config.store, &set.name)
+            .ok()
+            .and_then(|s| s.latest()),
+        store: PathName(set.config.store.clone()),
+    })
+}
+
+/// The processes behind the slots. Sums saturate: the numbers are the programs'.
+fn writers(slots: &[Slot]) -> Vec<Writer> {
+    let here = process::pid_namespace(std::process::id());
+    let mut writers: BTreeMap<(u32, u32, u64), Writer> = BTreeMap::new();
+    for slot in slots {
+        let Some(owner) = Owner::unpack(slot.owner.load(Acquire)) else {
+            continue;
+        };
+        let start = slot.start_time.load(Acquire);
+        let writer = writers
+            .entry((owner.pidns, owner.pid, start))
+            .or_insert_with(|| {
+                let elsewhere = here != Some(owner.pidns);
+                let alive = elsewhere || is_owner_alive(owner, start);
+                Writer {
+                    pid: owner.pid,
+                    name: if alive && !elsewhere {
+                        process::name(owner.pid)
+                    } else {
+                        String::new()
+                    },
+                    elsewhere,
+                    alive,
+                    threads: 0,
+                    parked: 0,
+                    waits: 0,
+                    longest_wait_us: 0,
+                    waited_us: 0,
+                    breaks: 0,
+                    seen: COUNTERS.iter().map(|(_, name)| (*name, 0)).collect(),
+                }
+            });
+        let add = |sum: &mut u64, value: u64| *sum = sum.saturating_add(value);
+        writer.threads += 1;
+        writer.parked += u32::from(slot.parked.load(Relaxed) != 0);
+        add(&mut writer.waits, slot.waits.load(Relaxed).into());
+        add(&mut writer.waited_us, slot.waited_ns.load(Relaxed) / 1_000);
+        add(&mut writer.breaks, slot.breaks.load(Relaxed).into());
+        let longest = slot.longest_wait_ns.load(Relaxed) / 1_000;
+        writer.longest_wait_us = writer.longest_wait_us.max(longest);
+        for (counter, name) in COUNTERS {
+            let sum = writer.seen.entry(name).or_default();
+            add(sum, slot.seen[counter as usize].load(Relaxed).into());
+        }
+    }
+    writers.into_values().collect()
+}
+
+fn describe(report: &Report) -> String {
+    let path = |name: &PathName| output::name(&name.0.to_string_lossy());
+    let mut rows = Vec::new();
+    let mut row = |label: &str, value: String| rows.push(vec![label.to_owned(), value]);
+    row("set", report.set.clone());
+    row(
+        "gate",
+        format!("{} ({})", path(&report.gate), report.gate_id),
+    );
+    row("state", format!("{}, epoch {}", report.state, report.epoch));
+    row(
+        "in use",
+        if report.in_use {
+            "yes".into()
+        } else {
+            "no".into()
+        },
+    );
+    if let Some(pid) = report.coordinator {
+        row("coordinator", pid.to_string());
+    }
+    row("hold bound", format!("{} ms", report.bound_ms));
+    row("last hold", output::micros(report.last_hold_us));
+    row("broken holds", report.breaks.to_string());
+    row(
+        "slots",
+        format!("{} of {}", report.slots_used, report.slots),
+    );
+    if report.overflow > 0 {
+        row(
+            "",
+            format!(
+                "{} threads found none: no snapshot can be verified",
+                report.overflow
+            ),
+        );
+    }
+    for root in &report.roots {
+        row("watched", path(root));
+    }
+    for exclude in &report.excludes {
+        row("excluded", path(exclude));
+    }
+    row("store", path(&report.store));
+    row(
+        "latest",
+        report.latest.clone().unwrap_or_else(|| "none".into()),
+    );
+    let mut text = output::table(&rows);
+    if report.writers.is_empty() {
+        return text;
+    }
+    let head = ["PID", "NAME", "THREADS", "WAITS", "LONGEST", "SEEN"];
+    let mut rows = vec![head.map(str::to_owned).to_vec()];
+    for writer in &report.writers {
+        let seen: Vec<String> = writer
+            .seen
+            .iter()
+            .filter(|(_, count)| **count > 0)
+            .map(|(name, count)| format!("{name} {count}"))
+            .collect();
+        let name = match (writer.alive, writer.elsewhere) {
+            (false, _) => "(ended)".into(),
+            (true, true) => "(in another pid namespace)".into(),
+            (true, false) => output::name(&writer.name),
+        };
+        rows.push(vec![
+            writer.pid.to_string(),
+            name,
+            writer.threads.to_string(),
+            writer.waits.to_string(),
+            output::micros(writer.longest_wait_us),
+            seen.join(", "),
+        ]);
+    }
+    text.push('\n');
+    text.push_str(&output::table(&rows));
+    text
+}

@@ -1,0 +1,69 @@
+/* ops MODE PATH THREADS COUNT FIRST_CPU: the cost of one call.
+ *
+ * MODE null: one byte to /dev/null; block: 4 KiB with pwrite over the same place
+ * of a file. Each thread is pinned to a CPU and has its own descriptor. Prints
+ * the mean time of a call in one thread, ns. */
+#include "common.h"
+#include <pthread.h>
+#include <sched.h>
+
+static long count;
+static int is_block;
+static const char *path;
+static int first_cpu;
+static pthread_barrier_t barrier;
+
+static void *run(void *arg)
+{
+    static char block[4096];
+    int index = (int)(intptr_t)arg;
+    cpu_set_t set;
+    CPU_ZERO(&set);
+    CPU_SET((first_cpu + index) % (int)sysconf(_SC_NPROCESSORS_ONLN), &set);
+    sched_setaffinity(0, sizeof set, &set);
+    char name[4096];
+    snprintf(name, sizeof name, is_block ? "%s.%d" : "%s", path, index);
+    int fd = open(name, O_WRONLY | (is_block ? O_CREAT : 0), 0600);
+    if (fd < 0)
+        die(name);
+    long failed = 0;
+    pthread_barrier_wait(&barrier);
+    for (int warm = 0; warm < 1000; warm++)
+        failed += write(fd, block, 0) != 0;
+    uint64_t start = now_ns();
+    if (is_block)
+        for (long i = 0; i < count; i++)
+            failed += pwrite(fd, block, sizeof block, 0) != sizeof block;
+    else
+        for (long i = 0; i < count; i++)
+            failed += write(fd, block, 1) != 1;
+    uint64_t took = now_ns() - start;
+    if (failed)
+        die("write");
+    return (void *)(uintptr_t)took;
+}
+
+int main(int argc, char **argv)
+{
+    if (argc != 6)
+        return 2;
+    is_block = !strcmp(argv[1], "block");
+    path = argv[2];
+    int threads = (int)number(argv[3]);
+    count = number(argv[4]);
+    first_cpu = (int)number(argv[5]);
+    pthread_t id[64];
+    if (threads < 1 || threads > 64)
+        return 2;
+    pthread_barrier_init(&barrier, NULL, (unsigned)threads);
+    double sum = 0;
+    for (int t = 0; t < threads; t++)
+        pthread_create(&id[t], NULL, run, (void *)(intptr_t)t);
+    for (int t = 0; t < threads; t++) {
+        void *took;
+        pthread_join(id[t], &took);
+        sum += (double)(uintptr_t)took;
+    }
+    printf("%.3f\n", sum / threads / (double)count);
+    return 0;
+}

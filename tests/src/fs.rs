@@ -1,0 +1,245 @@
+//! Mounted file systems to test on, one of each kind per test binary.
+
+use std::fs;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Mutex, MutexGuard, Once};
+use std::time::Duration;
+
+use crate::process;
+
+/// A kind of file system.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Fs {
+    /// XFS with reflink, in a loop image.
+    Xfs,
+    /// btrfs, in a loop image.
+    Btrfs,
+    /// ext4, in a loop image.
+    Ext4,
+    /// tmpfs.
+    Tmpfs,
+}
+
+/// All kinds.
+pub const ALL: [Fs; 4] = [Fs::Xfs, Fs::Btrfs, Fs::Ext4, Fs::Tmpfs];
+
+/// Names of images and mount points begin with this, then the id and start
+/// time of the test process.
+const PREFIX: &str = "snapshim-test-";
+
+/// Size of an image; sparse.
+const IMAGE_BYTES: u64 = 4 << 30;
+
+static MOUNTS: Mutex<Vec<(Fs, Mount)>> = Mutex::new(Vec::new());
+
+fn mounts() -> MutexGuard<'static, Vec<(Fs, Mount)>> {
+    MOUNTS.lock().unwrap_or_else(|e| e.into_inner())
+}
+
+/// One mount, undone when dropped.
+#[derive(Debug)]
+struct Mount {
+    point: PathBuf,
+    image: Option<PathBuf>,
+}
+
+impl Fs {
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Fs::Xfs => "xfs",
+            Fs::Btrfs => "btrfs",
+            Fs::Ext4 => "ext4",
+            Fs::Tmpfs => "tmpfs",
+        }
+    }
+
+    /// Whether it can share blocks between files.
+    pub fn has_reflink(self) -> bool {
+        matches!(self, Fs::Xfs | Fs::Btrfs)
+    }
+
+    /// This test binary's mount of that kind; made when first asked for.
+    ///
+    /// `None` only if `SNAPSHIM_TEST_NO_MOUNTS=1`, and then it is said.
+    #[track_caller]
+    pub fn mount(self) -> Option<PathBuf> {
+        prepare();
+        let mut mounts = mounts();
+        if let Some((_, mount)) = mounts.iter().find(|(fs, _)| *fs == self) {
+            return Some(mount.point.clone());
+        }
+        let mount = if crate::flag("SNAPSHIM_TEST_NO_MOUNTS") {
+            if self != Fs::Tmpfs {
+                eprintln!("SKIPPED on {}: SNAPSHIM_TEST_NO_MOUNTS is set", self.name());
+                return None;
+            }
+            let point = Path::new("/dev/shm").join(tag()).with_extension("tmpfs");
+            fs::create_dir_all(&point).expect("a directory in /dev/shm");
+            Mount { point, image: None }
+        } else {
+            self.make()
+        };
+        let point = mount.point.clone();
+        mounts.push((self, mount));
+        Some(point)
+    }
+
+    #[track_caller]
+    fn make(self) -> Mount {
+        assert!(
+            nix::unistd::geteuid().is_root(),
+            "these tests mount file systems and need root; \
+             set SNAPSHIM_TEST_NO_MOUNTS=1 to leave out what cannot be done without"
+        );
+        let base = std::env::temp_dir().join(tag());
+        let point = base.with_extension(self.name());
+        let mut mount = Mount {
+            point: point.clone(),
+            image: None,
+        };
+        fs::create_dir_all(&point).expect("a mount point in the temporary directory");
+        let at = point.to_str().expect("UTF-8 path");
+        if self == Fs::Tmpfs {
+            process::tool("mount", &["-t", "tmpfs", "-o", "size=2g", "tmpfs", at]);
+            return mount;
+        }
+        let image = base.with_extension(format!("{}-image", self.name()));
+        let file = fs::File::create(&image).expect("an image in the temporary directory");
+        file.set_len(IMAGE_BYTES).expect("a sparse image");
+        mount.image = Some(image.clone());
+        let image = image.to_str().expect("UTF-8 path");
+        match self {
+            Fs::Xfs => process::tool("mkfs.xfs", &["-q", "-f", "-m", "reflink=1", image]),
+            Fs::Btrfs => process::tool("mkfs.btrfs", &["-q", "-f", image]),
+            _ => process::tool("mkfs.ext4", &["-q", "-F", image]),
+        };
+        let mut command = Command::new("mount");
+        command.args(["-o", "loop,noatime", image, at]);
+        let ended = process::run(command, Duration::from_secs(60));
+        assert!(
+            ended.code() == 0,
+            "cannot mount {} from a loop device: {}\
+             set SNAPSHIM_TEST_NO_MOUNTS=1 to leave out what needs one",
+            self.name(),
+            ended.err()
+        );
+        mount
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        discard(&self.point, self.image.as_deref());
+    }
+}
+
+/// This process's part of the names.
+fn tag() -> String {
+    let pid = std::process::id();
+    let start = process::start_time(pid as i32).unwrap_or(0);
+    format!("{PREFIX}{pid}-{start}")
+}
+
+/// A fresh directory on tmpfs with this process's tag.
+pub fn shm_dir(name: &str) -> PathBuf {
+    prepare();
+    let path = Path::new("/dev/shm").join(format!("{}.{name}", tag()));
+    fs::DirBuilder::new()
+        .mode(0o700)
+        .recursive(true)
+        .create(&path)
+        .expect("a directory in /dev/shm");
+    path
+}
+
+/// Undoes a mount, whatever state it is in. The loop device goes with it: it
+/// was set up by `mount` and detaches itself.
+fn discard(point: &Path, image: Option<&Path>) {
+    let is_mounted = fs::read_to_string("/proc/self/mounts")
+        .unwrap_or_default()
+        .lines()
+        .any(|line| line.split(' ').nth(1) == point.to_str());
+    if is_mounted {
+        let unmount = |options: &[&str]| {
+            let mut command = Command::new("umount");
+            command.args(options).arg(point);
+            process::run(command, Duration::from_secs(60)).code() == 0
+        };
+        if !unmount(&[]) && !unmount(&["--lazy"]) {
+            eprintln!("cannot unmount {}", point.display());
+            return;
+        }
+        let _ = fs::remove_dir(point);
+    } else {
+        let _ = fs::remove_dir_all(point);
+    }
+    if let Some(image) = image {
+        for device in loop_devices(image) {
+            let mut command = Command::new("losetup");
+            command.args(["-d", &device]);
+            process::run(command, Duration::from_secs(60));
+        }
+        let _ = fs::remove_file(image);
+    }
+}
+
+/// Loop devices still attached to an image.
+fn loop_devices(image: &Path) -> Vec<String> {
+    let mut command = Command::new("losetup");
+    command.args(["-n", "-O", "NAME", "-j"]).arg(image);
+    let ended = process::run(command, Duration::from_secs(60));
+    ended.out().lines().map(|l| l.trim().to_owned()).collect()
+}
+
+/// Once per process: cleans up after killed runs, and after this one at its end.
+fn prepare() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        extern "C" fn at_exit() {
+            mounts().clear();
+            sweep(Path::new("/dev/shm"), |name| name.starts_with(&tag()));
+        }
+        // SAFETY: the handler is a plain function; it runs when `main` is done.
+        unsafe { libc::atexit(at_exit) };
+        // Orphans of a test come to us, so that ids are not reused under it.
+        // SAFETY: sets an attribute of this process.
+        unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1 as libc::c_ulong) };
+        for dir in [std::env::temp_dir(), PathBuf::from("/dev/shm")] {
+            sweep(&dir, is_leftover);
+        }
+    });
+}
+
+/// Whether `name` belongs to a test process that is gone.
+fn is_leftover(name: &str) -> bool {
+    let owner = || {
+        let rest = name.strip_prefix(PREFIX)?;
+        let (pid, start) = rest.split('.').next()?.split_once('-')?;
+        Some((pid.parse::<i32>().ok()?, start.parse::<u64>().ok()?))
+    };
+    owner().is_some_and(|(pid, start)| process::start_time(pid) != Some(start))
+}
+
+/// Removes what `which` names in `dir`: mount points first, then images.
+fn sweep(dir: &Path, which: impl Fn(&str) -> bool) {
+    let mut names: Vec<String> = fs::read_dir(dir)
+        .map(|d| {
+            d.flatten()
+                .filter_map(|e| e.file_name().into_string().ok())
+                .filter(|name| which(name))
+                .collect()
+        })
+        .unwrap_or_default();
+    names.sort_by_key(|name| name.ends_with("-image"));
+    for name in names {
+        let path = dir.join(&name);
+        if name.ends_with("-image") {
+            discard(Path::new("/nonexistent"), Some(&path));
+        } else {
+            discard(&path, None);
+        }
+    }
+}
