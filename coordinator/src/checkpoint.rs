@@ -19,15 +19,13 @@ use crate::{Error, Exit, Result};
 /// How often a checkpoint is tried again when it was aborted by chance: a thread
 /// woke up in the wrong moment.
 const TRIES: u32 = 5;
-/// How long to wait for another coordinator of the same set.
-const LOCK_WAIT: Duration = Duration::from_secs(60);
 
 /// What a checkpoint is asked to do.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// The point to cut at.
     pub at: CommitPoint,
-    /// How long to try for it.
+    /// How long to try for it, and for the set if another coordinator has it.
     pub wait: Duration,
     /// Longest time a call of the program may be made to wait.
     pub max_hold: Duration,
@@ -63,12 +61,12 @@ struct Cut {
 
 /// Makes a snapshot of the set.
 pub fn checkpoint(set: &Set, options: &Options, progress: &mut dyn FnMut(&str)) -> Result<Outcome> {
-    let _lock = set.lock(LOCK_WAIT)?;
+    let _lock = set.lock(options.wait)?;
     if cut::recover(&set.gate) {
         progress("the gate was left shut by a coordinator that died; opened it");
     }
     let store = Store::open_or_create(&set.config.store, &set.name)?;
-    let store_lock = store.lock(LOCK_WAIT)?;
+    let store_lock = store.lock(options.wait)?;
     for left in store.sweep(&store_lock)? {
         progress(&format!("removed {left}, left half done"));
     }
@@ -94,7 +92,11 @@ pub fn checkpoint(set: &Set, options: &Options, progress: &mut dyn FnMut(&str)) 
         Some(keep) => store.keep_last(&store_lock, keep)?,
         None => Vec::new(),
     };
-    Ok(Outcome { manifest, path, pruned })
+    Ok(Outcome {
+        manifest,
+        path,
+        pruned,
+    })
 }
 
 /// What to capture: the whole set, or one file of it.
@@ -110,7 +112,10 @@ fn scope(set: &Set, options: &Options) -> Scope {
 
 /// One hold: everything in here until [`Hold::open`] makes programs wait.
 fn take(set: &Set, options: &Options, scope: &Scope, draft: &Draft) -> Result<Cut> {
-    let bound_ms = options.max_hold.as_millis().clamp(1, u128::from(MAX_HOLD_BOUND_MS)) as u32;
+    let bound_ms = options
+        .max_hold
+        .as_millis()
+        .clamp(1, u128::from(MAX_HOLD_BOUND_MS)) as u32;
     set.gate.header().hold_bound_ms.store(bound_ms, Relaxed);
     // A waiter's clock starts after ours: give up before it has to.
     let limit = Duration::from_millis(u64::from(bound_ms)) * 9 / 10;
@@ -154,15 +159,28 @@ fn identity(path: &std::path::Path) -> Result<FileId> {
     let meta = std::fs::symlink_metadata(path)
         .map_err(|e| Error::usage(format!("cannot capture only {}: {e}", path.display())))?;
     if !meta.is_file() {
-        return Err(Error::usage(format!("{} is not a regular file", path.display()))
-            .next("--only takes one file; leave it out to capture the whole set"));
+        return Err(
+            Error::usage(format!("{} is not a regular file", path.display()))
+                .next("--only takes one file; leave it out to capture the whole set"),
+        );
     }
-    Ok(FileId { dev: meta.dev(), ino: meta.ino() })
+    Ok(FileId {
+        dev: meta.dev(),
+        ino: meta.ino(),
+    })
 }
 
 /// The verdict, without the list of files.
 fn certify(set: &Set, options: &Options, id: &str, cut: Cut) -> (Manifest, Captured) {
-    let Cut { captured, time, hold, drain, mut reasons, scan, moved } = cut;
+    let Cut {
+        captured,
+        time,
+        hold,
+        drain,
+        mut reasons,
+        scan,
+        moved,
+    } = cut;
     reasons.extend(scan.reasons());
     // One entry for each file would bury the cause.
     if let Some(first) = moved.first() {
@@ -172,7 +190,11 @@ fn certify(set: &Set, options: &Options, id: &str, cut: Cut) -> (Manifest, Captu
                 "{} {} during the hold{}: somebody changed it by a way that the shim does not see",
                 first.path.display(),
                 first.what,
-                if moved.len() > 1 { format!(" (and {} more)", moved.len() - 1) } else { String::new() }
+                if moved.len() > 1 {
+                    format!(" (and {} more)", moved.len() - 1)
+                } else {
+                    String::new()
+                }
             ),
             None,
         ));

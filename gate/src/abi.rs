@@ -115,7 +115,10 @@ impl core::fmt::Display for Invalid {
             Invalid::Truncated => write!(f, "it is too short"),
             Invalid::Magic => write!(f, "it is not a gate file"),
             Invalid::Version(v) => {
-                write!(f, "it has layout version {v}, this build speaks version {ABI_VERSION}")
+                write!(
+                    f,
+                    "it has layout version {v}, this build speaks version {ABI_VERSION}"
+                )
             }
             Invalid::Geometry => write!(f, "its sizes contradict each other"),
         }

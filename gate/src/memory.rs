@@ -97,6 +97,8 @@ pub enum Mutation {
     ReapWithoutStartTime,
     /// A slot is reset before it is taken from its owner.
     ReapBeforeTaking,
+    /// A slot is reset with relaxed stores.
+    ReapRelaxed,
     /// A nested call passes a shut gate whatever the outer call is on.
     NestedAlwaysPasses,
     /// A nested call passes although its outer call has not passed yet.

@@ -56,7 +56,10 @@ pub fn pass_slowly<M: Memory, T: Thread<M>>(
     thread: &mut T,
     entered: Entered,
 ) -> Passage {
-    let Entered { mut outer, word: mut seen } = entered;
+    let Entered {
+        mut outer,
+        word: mut seen,
+    } = entered;
     if outer > 0 && thread.outer_is_abandoned() {
         slot.abandon_outer(call);
         outer = 0;

@@ -23,27 +23,18 @@ pub fn reap<M: Memory>(slot: &Slot<M>, owner: u64, start_time: u64) -> bool {
         slot.owner.store(owner, Release);
         return false;
     }
-    reset(slot);
-    true
-}
-
-/// Frees a slot that the caller has marked [`REAPING`].
-fn reset<M: Memory>(slot: &Slot<M>) {
     slot.generation.add(1, Relaxed);
     slot.aside.store(0, Relaxed);
-    // What the calls counted here did is known to whoever found their owner gone.
-    slot.count.store(0, Release);
+    // Whoever found the owner gone knows what its calls did; a drain that sees the
+    // count cleared must know it as well.
+    let order = if M::mutated(Mutation::ReapRelaxed) {
+        Relaxed
+    } else {
+        Release
+    };
+    slot.count.store(0, order);
     slot.start_time.store(0, Relaxed);
     slot.image.store(0, Relaxed);
     slot.owner.store(FREE, Release);
-}
-
-/// Gives back a slot the calling thread owns and has not used. Taken first, like
-/// any other: a reaper may be looking at it, and will put its owner back, which
-/// must not be over the next one. Then it is left to be reaped.
-pub fn release<M: Memory>(slot: &Slot<M>) {
-    let owner = slot.owner.load(Relaxed);
-    if owner != REAPING && slot.owner.cas(owner, REAPING).is_ok() {
-        reset(slot);
-    }
+    true
 }

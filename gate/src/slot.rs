@@ -239,7 +239,8 @@ impl<M: Memory> Slot<M> {
 
     /// Notes that the outermost call has passed the gate.
     pub(crate) fn mark_passed(&self) {
-        self.seq.store(self.seq.load(Relaxed).wrapping_add(1) & !1, Relaxed);
+        let seq = self.seq.load(Relaxed);
+        self.seq.store(seq.wrapping_add(1) & !1, Relaxed);
     }
 
     /// Notes that the outermost call, the only one counted, passes the gate shut by
@@ -310,9 +311,21 @@ mod tests {
     #[test]
     fn owners_round_trip() {
         for owner in [
-            Owner { pid: 1, tid: 1, pidns: 0 },
-            Owner { pid: 4_194_303, tid: 4_194_302, pidns: PIDNS_MASK },
-            Owner { pid: 77, tid: 4_000_000, pidns: 0x1234 },
+            Owner {
+                pid: 1,
+                tid: 1,
+                pidns: 0,
+            },
+            Owner {
+                pid: 4_194_303,
+                tid: 4_194_302,
+                pidns: PIDNS_MASK,
+            },
+            Owner {
+                pid: 77,
+                tid: 4_000_000,
+                pidns: 0x1234,
+            },
         ] {
             assert_eq!(Owner::unpack(owner.pack()), Some(owner));
         }

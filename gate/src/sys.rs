@@ -94,7 +94,14 @@ pub fn futex_wait(word: &AtomicU32, seen: u32, ns: u64) {
     unsafe {
         syscall6(
             nr::FUTEX,
-            [word.as_ptr() as usize, FUTEX_WAIT, seen as usize, &raw const timeout as usize, 0, 0],
+            [
+                word.as_ptr() as usize,
+                FUTEX_WAIT,
+                seen as usize,
+                &raw const timeout as usize,
+                0,
+                0,
+            ],
         );
     }
 }
@@ -105,7 +112,14 @@ pub fn futex_wake_all(word: &AtomicU32) {
     unsafe {
         syscall6(
             nr::FUTEX,
-            [word.as_ptr() as usize, FUTEX_WAKE, i32::MAX as usize, 0, 0, 0],
+            [
+                word.as_ptr() as usize,
+                FUTEX_WAKE,
+                i32::MAX as usize,
+                0,
+                0,
+                0,
+            ],
         );
     }
 }

@@ -136,20 +136,28 @@ pub(crate) fn ensure() -> bool {
 /// that costs no system call and whose rate need not be known well.
 fn is_time_to_look() -> bool {
     static LAST: AtomicU64 = AtomicU64::new(0);
-    const STEP: u64 = if cfg!(target_arch = "x86_64") { 1 << 28 } else { 1 << 23 };
+    const STEP: u64 = if cfg!(target_arch = "x86_64") {
+        1 << 28
+    } else {
+        1 << 23
+    };
     let now = ticks();
     let last = LAST.load(Relaxed);
     if last != 0 && now.wrapping_sub(last) < STEP {
         return false;
     }
-    LAST.compare_exchange(last, now.max(1), Relaxed, Relaxed).is_ok()
+    LAST.compare_exchange(last, now.max(1), Relaxed, Relaxed)
+        .is_ok()
 }
 
 /// Attaches, unless another thread is at it (then this call passes: the
 /// coordinator proves from outside that calls in flight at that moment do no harm).
 #[cold]
 fn attach() -> bool {
-    if STATE.compare_exchange(IDLE, BUSY, Acquire, Relaxed).is_err() {
+    if STATE
+        .compare_exchange(IDLE, BUSY, Acquire, Relaxed)
+        .is_err()
+    {
         return STATE.load(Acquire) == DONE;
     }
     let attached = try_attach();
@@ -162,7 +170,10 @@ fn try_attach() -> bool {
     if settings.ignored {
         return false;
     }
-    let Some(gate) = settings.candidates().find_map(|path| map_gate(path, settings)) else {
+    let Some(gate) = settings
+        .candidates()
+        .find_map(|path| map_gate(path, settings))
+    else {
         return false;
     };
     let Some(page) = make_page() else {
@@ -210,7 +221,9 @@ fn clear_stale_slots() {
     let start = page().start_time.load(Relaxed);
     for slot in gate.used_slots() {
         let raw = slot.owner.load(Relaxed);
-        let Some(owner) = Owner::unpack(raw) else { continue };
+        let Some(owner) = Owner::unpack(raw) else {
+            continue;
+        };
         if owner.pid != own.pid || owner.pidns != own.pidns {
             continue;
         }
@@ -254,7 +267,9 @@ fn check_gate_file(fd: i32, settings: &Settings) -> Option<usize> {
     const OTHERS_WRITE: u32 = 0o002;
     let stat = sys::fstat(fd)?;
     let len = usize::try_from(stat.size).ok()?;
-    let pinned = settings.pinned.map(|(dev, ino)| stat.dev == dev && stat.ino == ino);
+    let pinned = settings
+        .pinned
+        .map(|(dev, ino)| stat.dev == dev && stat.ino == ino);
     // A file named by device and inode is the one whoever started us meant.
     let trusted = pinned.unwrap_or(stat.uid == 0 || stat.uid == sys::geteuid());
     let fits = (HEADER_SIZE..=file_size(MAX_SLOTS)).contains(&len);
@@ -331,7 +346,10 @@ struct Path {
 }
 
 impl Path {
-    const EMPTY: Path = Path { bytes: [0; 512], len: 0 };
+    const EMPTY: Path = Path {
+        bytes: [0; 512],
+        len: 0,
+    };
 
     fn join(parts: &[&[u8]]) -> Path {
         let mut path = Path::EMPTY;
@@ -413,7 +431,11 @@ fn gather() -> Settings {
             paths[2] = Path::join(&[b"/dev/shm/snapshim-", user, b"/", set, b"/gate"]);
         }
     }
-    Settings { paths, pinned, ignored: secure }
+    Settings {
+        paths,
+        pinned,
+        ignored: secure,
+    }
 }
 
 /// The value of the variable that starts with `prefix` ("NAME=").

@@ -24,7 +24,9 @@ pub(crate) fn slot(gate: &'static Gate) -> Option<&'static Slot> {
     thread.slot.set(slot);
     thread.gate.set(gate);
     // Last: from here on calls of this thread, handlers' included, take the slot.
-    thread.generation.set(attach::page().generation.load(Acquire));
+    thread
+        .generation
+        .set(attach::page().generation.load(Acquire));
     Some(slot)
 }
 

@@ -3,11 +3,11 @@
 use core::sync::atomic::AtomicU32;
 use core::sync::atomic::Ordering::Relaxed;
 
+use snapshim_gate::Shared;
 use snapshim_gate::abi::Gate;
 use snapshim_gate::passage::{self, Passage, Thread};
 use snapshim_gate::slot::{Call, Class, Entered, Seen, Slot, is_free};
 use snapshim_gate::sys::{futex_wait, futex_wake_all, monotonic_ns, ticks};
-use snapshim_gate::Shared;
 
 use crate::attach;
 use crate::member::{self, Target};
@@ -169,7 +169,13 @@ struct Waiter<'a> {
 
 impl<'a> Waiter<'a> {
     fn new(gate: &'a Gate, slot: Option<&'a Slot>, call: Call, target: Target) -> Waiter<'a> {
-        Waiter { gate, slot, call, target, spent_ns: 0 }
+        Waiter {
+            gate,
+            slot,
+            call,
+            target,
+            spent_ns: 0,
+        }
     }
 
     /// Waits by looking, in a process where any system call may be fatal.
@@ -196,7 +202,8 @@ impl<'a> Waiter<'a> {
             slot.waits.fetch_add(1, Relaxed);
         }
         slot.waited_ns.fetch_add(waited_ns, Relaxed);
-        slot.longest_wait_ns.fetch_max(self.spent_ns + waited_ns, Relaxed);
+        slot.longest_wait_ns
+            .fetch_max(self.spent_ns + waited_ns, Relaxed);
     }
 }
 

@@ -15,7 +15,11 @@ pub(crate) enum Target {
     Fd(i32),
     /// The file that opening `path` with O_CREAT would make (`creates`), or that
     /// opening it would truncate.
-    Open { dirfd: i32, path: *const c_char, creates: bool },
+    Open {
+        dirfd: i32,
+        path: *const c_char,
+        creates: bool,
+    },
     /// A name or the file behind one; not looked at: all such calls wait.
     Name,
     /// What cannot be told.
@@ -27,7 +31,11 @@ impl Target {
     pub(crate) fn is_shut(self, class: Class, table: &MemberTable) -> bool {
         match self {
             Target::Fd(fd) => sys::fstat(fd).is_some_and(|s| shuts(class, &s, table)),
-            Target::Open { dirfd, path, creates } => {
+            Target::Open {
+                dirfd,
+                path,
+                creates,
+            } => {
                 // SAFETY: the program passed the path; the kernel checks it.
                 match unsafe { sys::fstatat(dirfd, path, 0) } {
                     Ok(stat) => shuts(class, &stat, table),
@@ -43,7 +51,10 @@ impl Target {
 fn shuts(class: Class, stat: &Stat, table: &MemberTable) -> bool {
     // A directory's mode, owner, times and attributes are captured as well.
     let kind = stat.is_regular() || (class == Class::Meta && stat.is_directory());
-    kind && table.shuts(FileId { dev: stat.dev, ino: stat.ino })
+    kind && table.shuts(FileId {
+        dev: stat.dev,
+        ino: stat.ino,
+    })
 }
 
 /// Whether `table` shuts the file of the outermost call in flight in `slot`.

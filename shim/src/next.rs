@@ -221,7 +221,11 @@ impl Symbols {
             // glibc replaces offsets by addresses, musl and the vDSO do not.
             let at = |tag| {
                 entry((*object).dynamic, tag).map(|value| {
-                    if value < base { value.wrapping_add(base) } else { value }
+                    if value < base {
+                        value.wrapping_add(base)
+                    } else {
+                        value
+                    }
                 })
             };
             if (*object).dynamic.is_null() {
@@ -259,15 +263,13 @@ impl Symbols {
     /// # Safety
     /// As [`Symbols::find`].
     unsafe fn find_gnu(&self, name: &CStr) -> Option<usize> {
-        let hash = name
-            .to_bytes()
-            .iter()
-            .fold(5381u32, |h, c| h.wrapping_mul(33).wrapping_add(u32::from(*c)));
+        let hash = name.to_bytes().iter().fold(5381u32, |h, c| {
+            h.wrapping_mul(33).wrapping_add(u32::from(*c))
+        });
         // SAFETY: sizes are those of the table's own header.
         unsafe {
             let head = self.gnu_hash;
-            let (buckets, first, words, shift) =
-                (*head, *head.add(1), *head.add(2), *head.add(3));
+            let (buckets, first, words, shift) = (*head, *head.add(1), *head.add(2), *head.add(3));
             if buckets == 0 || !words.is_power_of_two() {
                 return None;
             }
@@ -359,7 +361,11 @@ impl Symbols {
             }
             let hidden =
                 !self.versions.is_null() && *self.versions.add(index as usize) & HIDDEN != 0;
-            if hidden { Definition::Hidden(at) } else { Definition::Default(at) }
+            if hidden {
+                Definition::Hidden(at)
+            } else {
+                Definition::Default(at)
+            }
         }
     }
 }

@@ -256,7 +256,7 @@ pub(crate) fn map(fd: i32, len: usize, flags: i32) -> Option<*mut u8> {
     const PROT_READ_WRITE: i32 = 3;
     // SAFETY: no address is asked for, so nothing mapped is replaced.
     let at = unsafe { raw!(nr::MMAP, 0, len, PROT_READ_WRITE, flags, fd, 0) };
-    (at > 0 || at < -4095).then_some(at as *mut u8)
+    (!(-4095..=0).contains(&at)).then_some(at as *mut u8)
 }
 
 pub(crate) fn unmap(at: *mut u8, len: usize) {
@@ -300,7 +300,11 @@ pub(crate) fn on_alternate_stack() -> bool {
         flags: i32,
         size: usize,
     }
-    let mut old = Stack { sp: 0, flags: 0, size: 0 };
+    let mut old = Stack {
+        sp: 0,
+        flags: 0,
+        size: 0,
+    };
     // SAFETY: asks only; `old` is a writable stack_t.
     let result = unsafe { raw!(nr::SIGALTSTACK, 0, &raw mut old) };
     result != 0 || old.flags & SS_ONSTACK != 0

@@ -7,6 +7,7 @@ use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
 use serde_json::Value;
 
@@ -359,10 +360,15 @@ pub fn outcome(ended: Ended) -> Outcome {
 
 impl Drop for Lab {
     fn drop(&mut self) {
-        for pid in self.processes() {
-            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        let pids: Vec<Pid> = self.processes().into_iter().map(Pid::from_raw).collect();
+        for pid in &pids {
+            let _ = kill(*pid, Signal::SIGKILL);
         }
         process::wait_until(Duration::from_secs(5), || self.processes().is_empty());
+        // Orphans among them are our children by now.
+        for pid in pids {
+            let _ = waitpid(pid, Some(WaitPidFlag::WNOHANG));
+        }
         let _ = fs::remove_dir_all(&self.base);
         let _ = fs::remove_dir_all(&self.shm);
     }

@@ -97,9 +97,9 @@ impl Workload {
     }
 }
 
-/// Copies the files of a writer that is not under the gate, `count` times;
-/// returns how many copies could not be of one instant.
-fn control(lab: &Lab, workload: &Workload, count: usize) -> usize {
+/// Copies the files of a writer that is not under the gate, at least 20 times and
+/// until a copy could not be of one instant; returns how many of how many.
+fn control(lab: &Lab, workload: &Workload) -> (usize, usize) {
     let (live, copy) = (lab.beside("control"), lab.beside("control-copy"));
     fs::create_dir_all(&live).unwrap();
     fs::create_dir_all(&copy).unwrap();
@@ -108,20 +108,20 @@ fn control(lab: &Lab, workload: &Workload, count: usize) -> usize {
     let mut writer = Proc::piped(command);
     lab.wait_for_beats(&mut writer, 3);
     let shape = workload.shape();
-    let bad = (0..count)
-        .filter(|_| {
-            for index in 0..shape.files {
-                tree::copy_plainly(&records::file(&live, index), &records::file(&copy, index))
-                    .expect("a copy");
-            }
-            !records::check(&copy, shape).is_consistent()
-        })
-        .count();
+    let (mut bad, mut copies) = (0, 0);
+    while copies < 20 || (bad == 0 && copies < 1000) {
+        for index in 0..shape.files {
+            tree::copy_plainly(&records::file(&live, index), &records::file(&copy, index))
+                .expect("a copy");
+        }
+        copies += 1;
+        bad += usize::from(!records::check(&copy, shape).is_consistent());
+    }
     writer.end();
     fs::remove_dir_all(&live).unwrap();
     fs::remove_dir_all(&copy).unwrap();
     fs::remove_file(lab.stats().path()).unwrap();
-    bad
+    (bad, copies)
 }
 
 /// `total` checkpoints of all workloads on `fs`.
@@ -132,8 +132,7 @@ fn consistent(fs: Fs, total: usize) {
         let Some(lab) = Lab::new(&name, fs, Duration::from_secs(900)) else {
             return;
         };
-        let controls = 20;
-        let bad = control(&lab, workload, controls);
+        let (bad, controls) = control(&lab, workload);
 
         let args = workload.args(&lab.data());
         let args: Vec<&str> = args.iter().map(String::as_str).collect();

@@ -337,6 +337,8 @@ fn an_open_gate_costs_no_system_call() {
         return;
     };
     let env = lab.env(&[]);
+    // Once before, so that all find the slot of a process that is gone.
+    counts(&lab, &env, "10");
     let (few, many) = (counts(&lab, &env, "1000"), counts(&lab, &env, "100000"));
     let bare = counts(&lab, &[], "1000");
     let mut attachment = few.clone();
@@ -378,8 +380,11 @@ fn other_preloaded_libraries_work_before_and_after_it() {
         command.env("COUNTWRITES", &count);
         run(command, LIMIT).ok(what);
         let counted = fs::read_to_string(&count).unwrap_or_default();
-        // `run` itself may be counted too, if it inherits the library.
-        assert_eq!(counted.lines().last(), Some("1000"), "{what}: {counted:?}");
+        // `run` itself may be counted too: it inherits the library.
+        assert!(
+            counted.lines().any(|n| n == "1000"),
+            "{what}: counted {counted:?}"
+        );
         assert_eq!(fs::read(&file).unwrap().len(), 1000, "{what}");
         fs::remove_file(&count).unwrap();
     };

@@ -2,9 +2,9 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
-use std::ffi::{CStr, OsStr};
+use std::ffi::{CStr, OsStr, OsString};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -105,6 +105,19 @@ impl Dirs {
         (self.nodes.len() - 1) as Node
     }
 
+    /// All numbers, parents before what is in them.
+    pub(super) fn nodes(&self) -> std::ops::Range<Node> {
+        0..self.nodes.len() as Node
+    }
+
+    /// The parent of a directory and its name there; `None` for a top.
+    pub(super) fn place(&self, node: Node) -> Option<(Node, &CStr)> {
+        match &self.nodes[node as usize].place {
+            Place::Top(_) => None,
+            Place::In(parent, name) => Some((*parent, name)),
+        }
+    }
+
     /// The directory's path, as it was found.
     pub(super) fn path(&self, node: Node) -> PathBuf {
         let mut names = Vec::new();
@@ -116,9 +129,15 @@ impl Dirs {
                     at = *parent;
                 }
                 Place::Top(path) => {
-                    let mut path = path.clone();
-                    path.extend(names.iter().rev().map(|name| as_path(name)));
-                    return path;
+                    // By bytes: a push for each name is slow in a deep tree.
+                    let mut bytes = path.as_os_str().as_bytes().to_vec();
+                    for name in names.iter().rev() {
+                        if !bytes.ends_with(b"/") {
+                            bytes.push(b'/');
+                        }
+                        bytes.extend_from_slice(name.to_bytes());
+                    }
+                    return OsString::from_vec(bytes).into();
                 }
             }
         }

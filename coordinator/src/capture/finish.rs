@@ -22,6 +22,7 @@ const FEW: usize = 64;
 
 /// See [`Captured::finish`].
 pub(super) fn finish(captured: Captured) -> Result<Vec<FileRecord>> {
+    captured.ahead.remove_unused(&captured.target)?;
     let tree = Tree {
         sync_each: captured.entries.len() <= FEW,
         captured: &captured,
@@ -132,14 +133,11 @@ impl Tree<'_> {
             return rustix::fs::syncfs(&target.fd)
                 .map_err(|cause| fault("write to disk", &target.path, cause));
         }
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         for below in target.ancestors.iter().rev() {
-            let failed = |cause| fault("write to disk", &target.path.join(below), cause);
-            let mut fd = Arc::clone(&target.fd);
-            for name in below {
-                fd = Arc::new(rustix::fs::openat(&fd, name, flags, Mode::empty()).map_err(failed)?);
-            }
-            rustix::fs::fsync(&fd).map_err(failed)?;
+            target
+                .open_below(below)
+                .and_then(rustix::fs::fsync)
+                .map_err(|cause| fault("write to disk", &target.path.join(below), cause))?;
         }
         rustix::fs::fsync(&target.fd).map_err(|cause| fault("write to disk", &target.path, cause))
     }

@@ -4,7 +4,7 @@
 //!
 //! | step | gate | what it does |
 //! |---|---|---|
-//! | [`prepare`] | open | walks the roots, finds out how each file system can be captured, flushes ahead |
+//! | [`prepare`] | open | walks the roots, finds out how each file system can be captured, makes empty files to clone into, flushes ahead |
 //! | [`Prepared::capture`] | shut | walks again; bytes, metadata, link targets, extended attributes |
 //! | [`Captured::finish`] | open again | links, owners, modes, times into the tree; makes all of it durable |
 //!
@@ -25,6 +25,7 @@
 //! (`security.*`, `trusted.*`). Attributes of symbolic links and FIFOs, access times and
 //! inode flags (`chattr`) are not carried.
 
+mod ahead;
 mod copy;
 mod dirs;
 mod finish;
@@ -87,6 +88,7 @@ pub struct Prepared {
     scan: prepare::Scan,
     plan: prepare::Plan,
     target: record::Target,
+    ahead: ahead::Ahead,
 }
 
 /// Everything read; see [`Prepared::capture`].
@@ -94,6 +96,7 @@ pub struct Prepared {
 pub struct Captured {
     source: dirs::Dirs,
     target: record::Target,
+    ahead: ahead::Ahead,
     entries: Vec<record::Entry>,
     /// Names that were gone when they were looked at.
     vanished: Vec<PathBuf>,
@@ -104,18 +107,19 @@ pub struct Captured {
 ///
 /// Walks the roots and finds the members and their devices; tries on one small file
 /// of each device whether it can be cloned into `tree`; opens every member, so that one
-/// that cannot be read is found before anything is held; and flushes ahead.
+/// that cannot be read is found before anything is held; makes the directories and empty
+/// files of the tree; and flushes ahead.
 ///
 /// Flushing is `sync_file_range` over each member, waiting for the writes:
 /// it starts and awaits writeback of dirty pages but commits no journal and flushes no disk
 /// cache (sync_file_range(2)). `FICLONE` writes back what is dirty itself, under the
-/// inode's lock, so what is written back here is not waited for under the hold. Best effort.
+/// inode's lock, so what is written back here is not waited for under the hold.
 /// Where bytes will be copied, they are read ahead instead.
 ///
 /// # Errors
 ///
 /// A path that is not absolute, contains `..` or is `/`; a root that is a symbolic link;
-/// a member or directory that cannot be read; a store on another file system than a
+/// a member or directory that cannot be read, or not be written back; a store on another file system than a
 /// member unless `method` is [`Method::Copy`]; [`Method::Reflink`] where the file system has none.
 pub fn prepare(scope: &Scope, tree: &Path, method: Method) -> Result<Prepared> {
     prepare::prepare(scope, tree, method)

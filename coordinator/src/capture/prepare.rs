@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{Advice, AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
+use super::ahead::Ahead;
 use super::dirs::{Dirs, Node, as_path};
 use super::record::Target;
 use super::seen::Seen;
@@ -22,8 +23,8 @@ const BATCH: usize = 64;
 /// What the walk before the hold found.
 #[derive(Debug)]
 pub(super) struct Scan {
-    dirs: Dirs,
-    members: Vec<Known>,
+    pub(super) dirs: Dirs,
+    pub(super) members: Vec<Known>,
     pub(super) devices: BTreeSet<u64>,
     /// A directory on each device.
     places: BTreeMap<u64, PathBuf>,
@@ -31,10 +32,10 @@ pub(super) struct Scan {
 
 /// A member in a [`Scan`].
 #[derive(Debug)]
-struct Known {
-    dir: Node,
-    name: Box<CStr>,
-    seen: Seen,
+pub(super) struct Known {
+    pub(super) dir: Node,
+    pub(super) name: Box<CStr>,
+    pub(super) seen: Seen,
 }
 
 /// How the files of a device are captured.
@@ -81,7 +82,7 @@ impl Scan {
             .open_at(&parent, &member.name, OFlags::NONBLOCK | OFlags::NOCTTY)
     }
 
-    fn path(&self, member: &Known) -> PathBuf {
+    pub(super) fn path(&self, member: &Known) -> PathBuf {
         self.dirs.path(member.dir).join(as_path(&member.name))
     }
 
@@ -103,33 +104,23 @@ pub(super) fn prepare(scope: &Scope, tree: &Path, method: Method) -> Result<Prep
         places: BTreeMap::new(),
     };
     let mut dirs = Dirs::new().without_atime();
-    let mut tops = Vec::new();
-    walk(
-        &paths,
-        &mut dirs,
-        &mut Scanner {
-            scan: &mut scan,
-            tops: &mut tops,
-        },
-    )?;
+    walk(&paths, &mut dirs, &mut Scanner { scan: &mut scan })?;
     scan.dirs = dirs;
-    // Made now rather than under the hold.
-    for top in &tops {
-        target.make_ancestors(top)?;
-    }
     let plan = plan(&scan, &target, method)?;
+    let mut ahead = Ahead::default();
+    ahead.make(&scan, &mut target)?;
     flush_ahead(&scan, &plan)?;
     Ok(Prepared {
         scope: paths,
         scan,
         plan,
         target,
+        ahead,
     })
 }
 
 struct Scanner<'a> {
     scan: &'a mut Scan,
-    tops: &'a mut Vec<PathBuf>,
 }
 
 impl Visitor for Scanner<'_> {
@@ -152,8 +143,7 @@ impl Visitor for Scanner<'_> {
         Ok(())
     }
 
-    fn top(&mut self, parent: &Path, _: Node) -> Result<()> {
-        self.tops.push(parent.to_owned());
+    fn top(&mut self, _: &Path, _: Node) -> Result<()> {
         Ok(())
     }
 
@@ -273,10 +263,12 @@ pub(super) fn other_file_system(path: &Path, target: &Target, method: Method) ->
         Method::Reflink => "cannot be cloned",
         _ => "can only be copied, which holds the program for longer",
     };
+    // The tree is `<store>/<set>/<draft>/tree`.
+    let store = target.path.ancestors().nth(3).unwrap_or(&target.path);
     let message = format!(
         "{} is on another file system than the store {} (or mounted apart from it) and {cannot}",
         path.display(),
-        target.path.display(),
+        store.display(),
     );
     Error::new(message).next(
         "put the store on the same file system with --store, or pass --capture copy if the files are few and small",
@@ -293,10 +285,10 @@ pub(super) fn no_reflink(path: &Path, file: impl std::os::fd::AsFd) -> Error {
 }
 
 /// Opens every member: fails for one that may not be read, and starts and awaits the
-/// writeback of those to be cloned, reads ahead those to be copied. Else best effort.
+/// writeback of those to be cloned, reads ahead those to be copied.
 fn flush_ahead(scan: &Scan, plan: &Plan) -> Result<()> {
     for batch in scan.members.chunks(BATCH) {
-        let mut written = Vec::with_capacity(BATCH);
+        let mut started = Vec::with_capacity(BATCH);
         for member in batch {
             let file = match scan.open(member) {
                 Ok(file) => file,
@@ -308,25 +300,46 @@ fn flush_ahead(scan: &Scan, plan: &Plan) -> Result<()> {
             if plan.way(member.seen.id.dev) == Way::Copy {
                 let _ = rustix::fs::fadvise(&file, 0, None, Advice::WillNeed);
             } else if member.seen.size > 0 {
-                sync_range(&file, nix::libc::SYNC_FILE_RANGE_WRITE);
-                written.push(file);
+                sync_range(scan, member, &file, nix::libc::SYNC_FILE_RANGE_WRITE)?;
+                started.push((member, file));
             }
         }
-        for file in written {
+        for (member, file) in started {
             let all = nix::libc::SYNC_FILE_RANGE_WAIT_BEFORE
                 | nix::libc::SYNC_FILE_RANGE_WRITE
                 | nix::libc::SYNC_FILE_RANGE_WAIT_AFTER;
-            sync_range(&file, all);
+            sync_range(scan, member, &file, all)?;
         }
     }
     Ok(())
 }
 
-/// `sync_file_range` over the whole file.
+/// `sync_file_range` over the whole file. Where that is not possible, the clone will do it.
 ///
-/// Its error is left to the capture: it reports writeback errors without marking them
-/// as seen by this open file alone, and the capture opens the file anew.
-fn sync_range(file: &OwnedFd, flags: u32) {
+/// # Errors
+///
+/// The file could not be written back. That must be heeded here: it is reported once to each
+/// open file and, once anybody was told, not to later ones, while a clone made after it may hold
+/// zeros where reading the file itself shows the data.
+fn sync_range(scan: &Scan, member: &Known, file: &OwnedFd, flags: u32) -> Result<()> {
     // SAFETY: takes no pointers; the descriptor is open as long as `file` lives.
-    let _ = unsafe { nix::libc::sync_file_range(file.as_raw_fd(), 0, 0, flags) };
+    let done = unsafe { nix::libc::sync_file_range(file.as_raw_fd(), 0, 0, flags) };
+    if done == 0 {
+        return Ok(());
+    }
+    match Errno::from_io_error(&std::io::Error::last_os_error()) {
+        Some(cause @ (Errno::IO | Errno::NOSPC | Errno::DQUOT)) => {
+            Err(not_written_back(&scan.path(member), cause))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The error of a member whose data has not reached its file system.
+pub(super) fn not_written_back(path: &Path, cause: Errno) -> Error {
+    Error::new(format!(
+        "{} could not be written back to its file system: {cause}",
+        path.display()
+    ))
+    .next("check the kernel log and the space there; a snapshot of this file cannot be relied on before it was rewritten")
 }

@@ -10,9 +10,10 @@ use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
 use snapshim_gate::table::FileId;
 
+use super::ahead::Ahead;
 use super::dirs::{Dirs, Node};
 use super::metadata::{Xattr, XattrReader};
-use super::prepare::{Plan, Way, no_reflink, other_file_system};
+use super::prepare::{Plan, Way, no_reflink, not_written_back, other_file_system};
 use super::seen::Seen;
 use super::walk::{At, Found, Visitor, unreadable, walk};
 use super::{Captured, Method, Prepared, copy, reflink};
@@ -104,7 +105,7 @@ impl Target {
         Ok(fd)
     }
 
-    fn make_dir<P: rustix::path::Arg + Copy>(
+    pub(super) fn make_dir<P: rustix::path::Arg + Copy>(
         &self,
         parent: impl AsFd,
         name: P,
@@ -119,6 +120,16 @@ impl Target {
         }
         rustix::fs::openat(&parent, name, flags, Mode::empty())
             .map_err(|cause| fault("open", &path(), cause))
+    }
+
+    /// Opens a directory of the tree by its path there, following no symbolic link.
+    pub(super) fn open_below(&self, below: &Path) -> rustix::io::Result<Arc<OwnedFd>> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let mut fd = Arc::clone(&self.fd);
+        for name in below {
+            fd = Arc::new(rustix::fs::openat(&fd, name, flags, Mode::empty())?);
+        }
+        Ok(fd)
     }
 
     /// Where an entry of the live tree is put, for messages.
@@ -146,6 +157,7 @@ pub(super) fn capture(prepared: Prepared, go_on: &mut dyn FnMut() -> bool) -> Re
         scan,
         plan,
         target,
+        ahead,
     } = prepared;
     let expected = scan.members().len();
     drop(scan);
@@ -153,6 +165,7 @@ pub(super) fn capture(prepared: Prepared, go_on: &mut dyn FnMut() -> bool) -> Re
     let mut recorder = Recorder {
         plan,
         target,
+        ahead,
         entries: Vec::with_capacity(expected + expected / 8 + 16),
         names: HashMap::new(),
         xattrs: XattrReader::default(),
@@ -165,6 +178,7 @@ pub(super) fn capture(prepared: Prepared, go_on: &mut dyn FnMut() -> bool) -> Re
     Ok(Captured {
         source,
         target: recorder.target,
+        ahead: recorder.ahead,
         entries: recorder.entries,
         vanished: recorder.vanished,
         absent_roots: recorder.absent_roots,
@@ -174,6 +188,7 @@ pub(super) fn capture(prepared: Prepared, go_on: &mut dyn FnMut() -> bool) -> Re
 struct Recorder<'a> {
     plan: Plan,
     target: Target,
+    ahead: Ahead,
     entries: Vec<Entry>,
     /// The first name of each file that has several, by index.
     names: HashMap<FileId, usize>,
@@ -195,7 +210,8 @@ impl Visitor for Recorder<'_> {
         // Made by prepare, unless the root has appeared since.
         let fd = self.target.make_ancestors(parent)?;
         let fd = rustix::io::dup(&fd).map_err(|cause| fault("open", &self.target.path, cause))?;
-        self.target.dirs.add_top(parent, fd);
+        let node = self.target.dirs.add_top(parent, fd);
+        self.ahead.enter(node, parent);
         Ok(())
     }
 
@@ -243,14 +259,18 @@ impl Visitor for Recorder<'_> {
             .xattrs
             .read(fd)
             .map_err(|cause| unreadable(&at.path(name), cause))?;
+        let live = at.path(name);
         let target = &self.target;
-        let path = || target.path_of(&at.path(name));
+        let put_at = || target.path_of(&live);
         let parent = target
             .dirs
             .open(at.node)
-            .map_err(|cause| fault("open", &path(), cause))?;
-        let made = Arc::new(target.make_dir(&parent, name, path, false)?);
+            .map_err(|cause| fault("open", &put_at(), cause))?;
+        let exists = self.ahead.dir(at.node, &parent, name);
+        let exists = exists.map_err(|cause| fault("make", &put_at(), cause))?;
+        let made = Arc::new(target.make_dir(&parent, name, put_at, exists)?);
         let node = self.target.dirs.add(at.node, name, None, &made);
+        self.ahead.enter(node, &live);
         self.push(at.node, name, seen, Body::Dir(node), xattrs);
         Ok(())
     }
@@ -303,16 +323,14 @@ impl Recorder<'_> {
     }
 
     fn bytes(&mut self, at: &At<'_>, name: &CStr, file: &OwnedFd, seen: &Seen) -> Result<How> {
-        let put_at = || self.target.path_of(&at.path(name));
-        let flags =
-            OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let dir = self
-            .target
+        let target = &self.target;
+        let put_at = || target.path_of(&at.path(name));
+        let dir = target
             .dirs
             .open(at.node)
             .map_err(|cause| fault("open", &put_at(), cause))?;
-        let to = rustix::fs::openat(&dir, name, flags, Mode::RUSR | Mode::WUSR)
-            .map_err(|cause| fault("make", &put_at(), cause))?;
+        let to = self.ahead.file(at.node, &dir, name);
+        let to = to.map_err(|cause| fault("make", &put_at(), cause))?;
         let way = self.plan.way(seen.id.dev);
         if way != Way::Copy {
             match reflink::clone(&to, file) {
@@ -352,13 +370,11 @@ impl Recorder<'_> {
                 fault("clone to", &self.target.path_of(live), cause)
             }
             Errno::XDEV => other_file_system(live, &self.target, self.plan.method),
-            Errno::IO => Error::new(message).next(
-                "writing it back to disk has failed: check the kernel log, and do not rely on later snapshots of it before it was rewritten",
-            ),
-            Errno::TXTBSY => Error::new(message)
-                .next("it is a swap file: leave it out with --exclude"),
-            _ => Error::new(message)
-                .next("leave it out with --exclude, or pass --capture copy"),
+            Errno::IO => not_written_back(live, cause),
+            Errno::TXTBSY => {
+                Error::new(message).next("it is a swap file: leave it out with --exclude")
+            }
+            _ => Error::new(message).next("leave it out with --exclude, or pass --capture copy"),
         }
     }
 

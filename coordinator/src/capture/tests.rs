@@ -405,8 +405,19 @@ fn what_happens_between_prepare_and_capture_counts() {
         fs::write(bench.data.join(name), "before").unwrap();
     }
     fs::create_dir(bench.data.join("becomes-file")).unwrap();
+    fs::write(bench.data.join("becomes-dir"), "before").unwrap();
+    fs::create_dir_all(bench.data.join("renamed/deeper")).unwrap();
+    fs::write(bench.data.join("renamed/deeper/file"), "x").unwrap();
+    for name in ["linked", "renamed/deeper/linked"] {
+        let _ = fs::write(bench.scratch.join("shared"), "shared");
+        fs::hard_link(bench.scratch.join("shared"), bench.data.join(name)).unwrap();
+    }
     let prepared = bench.prepare();
-    assert_eq!(prepared.members().len(), 4);
+    assert_eq!(prepared.members().len(), 8);
+    fs::rename(bench.data.join("renamed"), bench.data.join("elsewhere")).unwrap();
+    fs::remove_file(bench.data.join("becomes-dir")).unwrap();
+    fs::create_dir(bench.data.join("becomes-dir")).unwrap();
+    fs::write(bench.data.join("becomes-dir/inside"), "new").unwrap();
     for name in ["vanishes", "becomes-fifo", "becomes-link"] {
         fs::remove_file(bench.data.join(name)).unwrap();
     }
@@ -429,6 +440,25 @@ fn what_happens_between_prepare_and_capture_counts() {
     );
     assert_eq!(fs::read_to_string(bench.copy_of("new")).unwrap(), "new");
     assert!(!bench.copy_of("vanishes").exists());
+    // Nothing is in the tree that is not recorded, and the other way round.
+    let mut left: Vec<PathBuf> = records.iter().map(|record| record.path.0.clone()).collect();
+    let mut dirs = vec![bench.copy_of("")];
+    while let Some(dir) = dirs.pop() {
+        left.retain(|path| bench.tree.join(path.strip_prefix("/").unwrap()) != dir);
+        for entry in fs::read_dir(&dir).unwrap() {
+            let path = entry.unwrap().path();
+            let live = Path::new("/").join(path.strip_prefix(&bench.tree).unwrap());
+            assert!(
+                records.iter().any(|record| record.path.0 == live),
+                "{live:?}"
+            );
+            left.retain(|path| *path != live);
+            if fs::symlink_metadata(&path).unwrap().is_dir() {
+                dirs.push(path);
+            }
+        }
+    }
+    assert_eq!(left, Vec::<PathBuf>::new());
 }
 
 #[test]
@@ -635,7 +665,7 @@ fn an_unreadable_member_is_named() {
     let bench = Bench::new();
     let secret = bench.data.join("secret");
     fs::write(&secret, "x").unwrap();
-    fs::set_permissions(&secret, fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(&secret, fs::Permissions::from_mode(0o000)).unwrap();
     let error = prepare(&bench.scope(), &bench.tree, Method::Copy).unwrap_err();
     assert!(error.message.contains(secret.to_str().unwrap()), "{error}");
     assert!(error.next.unwrap().contains("--exclude"));

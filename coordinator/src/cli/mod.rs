@@ -1,7 +1,7 @@
 //! The commands.
 //!
 //! Each is a function of its parsed arguments that ends in an exit code or an
-//! [`Error`](crate::Error). What a command says goes to standard output: a table
+//! [`Error`]. What a command says goes to standard output: a table
 //! or a line for people, or with `--json` one object and nothing else. All the
 //! rest goes to standard error. The shim never prints anything.
 

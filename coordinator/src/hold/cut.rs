@@ -129,7 +129,11 @@ impl<'a> Hold<'a> {
         }
         let mut signals = SigSet::empty();
         // Only stopping or dying in the middle of a hold makes the program wait.
-        let _ = sigprocmask(SigmaskHow::SIG_BLOCK, Some(&SigSet::all()), Some(&mut signals));
+        let _ = sigprocmask(
+            SigmaskHow::SIG_BLOCK,
+            Some(&SigSet::all()),
+            Some(&mut signals),
+        );
         let since = Instant::now();
         let closed = match hold::close::<Shared>(&header.word) {
             Ok(closed) => closed,
@@ -140,7 +144,9 @@ impl<'a> Hold<'a> {
                     word::state(found),
                     word::epoch(found)
                 ))
-                .next("another program writes to the gate file; remove it when no program uses it"));
+                .next(
+                    "another program writes to the gate file; remove it when no program uses it",
+                ));
             }
         };
         Ok(Hold {
@@ -213,7 +219,11 @@ impl<'a> Hold<'a> {
             return Busy::Changing;
         };
         let freed = |is_dead: bool| {
-            if is_dead && reap::reap(slot, raw, start) { Busy::Dead } else { Busy::Changing }
+            if is_dead && reap::reap(slot, raw, start) {
+                Busy::Dead
+            } else {
+                Busy::Changing
+            }
         };
         let Some(pid) = locate(owner) else {
             // Out of sight is not dead, in a namespace that is not ours.
@@ -256,7 +266,14 @@ impl<'a> Hold<'a> {
             },
             _ => return Busy::Changing,
         };
-        Busy::Parked(Parked { slot, owner: raw, seq, pid, tid, asleep })
+        Busy::Parked(Parked {
+            slot,
+            owner: raw,
+            seq,
+            pid,
+            tid,
+            asleep,
+        })
     }
 
     /// Whether a file, by identity and mode, is shut by this hold.
@@ -332,12 +349,20 @@ impl<'a> Hold<'a> {
             .filter_map(|slot| {
                 let owner = Owner::unpack(slot.owner.load(Relaxed))?;
                 let pid = locate(owner)?;
-                Some(format!("{} ({pid}, thread {})", process::name(pid), owner.tid))
+                Some(format!(
+                    "{} ({pid}, thread {})",
+                    process::name(pid),
+                    owner.tid
+                ))
             })
             .collect();
         Error::aborted(format!(
             "{} still in a call that changes a member after {} ms",
-            if who.is_empty() { "a writer was".into() } else { format!("{} was", who.join(", ")) },
+            if who.is_empty() {
+                "a writer was".into()
+            } else {
+                format!("{} was", who.join(", "))
+            },
             self.limit.as_millis()
         ))
         .next("the program goes on; try again, or allow more time with --max-hold")

@@ -370,3 +370,184 @@ fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
 fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
     Some(u64::from_le_bytes(bytes.get(at..at + 8)?.try_into().ok()?))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+    use std::process::{self, Command};
+
+    use super::*;
+
+    /// A directory of its own, removed with the value.
+    struct Scratch(PathBuf);
+
+    impl Scratch {
+        fn new(name: &str) -> Scratch {
+            let dir = env::temp_dir().join(format!("snapshim-elf-{name}-{}", process::id()));
+            fs::create_dir(&dir).unwrap();
+            Scratch(dir)
+        }
+
+        fn file(&self, name: &str, bytes: &[u8], mode: u32) -> PathBuf {
+            let path = self.0.join(name);
+            fs::write(&path, bytes).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+            path
+        }
+    }
+
+    impl Drop for Scratch {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+
+    fn check(path: &Path) -> Result<PathBuf, Refusal> {
+        check_program(path.as_os_str())
+    }
+
+    #[track_caller]
+    fn refusal(path: &Path) -> Refusal {
+        check(path).expect_err("a refusal")
+    }
+
+    #[test]
+    fn ordinary_programs_and_scripts_are_taken() {
+        let scratch = Scratch::new("taken");
+        assert!(check_program(OsStr::new("true")).is_ok());
+        assert!(check(Path::new("/bin/sh")).is_ok());
+        for (name, text) in [
+            ("one", "#!/bin/sh\n"),
+            ("two", "#! \t/bin/sh -e\n"),
+            ("none", "echo\n"),
+        ] {
+            let script = scratch.file(name, text.as_bytes(), 0o755);
+            check(&script).unwrap();
+            let outer = format!("#!{}\n", script.display());
+            check(&scratch.file("outer", outer.as_bytes(), 0o755)).unwrap();
+        }
+    }
+
+    #[test]
+    fn what_shells_refuse_is_refused_as_shells_do() {
+        let scratch = Scratch::new("shells");
+        let codes = [
+            (PathBuf::from("no-such-program-anywhere"), 127),
+            (scratch.0.join("absent"), 127),
+            (PathBuf::new(), 127),
+            (scratch.0.clone(), 126),
+            (scratch.file("plain", b"#!/bin/sh\n", 0o644), 126),
+            (scratch.file("badline", b"#!\n", 0o755), 126),
+            (scratch.file("badinterp", b"#!/no/such\n", 0o755), 126),
+        ];
+        for (path, code) in codes {
+            let refusal = refusal(&path);
+            assert_eq!(refusal.exit_code(), code, "{refusal}");
+        }
+        let own = scratch.0.join("loop");
+        scratch.file("loop", format!("#!{}\n", own.display()).as_bytes(), 0o755);
+        assert!(refusal(&own).to_string().contains("too many interpreters"));
+    }
+
+    /// A copy of a real program with some bytes of its head changed.
+    fn changed(scratch: &Scratch, at: usize, bytes: &[u8]) -> PathBuf {
+        let mut program = fs::read(env::current_exe().unwrap()).unwrap();
+        program[at..at + bytes.len()].copy_from_slice(bytes);
+        scratch.file("changed", &program, 0o755)
+    }
+
+    #[test]
+    fn other_machines_are_named() {
+        let scratch = Scratch::new("machines");
+        assert!(check(&changed(&scratch, 0, b"\x7fELF")).is_ok());
+        let path = changed(&scratch, 18, &8_u16.to_le_bytes());
+        assert!(
+            refusal(&path)
+                .to_string()
+                .contains("another machine (ELF machine 8)")
+        );
+        let path = changed(&scratch, 4, &[1]);
+        assert!(
+            refusal(&path)
+                .to_string()
+                .contains("it is a 32-bit program")
+        );
+        // No program headers: nothing names a dynamic linker.
+        let path = changed(&scratch, 56, &0_u16.to_le_bytes());
+        assert!(
+            refusal(&path)
+                .to_string()
+                .contains("it is statically linked")
+        );
+    }
+
+    #[test]
+    fn static_programs_are_refused() {
+        let scratch = Scratch::new("static");
+        let source = scratch.file("p.c", b"int main(void) { return 0; }\n", 0o644);
+        for flag in ["-static", "-static-pie"] {
+            let program = scratch.0.join("p");
+            let built = Command::new("cc")
+                .arg(flag)
+                .arg("-o")
+                .arg(&program)
+                .arg(&source)
+                .output();
+            // Without a compiler, or without a static libc, there is nothing to try.
+            if built.is_ok_and(|o| o.status.success()) {
+                assert!(
+                    refusal(&program)
+                        .to_string()
+                        .contains("it is statically linked")
+                );
+                let script = format!("#!{}\n", program.display());
+                let script = scratch.file("script", script.as_bytes(), 0o755);
+                assert_eq!(refusal(&script).path, program);
+            }
+        }
+    }
+
+    #[test]
+    fn privileged_programs_are_refused_unless_we_are_that_user() {
+        let scratch = Scratch::new("privileged");
+        let path = changed(&scratch, 0, b"\x7fELF");
+        let set_id = fs::Permissions::from_mode(0o4755);
+        fs::set_permissions(&path, set_id.clone()).unwrap();
+        assert!(check(&path).is_ok(), "it is ours");
+        if geteuid().is_root() && !prctl::get_no_new_privs().unwrap() {
+            std::os::unix::fs::chown(&path, Some(12345), None).unwrap();
+            // A change of owner takes the bit away.
+            fs::set_permissions(&path, set_id).unwrap();
+            if !statvfs(&path)
+                .unwrap()
+                .f_flag
+                .contains(StatVfsMountFlags::NOSUID)
+            {
+                assert!(refusal(&path).to_string().contains("set-user-id"));
+            }
+        }
+    }
+
+    #[test]
+    fn damaged_headers_never_panic() {
+        let scratch = Scratch::new("damaged");
+        let head = fs::read(env::current_exe().unwrap()).unwrap()[..2048].to_vec();
+        let mut seed = 88_172_645_463_325_252_u64;
+        let mut next = || {
+            seed ^= seed << 13;
+            seed ^= seed >> 7;
+            seed ^= seed << 17;
+            seed as usize
+        };
+        for _ in 0..500 {
+            let mut bytes = head.clone();
+            for _ in 0..1 + next() % 20 {
+                let at = 4 + next() % (64 + 56);
+                bytes[at] = next() as u8;
+            }
+            bytes.truncate(next() % (bytes.len() + 1));
+            let _ = check(&scratch.file("damaged", &bytes, 0o755));
+        }
+    }
+}

@@ -110,11 +110,14 @@ pub fn scan(gate: &Gate, gate_id: FileId, members: &Members) -> Scan {
                         scan.unreadable.insert(pid);
                     }
                     (Some(user), _) if user != my_user => {
-                        scan.out_of_sight.insert(format!("processes of user {user}"));
+                        scan.out_of_sight
+                            .insert(format!("processes of user {user}"));
                     }
                     (_, Some(theirs)) if theirs & !my_capabilities != 0 => {
                         let name = process::name(pid);
-                        scan.out_of_sight.insert(format!("{name} ({pid}), more privileged than this command,"));
+                        scan.out_of_sight.insert(format!(
+                            "{name} ({pid}), more privileged than this command,"
+                        ));
                     }
                     _ => {
                         scan.unreadable.insert(pid);
@@ -123,10 +126,16 @@ pub fn scan(gate: &Gate, gate_id: FileId, members: &Members) -> Scan {
                 continue;
             }
         };
-        let open: BTreeSet<&Path> =
-            files.writable.iter().filter_map(|id| members.path(*id)).collect();
-        let mapped: BTreeSet<&Path> =
-            maps.writable.iter().filter_map(|m| members.mapped(m)).collect();
+        let open: BTreeSet<&Path> = files
+            .writable
+            .iter()
+            .filter_map(|id| members.path(*id))
+            .collect();
+        let mapped: BTreeSet<&Path> = maps
+            .writable
+            .iter()
+            .filter_map(|m| members.mapped(m))
+            .collect();
         if open.is_empty() && mapped.is_empty() && threads == 0 {
             continue;
         }
@@ -218,7 +227,10 @@ impl Scan {
         let mut foreign = Vec::new();
         for (pid, found) in self.found.iter().filter(|(_, f)| !f.is_held) {
             let each = [(&found.open, "open"), (&found.mapped, "mapped")];
-            for (path, how) in each.iter().flat_map(|(paths, how)| paths.iter().map(move |p| (p, how))) {
+            for (path, how) in each
+                .iter()
+                .flat_map(|(paths, how)| paths.iter().map(move |p| (p, how)))
+            {
                 foreign.push(Foreign {
                     pid: *pid,
                     name: found.name.clone(),
@@ -237,25 +249,41 @@ impl Scan {
             let who = format!("{} ({pid})", found.name);
             let mut add = |code: &str, text: String| reasons.push(reason(code, text, Some(*pid)));
             if let (false, Some(path)) = (found.is_held, found.open.first()) {
-                add("foreign-writer", format!(
-                    "{who} has {} open for writing and is not under the shim: start it with `snapshim run`, or end it before a checkpoint",
-                    path.display()
-                ));
+                add(
+                    "foreign-writer",
+                    format!(
+                        "{who} has {} open for writing and is not under the shim: start it with `snapshim run`, or end it before a checkpoint",
+                        path.display()
+                    ),
+                );
             }
             if let Some(path) = found.mapped.first() {
-                add("mapped-writable", format!(
-                    "{who} has {} mapped shared and writable: stores into a mapping cannot be held",
-                    path.display()
-                ));
+                add(
+                    "mapped-writable",
+                    format!(
+                        "{who} has {} mapped shared and writable: stores into a mapping cannot be held",
+                        path.display()
+                    ),
+                );
             }
             if found.open.is_empty() && found.mapped.is_empty() {
                 continue;
             }
             if found.io_uring {
-                add("io-uring", format!("{who} writes members and has an io_uring: writes it submitted may still be on their way"));
+                add(
+                    "io-uring",
+                    format!(
+                        "{who} writes members and has an io_uring: writes it submitted may still be on their way"
+                    ),
+                );
             }
             if found.aio {
-                add("aio", format!("{who} writes members and has a kernel AIO context: writes it submitted may still be on their way"));
+                add(
+                    "aio",
+                    format!(
+                        "{who} writes members and has a kernel AIO context: writes it submitted may still be on their way"
+                    ),
+                );
             }
         }
         for pid in &self.unreadable {
@@ -271,7 +299,9 @@ impl Scan {
     /// What was taken for granted.
     pub fn assumptions(&self) -> Vec<String> {
         let unseen = |who: &String| {
-            format!("{who} cannot be looked at: what they change during the hold is seen, what they have open is not")
+            format!(
+                "{who} cannot be looked at: what they change during the hold is seen, what they have open is not"
+            )
         };
         self.out_of_sight.iter().map(unseen).collect()
     }
@@ -279,7 +309,11 @@ impl Scan {
 
 /// Makes a reason.
 pub fn reason(code: &str, text: String, pid: Option<Pid>) -> Reason {
-    Reason { code: code.into(), text, pid }
+    Reason {
+        code: code.into(),
+        text,
+        pid,
+    }
 }
 
 /// Looks, at the cut, for threads of held processes inside a call on a member
@@ -297,7 +331,9 @@ pub fn hidden_calls(hold: &Hold<'_>, held: &[Pid]) -> Vec<Reason> {
                 Doing::Call { number, args } => match changes(number) {
                     Some(Changes::File(arg)) => {
                         match process::file_behind(*pid, i64::from(args[arg] as i32)) {
-                            Some((id, mode)) if hold.is_member(id, mode) => Some("changing a member"),
+                            Some((id, mode)) if hold.is_member(id, mode) => {
+                                Some("changing a member")
+                            }
                             _ => None,
                         }
                     }
@@ -344,11 +380,16 @@ pub fn gate_reasons(gate: &Gate) -> Vec<Reason> {
 /// systems of `paths`: multigrain timestamps, Linux 6.13
 /// (Documentation/filesystems/multigrain-ts.rst), on XFS, btrfs, ext4 and tmpfs.
 pub fn ctime_reasons(paths: &[PathBuf]) -> Vec<Reason> {
-    let release = rustix::system::uname().release().to_string_lossy().into_owned();
+    let release = rustix::system::uname()
+        .release()
+        .to_string_lossy()
+        .into_owned();
     if !has_multigrain(&release) {
         return vec![reason(
             "no-fine-ctime",
-            format!("Linux {release} does not move a file's ctime with every change (6.13 does), so a change by an unseen call cannot be ruled out"),
+            format!(
+                "Linux {release} does not move a file's ctime with every change (6.13 does), so a change by an unseen call cannot be ruled out"
+            ),
             None,
         )];
     }
@@ -356,7 +397,9 @@ pub fn ctime_reasons(paths: &[PathBuf]) -> Vec<Reason> {
     let mut reasons = Vec::new();
     for path in paths {
         // A root that is not there yet has no members either.
-        let Ok(fs) = rustix::fs::statfs(path) else { continue };
+        let Ok(fs) = rustix::fs::statfs(path) else {
+            continue;
+        };
         let kind = fs.f_type as u64 as i64 & 0xffff_ffff;
         if !MULTIGRAIN.contains(&kind) {
             reasons.push(reason(
@@ -371,7 +414,12 @@ pub fn ctime_reasons(paths: &[PathBuf]) -> Vec<Reason> {
 
 fn has_multigrain(release: &str) -> bool {
     let mut parts = release.split(|c: char| !c.is_ascii_digit());
-    let mut number = || parts.next().and_then(|p| p.parse::<u32>().ok()).unwrap_or(0);
+    let mut number = || {
+        parts
+            .next()
+            .and_then(|p| p.parse::<u32>().ok())
+            .unwrap_or(0)
+    };
     (number(), number()) >= (6, 13)
 }
 

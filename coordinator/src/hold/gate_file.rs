@@ -263,7 +263,9 @@ fn make_place(dir: &Path, shared: &Sharing) -> Result<()> {
         && stat.st_uid == rustix::process::geteuid().as_raw()
     {
         let mode = Mode::from_raw_mode(stat.st_mode & 0o7777 | 0o011);
-        fs::fchmod(&fd, mode).context(|| format!("set the mode of {}", dir.display()))?;
+        let own =
+            open_dir(fd.as_fd(), Path::new(".")).map_err(|cause| open_dir_error(dir, cause))?;
+        fs::fchmod(&own, mode).context(|| format!("set the mode of {}", dir.display()))?;
     }
     Ok(())
 }
@@ -271,7 +273,9 @@ fn make_place(dir: &Path, shared: &Sharing) -> Result<()> {
 /// Opens a place: ours or root's, and written by nobody else unless they cannot
 /// touch each other's entries (sticky, as `/dev/shm` itself).
 fn open_place(dir: &Path) -> Result<(OwnedFd, Stat)> {
-    let fd = open_dir(fs::CWD, dir).map_err(|cause| open_dir_error(dir, cause))?;
+    // O_PATH: of a place shared with us we may know a name without reading the others.
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let fd = fs::open(dir, flags, Mode::empty()).map_err(|cause| open_dir_error(dir, cause))?;
     let stat = fs::fstat(&fd).context(|| format!("examine {}", dir.display()))?;
     if !on_tmpfs(fd.as_fd()).context(|| format!("examine {}", dir.display()))? {
         return Err(not_tmpfs(dir));
@@ -370,8 +374,6 @@ pub struct OpenGate {
     pub gate: Gate,
     /// The file's device and inode, which programs are told, so that they refuse another one.
     pub id: FileId,
-    /// The open file.
-    pub file: OwnedFd,
 }
 
 /// Makes the gate of the set in `dir`; `false` if there is one already, which is
@@ -493,7 +495,6 @@ pub fn open(dir: &SetDir, shared: &Sharing) -> Result<OpenGate> {
             dev: stat.st_dev,
             ino: stat.st_ino,
         },
-        file,
     })
 }
 
@@ -560,4 +561,263 @@ pub(crate) fn sanitise(name: &OsStr) -> String {
         clean.push_str("set");
     }
     clean
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs as stdfs;
+    use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
+
+    use super::*;
+
+    /// A place of its own on tmpfs, removed with the value.
+    struct Scratch(PathBuf);
+
+    impl Scratch {
+        fn new() -> Scratch {
+            let dir = format!("/dev/shm/snapshim-test-{:016x}", random().unwrap());
+            make_place(Path::new(&dir), &Sharing::default()).unwrap();
+            Scratch(dir.into())
+        }
+
+        fn set(&self, name: &str) -> SetDir {
+            let dir = SetDir::create(&self.0, name, &Sharing::default()).unwrap();
+            assert!(create(&dir, 64, 1_000, &Sharing::default()).unwrap());
+            dir
+        }
+    }
+
+    impl Drop for Scratch {
+        fn drop(&mut self) {
+            let _ = stdfs::remove_dir_all(&self.0);
+        }
+    }
+
+    fn opened(dir: &SetDir) -> Result<OpenGate> {
+        open(dir, &Sharing::default())
+    }
+
+    /// The refusal names the file, says `cause` and what to do next.
+    #[track_caller]
+    fn assert_refused(dir: &SetDir, cause: &str) {
+        let error = opened(dir).expect_err(cause);
+        assert!(error.message.contains(cause), "{}", error.message);
+        assert!(
+            error.message.contains(&dir.path.display().to_string()),
+            "{}",
+            error.message
+        );
+        assert!(error.next.is_some());
+    }
+
+    #[test]
+    fn a_new_gate_opens_and_is_never_replaced() {
+        let scratch = Scratch::new();
+        let dir = scratch.set("a");
+        let first = opened(&dir).unwrap();
+        assert_eq!(first.gate.slots().len(), 64);
+        assert_eq!(first.gate.hold_bound_ns(), 1_000_000_000);
+        assert!(first.gate.header().ticks_per_us.load(Relaxed) > 0);
+        assert!(word::is_open(first.gate.header().word.load(Relaxed)));
+        assert!(!create(&dir, 64, 1_000, &Sharing::default()).unwrap());
+        assert_eq!(opened(&dir).unwrap().id, first.id);
+        let mode = |path: &Path| stdfs::metadata(path).unwrap().permissions().mode() & 0o7777;
+        assert_eq!(mode(&dir.path), 0o700);
+        assert_eq!(mode(&dir.path.join(GATE)), 0o600);
+        let blocks = fs::stat(dir.path.join(GATE)).unwrap().st_blocks as usize;
+        assert!(blocks * 512 >= file_size(64), "the blocks are reserved");
+    }
+
+    #[test]
+    fn a_damaged_gate_is_refused() {
+        let scratch = Scratch::new();
+        let write = |dir: &SetDir, at: u64, bytes: &[u8]| {
+            let file = stdfs::OpenOptions::new()
+                .write(true)
+                .open(dir.path.join(GATE))
+                .unwrap();
+            file.write_all_at(bytes, at).unwrap();
+        };
+        let cut = |dir: &SetDir, len: u64| {
+            let file = stdfs::OpenOptions::new()
+                .write(true)
+                .open(dir.path.join(GATE))
+                .unwrap();
+            file.set_len(len).unwrap();
+        };
+        let dir = scratch.set("magic");
+        write(&dir, 0, b"nonsense");
+        assert_refused(&dir, "it is not a gate file");
+
+        let dir = scratch.set("version");
+        write(&dir, 8, &7_u32.to_le_bytes());
+        assert_refused(&dir, "it has layout version 7");
+
+        let dir = scratch.set("count");
+        write(&dir, 20, &u32::MAX.to_le_bytes());
+        assert_refused(&dir, "its sizes contradict each other");
+
+        for (len, cause) in [
+            (0, "it is too short"),
+            (100, "it is too short"),
+            (HEADER_SIZE as u64, "its sizes contradict each other"),
+            (file_size(63) as u64, "its sizes contradict each other"),
+            (1 << 40, "its sizes contradict each other"),
+        ] {
+            let dir = scratch.set(&format!("length{len}"));
+            cut(&dir, len);
+            assert_refused(&dir, cause);
+        }
+    }
+
+    #[test]
+    fn what_is_no_plain_file_of_ours_is_refused() {
+        let scratch = Scratch::new();
+        let good = scratch.set("good").path.join(GATE);
+
+        let dir = scratch.set("link");
+        stdfs::remove_file(dir.path.join(GATE)).unwrap();
+        symlink(&good, dir.path.join(GATE)).unwrap();
+        assert_refused(&dir, "it is a symbolic link");
+
+        let dir = scratch.set("directory");
+        stdfs::remove_file(dir.path.join(GATE)).unwrap();
+        stdfs::create_dir(dir.path.join(GATE)).unwrap();
+        assert_refused(&dir, "it is a directory");
+
+        let dir = scratch.set("fifo");
+        stdfs::remove_file(dir.path.join(GATE)).unwrap();
+        nix::unistd::mkfifo(&dir.path.join(GATE), nix::sys::stat::Mode::S_IRWXU).unwrap();
+        assert_refused(&dir, "it is not a regular file");
+
+        let dir = scratch.set("absent");
+        stdfs::remove_file(dir.path.join(GATE)).unwrap();
+        assert_refused(&dir, "there is no gate");
+
+        let dir = scratch.set("mode");
+        let others = stdfs::Permissions::from_mode(0o602);
+        stdfs::set_permissions(dir.path.join(GATE), others).unwrap();
+        assert_refused(&dir, "can be written by others");
+
+        let link = scratch.0.join("linked");
+        symlink(scratch.0.join("good"), &link).unwrap();
+        let error = SetDir::open(&scratch.0, "linked").unwrap_err();
+        assert!(error.message.contains("it is a symbolic link"), "{error}");
+
+        if rustix::process::geteuid().is_root() {
+            let dir = scratch.set("foreign");
+            fs::chown(dir.path.join(GATE), Some(Uid::from_raw(12345)), None).unwrap();
+            assert_refused(&dir, "it belongs to uid 12345");
+            let theirs = Sharing {
+                owner: Some(12345),
+                group: None,
+            };
+            assert!(open(&dir, &theirs).is_ok());
+        }
+    }
+
+    #[test]
+    fn a_gate_must_lie_on_tmpfs() {
+        let disk = env::temp_dir().join(format!("snapshim-test-{:016x}", random().unwrap()));
+        stdfs::create_dir(&disk).unwrap();
+        let probe = fs::open(&disk, OFlags::PATH, Mode::empty()).unwrap();
+        if !on_tmpfs(probe.as_fd()).unwrap() {
+            let error = make_place(&disk.join("deeper"), &Sharing::default()).unwrap_err();
+            assert!(error.message.contains("not on a tmpfs"), "{error}");
+            assert!(!disk.join("deeper").exists());
+            let error = SetDir::create(&disk, "a", &Sharing::default()).unwrap_err();
+            assert!(error.message.contains("not on a tmpfs"), "{error}");
+        }
+        stdfs::remove_dir_all(&disk).unwrap();
+    }
+
+    #[test]
+    fn random_bytes_never_get_past_the_checks_or_harm() {
+        let scratch = Scratch::new();
+        let dir = scratch.set("a");
+        let path = dir.path.join(GATE);
+        let whole = stdfs::read(&path).unwrap();
+        let mut seed = 0x9e37_79b9_7f4a_7c15_u64;
+        let mut next = || {
+            // xorshift64: any sequence will do, the same one every time.
+            seed ^= seed << 13;
+            seed ^= seed >> 7;
+            seed ^= seed << 17;
+            seed
+        };
+        for round in 0..500 {
+            let mut bytes = whole.clone();
+            if round % 2 == 0 {
+                // A valid head before noise: everything that is read later.
+                bytes[64..].iter_mut().for_each(|b| *b = next() as u8);
+            } else {
+                let changes = 1 + next() % 40;
+                for _ in 0..changes {
+                    let at = next() as usize % if next() % 2 == 0 { 64 } else { bytes.len() };
+                    bytes[at] = next() as u8;
+                }
+            }
+            if next() % 8 == 0 {
+                bytes.truncate(next() as usize % bytes.len());
+            }
+            // A new file each time: a mapped one must not be truncated.
+            stdfs::remove_file(&path).unwrap();
+            stdfs::write(&path, &bytes).unwrap();
+            stdfs::set_permissions(&path, stdfs::Permissions::from_mode(0o600)).unwrap();
+            if let Ok(found) = opened(&dir) {
+                assert!(found.gate.slots().len() <= MAX_SLOTS as usize);
+                assert!(found.gate.used_slots().len() <= found.gate.slots().len());
+                assert!(found.gate.hold_bound_ns() <= u64::from(MAX_HOLD_BOUND_MS) * 1_000_000);
+                let id = FileId {
+                    dev: next(),
+                    ino: next(),
+                };
+                found.gate.table(next() as usize).shuts(id);
+            }
+        }
+    }
+
+    #[test]
+    fn the_order_of_places() {
+        let choose = |dir: Option<&str>, runtime: Option<&str>, uid| {
+            Places::choose(dir.map(OsStr::new), runtime.map(OsStr::new), uid)
+        };
+        let dirs = |places: Result<Places>| {
+            let dirs = places.unwrap().dirs;
+            dirs.iter()
+                .map(|d| d.display().to_string())
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(dirs(choose(Some("/x"), Some("/y"), 7)), ["/x"]);
+        assert_eq!(
+            dirs(choose(None, Some("/y"), 7)),
+            ["/y/snapshim", "/dev/shm/snapshim-7"]
+        );
+        assert_eq!(dirs(choose(Some(""), None, 7)), ["/dev/shm/snapshim-7"]);
+        assert_eq!(
+            dirs(choose(None, Some("/y"), 0)),
+            ["/run/snapshim", "/dev/shm/snapshim-0"]
+        );
+        assert!(
+            choose(Some("x"), None, 7)
+                .unwrap_err()
+                .message
+                .contains("not an absolute path")
+        );
+    }
+
+    #[test]
+    fn names_made_of_file_names() {
+        for (name, expected) in [
+            ("data", "data"),
+            ("a b/c", "a_b_c"),
+            ("..x", "x"),
+            ("", "set"),
+            ("...", "set"),
+        ] {
+            assert_eq!(sanitise(OsStr::new(name)), expected);
+        }
+        assert_eq!(sanitise(OsStr::from_bytes(b"\xff.db")), "_.db");
+        assert_eq!(sanitise(OsStr::new(&"x".repeat(300))).len(), 64);
+    }
 }

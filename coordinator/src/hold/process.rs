@@ -11,6 +11,10 @@ use snapshim_gate::table::FileId;
 /// A process id as this process sees it.
 pub type Pid = u32;
 
+/// We may not look at this process.
+#[derive(Clone, Copy, Debug)]
+pub struct NotOurs;
+
 /// All processes there are.
 pub fn all() -> Vec<Pid> {
     ids(Path::new("/proc"))
@@ -51,7 +55,10 @@ pub fn capabilities(pid: Pid) -> Option<u64> {
 
 /// Whether there is such a process, and it has not ended (a zombie has).
 pub fn is_alive(pid: Pid) -> bool {
-    !matches!(stat(&format!("/proc/{pid}/stat")), None | Some(('Z' | 'X', _)))
+    !matches!(
+        stat(&format!("/proc/{pid}/stat")),
+        None | Some(('Z' | 'X', _))
+    )
 }
 
 /// When the process started, in clock ticks since boot; `None` if it is gone.
@@ -163,7 +170,10 @@ fn parse_doing(text: &str) -> Doing {
 /// What is behind a descriptor of a process: its identity and mode bits.
 pub fn file_behind(pid: Pid, fd: i64) -> Option<(FileId, u32)> {
     let meta = fs::metadata(format!("/proc/{pid}/fd/{fd}")).ok()?;
-    let id = FileId { dev: meta.dev(), ino: meta.ino() };
+    let id = FileId {
+        dev: meta.dev(),
+        ino: meta.ino(),
+    };
     Some((id, meta.mode()))
 }
 
@@ -176,13 +186,12 @@ pub struct OpenFiles {
     pub io_uring: bool,
 }
 
-/// The descriptors of a process; `Err(())` if we may not look, an empty answer
-/// if it is gone.
-pub fn open_files(pid: Pid) -> Result<OpenFiles, ()> {
+/// The descriptors of a process; an empty answer if it is gone.
+pub fn open_files(pid: Pid) -> Result<OpenFiles, NotOurs> {
     let mut found = OpenFiles::default();
     let entries = match fs::read_dir(format!("/proc/{pid}/fd")) {
         Ok(entries) => entries,
-        Err(e) if e.kind() == std::io::ErrorKind::PermissionDenied => return Err(()),
+        Err(e) if e.kind() == std::io::ErrorKind::PermissionDenied => return Err(NotOurs),
         Err(_) => return Ok(found),
     };
     for entry in entries.flatten() {
@@ -205,7 +214,10 @@ pub fn open_files(pid: Pid) -> Result<OpenFiles, ()> {
         if let Ok(meta) = fs::metadata(entry.path())
             && meta.is_file()
         {
-            found.writable.push(FileId { dev: meta.dev(), ino: meta.ino() });
+            found.writable.push(FileId {
+                dev: meta.dev(),
+                ino: meta.ino(),
+            });
         }
     }
     Ok(found)
@@ -240,14 +252,14 @@ pub struct Mappings {
     pub aio: bool,
 }
 
-/// The mappings of a process; `Err(())` if we may not look.
-pub fn mappings(pid: Pid, gate: FileId) -> Result<Mappings, ()> {
+/// The mappings of a process; an empty answer if it is gone.
+pub fn mappings(pid: Pid, gate: FileId) -> Result<Mappings, NotOurs> {
     let mut found = Mappings::default();
     let mut text = Vec::new();
     let read = File::open(format!("/proc/{pid}/maps")).and_then(|mut f| f.read_to_end(&mut text));
     match read {
         Ok(_) => {}
-        Err(e) if e.kind() == std::io::ErrorKind::PermissionDenied => return Err(()),
+        Err(e) if e.kind() == std::io::ErrorKind::PermissionDenied => return Err(NotOurs),
         Err(_) => return Ok(found),
     }
     for line in text.split(|b| *b == b'\n') {
@@ -316,7 +328,13 @@ mod tests {
         assert_eq!(parse_doing("running"), Doing::Running);
         assert_eq!(parse_doing("-1 0x7ffd 0x7f00"), Doing::Elsewhere);
         let call = parse_doing("1 0x3 0x7f 0x2 0x0 0x0 0x0 0x7ffd 0x7f00");
-        assert_eq!(call, Doing::Call { number: 1, args: [3, 0x7f, 2, 0, 0, 0] });
+        assert_eq!(
+            call,
+            Doing::Call {
+                number: 1,
+                args: [3, 0x7f, 2, 0, 0, 0]
+            }
+        );
         assert_eq!(parse_doing("1 0x3"), Doing::Hidden);
         assert_eq!(parse_doing(""), Doing::Hidden);
     }

@@ -305,7 +305,7 @@ pub struct Set {
     pub gate_path: PathBuf,
     set_dir: SetDir,
     /// Holds the shared lock that says "in use", if [`Set::create_or_open`] took it.
-    gate_file: OwnedFd,
+    use_lock: Option<OwnedFd>,
 }
 
 /// A set that [`Set::list`] found.
@@ -326,9 +326,12 @@ impl Set {
     /// and anything said that differs from it is an error. As long as the value
     /// lives, the set is in use.
     pub fn create_or_open(name: &str, wanted: &Wanted) -> Result<Set> {
+        Set::create_among(&Search::from_env()?.places, name, wanted)
+    }
+
+    fn create_among(places: &Places, name: &str, wanted: &Wanted) -> Result<Set> {
         check_set_name(name)?;
         let config = wanted.resolve()?;
-        let places = Places::from_env()?;
         let mut existing = None;
         for place in &places.dirs {
             if let Some(dir) = SetDir::open(place, name)?.filter(SetDir::has_gate) {
@@ -345,7 +348,7 @@ impl Set {
         // the descriptor ends.
         fs::flock(dir.fd(), FlockOperation::LockExclusive)
             .context(|| format!("lock {}", dir.path.display()))?;
-        let set = if dir.has_gate() {
+        let mut set = if dir.has_gate() {
             Set::reuse(dir, name, wanted, config)?
         } else {
             write_config(&dir, &config)?;
@@ -353,8 +356,10 @@ impl Set {
             gate_file::create(&dir, DEFAULT_SLOTS, config.max_hold_ms, &config.sharing)?;
             Set::open_in(dir, name)?
         };
-        fs::flock(&set.gate_file, FlockOperation::LockShared)
+        let file = set.open_for_lock()?;
+        fs::flock(&file, FlockOperation::LockShared)
             .context(|| format!("lock {}", set.gate_path.display()))?;
+        set.use_lock = Some(file);
         fs::flock(set.set_dir.fd(), FlockOperation::Unlock)
             .context(|| format!("unlock {}", set.dir.display()))?;
         Ok(set)
@@ -396,116 +401,16 @@ impl Set {
     /// Opens an existing set: the one of that name; without a name the one
     /// `SNAPSHIM_GATE` points into, else the only one, else the only one in use.
     pub fn open(name: Option<&str>) -> Result<Set> {
-        let Some(name) = name else {
-            return Set::open_unnamed();
-        };
-        check_set_name(name)?;
-        for (place, found) in Set::known()? {
-            if found == name
-                && let Some(dir) = SetDir::open(&place, name)?.filter(SetDir::has_gate)
-            {
-                return Set::open_in(dir, name);
-            }
-        }
-        // A place may let us in without letting us list it.
-        for place in Places::from_env()?.dirs {
-            if let Some(dir) = SetDir::open(&place, name)?.filter(SetDir::has_gate) {
-                return Set::open_in(dir, name);
-            }
-        }
-        let known: Vec<String> = Set::known()?.into_iter().map(|(_, name)| name).collect();
-        Err(no_set(format!("there is no set {name}"), &known))
-    }
-
-    fn open_unnamed() -> Result<Set> {
-        if let Some((place, name)) = gate_from_env()
-            && let Some(dir) = SetDir::open(&place, &name)?.filter(SetDir::has_gate)
-        {
-            return Set::open_in(dir, &name);
-        }
-        let mut found = Set::list()?;
-        if found.len() > 1 {
-            let used = |l: &Listed| l.set.as_ref().is_ok_and(|s| s.is_in_use().unwrap_or(false));
-            let names: Vec<String> = found
-                .iter()
-                .map(|l| {
-                    if used(l) {
-                        format!("{} (in use)", l.name)
-                    } else {
-                        l.name.clone()
-                    }
-                })
-                .collect();
-            found.retain(used);
-            if found.len() != 1 {
-                return Err(
-                    Error::usage(format!("there are several sets: {}", names.join(", ")))
-                        .next("say which one by its name"),
-                );
-            }
-        }
-        match found.pop() {
-            Some(only) => only.set,
-            None => Err(no_set("there is no set".into(), &[])),
+        let search = Search::from_env()?;
+        match name {
+            Some(name) => search.named(name),
+            None => search.unnamed(),
         }
     }
 
     /// All sets the environment lets us find, by name.
     pub fn list() -> Result<Vec<Listed>> {
-        let mut listed = Vec::new();
-        for (place, name) in Set::known()? {
-            let dir = place.join(&name);
-            let set = match SetDir::open(&place, &name) {
-                Ok(Some(found)) => Set::open_in(found, &name),
-                Ok(None) => continue,
-                Err(error) => Err(error),
-            };
-            listed.push(Listed { name, dir, set });
-        }
-        Ok(listed)
-    }
-
-    /// Place and name of every directory that holds a gate; of two with one name,
-    /// the one the shim would find.
-    fn known() -> Result<Vec<(PathBuf, String)>> {
-        let mut known = BTreeMap::new();
-        if let Some((place, name)) = gate_from_env() {
-            known.insert(name, place);
-        }
-        let places = Places::from_env()?;
-        for place in &places.dirs {
-            let entries = match stdfs::read_dir(place) {
-                Ok(entries) => entries,
-                Err(cause)
-                    if matches!(
-                        cause.kind(),
-                        ErrorKind::NotFound | ErrorKind::PermissionDenied
-                    ) =>
-                {
-                    continue;
-                }
-                Err(cause) => {
-                    return Err(
-                        Error::new(format!("cannot list {}: {cause}", place.display()))
-                            .next("point SNAPSHIM_DIR at a directory on a tmpfs, or unset it"),
-                    );
-                }
-            };
-            for entry in entries.flatten() {
-                let Some(name) = entry.file_name().to_str().map(str::to_owned) else {
-                    continue;
-                };
-                if check_set_name(&name).is_ok()
-                    && entry.path().join(GATE).symlink_metadata().is_ok()
-                {
-                    known.entry(name).or_insert_with(|| place.clone());
-                }
-            }
-        }
-        Ok(known
-            .into_iter()
-            .map(|(name, place)| (place, name))
-            .collect())
+        Search::from_env()?.list()
     }
 
     /// Opens the set in `dir`.
@@ -513,7 +418,7 @@ impl Set {
         let config = read_config(&dir)?;
         // Only now is it known who may own the directory that was opened.
         dir.check(&config.sharing)?;
-        let OpenGate { gate, id, file } = gate_file::open(&dir, &config.sharing)?;
+        let OpenGate { gate, id } = gate_file::open(&dir, &config.sharing)?;
         Ok(Set {
             name: name.to_owned(),
             dir: dir.path.clone(),
@@ -522,16 +427,13 @@ impl Set {
             gate_id: id,
             gate_path: dir.path.join(GATE),
             set_dir: dir,
-            gate_file: file,
+            use_lock: None,
         })
     }
 
     /// Whether somebody runs a program in the set, or a live process is attached to its gate.
     pub fn is_in_use(&self) -> Result<bool> {
-        // A lock of an open file of its own: ours must not hide that of others.
-        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let file = fs::openat(self.set_dir.fd(), GATE, flags, Mode::empty())
-            .context(|| format!("open {}", self.gate_path.display()))?;
+        let file = self.open_for_lock()?;
         match fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}
             Err(Errno::WOULDBLOCK) => return Ok(true),
@@ -549,6 +451,14 @@ impl Set {
                 here != Some(owner.pidns) || is_owner_alive(owner, slot.start_time.load(Acquire))
             })
         }))
+    }
+
+    /// The gate, opened once more: a lock on it must neither hide that of others nor
+    /// last as long as the mapping.
+    fn open_for_lock(&self) -> Result<OwnedFd> {
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        fs::openat(self.set_dir.fd(), GATE, flags, Mode::empty())
+            .context(|| format!("open {}", self.gate_path.display()))
     }
 
     /// The directory that the set's own directory is in, with those of other sets.
@@ -604,6 +514,125 @@ impl Set {
             self.name
         ))
         .next("try again, or wait longer for it with --wait")
+    }
+}
+
+/// Where sets are looked for.
+struct Search {
+    places: Places,
+    /// Place and name of the set that `SNAPSHIM_GATE` points into.
+    pointed: Option<(PathBuf, String)>,
+}
+
+impl Search {
+    fn from_env() -> Result<Search> {
+        Ok(Search {
+            places: Places::from_env()?,
+            pointed: gate_from_env(),
+        })
+    }
+
+    fn named(&self, name: &str) -> Result<Set> {
+        check_set_name(name)?;
+        let pointed = self
+            .pointed
+            .iter()
+            .filter(|(_, n)| n == name)
+            .map(|(place, _)| place);
+        // By its name, not from the list: a place may let us in without letting
+        // us list it.
+        for place in pointed.chain(&self.places.dirs) {
+            if let Some(dir) = SetDir::open(place, name)?.filter(SetDir::has_gate) {
+                return Set::open_in(dir, name);
+            }
+        }
+        let known: Vec<String> = self.known()?.into_keys().collect();
+        Err(no_set(format!("there is no set {name}"), &known))
+    }
+
+    fn unnamed(&self) -> Result<Set> {
+        if let Some((place, name)) = &self.pointed
+            && let Some(dir) = SetDir::open(place, name)?.filter(SetDir::has_gate)
+        {
+            return Set::open_in(dir, name);
+        }
+        let mut found = self.list()?;
+        if found.len() > 1 {
+            let used = |l: &Listed| l.set.as_ref().is_ok_and(|s| s.is_in_use().unwrap_or(false));
+            let names: Vec<String> = found
+                .iter()
+                .map(|l| {
+                    if used(l) {
+                        format!("{} (in use)", l.name)
+                    } else {
+                        l.name.clone()
+                    }
+                })
+                .collect();
+            found.retain(used);
+            if found.len() != 1 {
+                return Err(
+                    Error::usage(format!("there are several sets: {}", names.join(", ")))
+                        .next("say which one by its name"),
+                );
+            }
+        }
+        match found.pop() {
+            Some(only) => only.set,
+            None => Err(no_set("there is no set".into(), &[])),
+        }
+    }
+
+    fn list(&self) -> Result<Vec<Listed>> {
+        let mut listed = Vec::new();
+        for (name, place) in self.known()? {
+            let dir = place.join(&name);
+            let set = match SetDir::open(&place, &name) {
+                Ok(Some(found)) => Set::open_in(found, &name),
+                Ok(None) => continue,
+                Err(error) => Err(error),
+            };
+            listed.push(Listed { name, dir, set });
+        }
+        Ok(listed)
+    }
+
+    /// Every directory that holds a gate: its place by its name; of two with one
+    /// name, the one the shim would find.
+    fn known(&self) -> Result<BTreeMap<String, PathBuf>> {
+        let mut known = BTreeMap::new();
+        if let Some((place, name)) = &self.pointed {
+            known.insert(name.clone(), place.clone());
+        }
+        for place in &self.places.dirs {
+            let entries = match stdfs::read_dir(place) {
+                Ok(entries) => entries,
+                Err(cause)
+                    if matches!(
+                        cause.kind(),
+                        ErrorKind::NotFound | ErrorKind::PermissionDenied
+                    ) =>
+                {
+                    continue;
+                }
+                Err(cause) => {
+                    return Err(
+                        Error::new(format!("cannot list {}: {cause}", place.display()))
+                            .next("point SNAPSHIM_DIR at a directory on a tmpfs, or unset it"),
+                    );
+                }
+            };
+            for entry in entries.flatten() {
+                let Some(name) = entry.file_name().to_str().map(str::to_owned) else {
+                    continue;
+                };
+                let gate = entry.path().join(GATE);
+                if check_set_name(&name).is_ok() && gate.symlink_metadata().is_ok() {
+                    known.entry(name).or_insert_with(|| place.clone());
+                }
+            }
+        }
+        Ok(known)
     }
 }
 
@@ -747,4 +776,226 @@ fn no_set(message: String, known: &[String]) -> Error {
 /// was given its id.
 pub fn is_owner_alive(owner: Owner, start_time: u64) -> bool {
     process::start_time(owner.pid) == Some(start_time) && process::is_alive(owner.pid)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt;
+
+    use super::*;
+
+    /// A place for gates and a directory to watch, removed with the value.
+    struct Scratch {
+        search: Search,
+        data: PathBuf,
+    }
+
+    impl Scratch {
+        fn new() -> Scratch {
+            let id = gate_file::random().unwrap();
+            let data = env::temp_dir().join(format!("snapshim-set-{id:016x}"));
+            stdfs::create_dir_all(data.join("a")).unwrap();
+            let place = PathBuf::from(format!("/dev/shm/snapshim-set-{id:016x}"));
+            let places = Places {
+                dirs: vec![place],
+                chosen: true,
+            };
+            Scratch {
+                search: Search {
+                    places,
+                    pointed: None,
+                },
+                data: data.canonicalize().unwrap(),
+            }
+        }
+
+        fn wanted(&self, root: &str) -> Wanted {
+            Wanted {
+                roots: vec![self.data.join(root)],
+                ..Wanted::default()
+            }
+        }
+
+        fn make(&self, name: &str, wanted: &Wanted) -> Result<Set> {
+            Set::create_among(&self.search.places, name, wanted)
+        }
+    }
+
+    impl Drop for Scratch {
+        fn drop(&mut self) {
+            let _ = stdfs::remove_dir_all(&self.data);
+            let _ = stdfs::remove_dir_all(&self.search.places.dirs[0]);
+        }
+    }
+
+    #[track_caller]
+    fn message<T>(result: Result<T>) -> String {
+        match result {
+            Ok(_) => panic!("it should be an error"),
+            Err(error) => {
+                assert!(error.next.is_some(), "no next step: {}", error.message);
+                error.message
+            }
+        }
+    }
+
+    #[test]
+    fn a_name_may_be_left_out_while_there_is_one_set() {
+        let scratch = Scratch::new();
+        assert_eq!(message(scratch.search.unnamed()), "there is no set");
+        assert_eq!(message(scratch.search.named("one")), "there is no set one");
+        drop(scratch.make("one", &scratch.wanted("a")).unwrap());
+        assert_eq!(scratch.search.unnamed().unwrap().name, "one");
+        drop(scratch.make("two", &scratch.wanted("a")).unwrap());
+        assert_eq!(
+            message(scratch.search.unnamed()),
+            "there are several sets: one, two"
+        );
+        assert_eq!(scratch.search.named("two").unwrap().name, "two");
+        let error = scratch.search.named("three").unwrap_err();
+        assert!(error.next.unwrap().contains("there are: one, two"));
+
+        let used = scratch.make("two", &scratch.wanted("a")).unwrap();
+        assert_eq!(
+            scratch.search.unnamed().unwrap().name,
+            "two",
+            "the only one in use"
+        );
+        let _both = scratch.make("one", &scratch.wanted("a")).unwrap();
+        let expected = "there are several sets: one (in use), two (in use)";
+        assert_eq!(message(scratch.search.unnamed()), expected);
+        let place = used.place().to_owned();
+        let pointed = Search {
+            places: scratch.search.places.clone(),
+            pointed: Some((place, "one".into())),
+        };
+        assert_eq!(pointed.unnamed().unwrap().name, "one");
+        assert!(message(scratch.search.named("../one")).contains("cannot be the name of a set"));
+    }
+
+    #[test]
+    fn settings_are_kept_while_in_use_and_taken_on_otherwise() {
+        let scratch = Scratch::new();
+        let first = scratch.make("s", &scratch.wanted("a")).unwrap();
+        let gate = first.gate_id;
+        let again = scratch.make("s", &scratch.wanted("a")).unwrap();
+        assert_eq!(again.config, first.config);
+        let other = message(scratch.make("s", &scratch.wanted("b")));
+        assert!(
+            other.starts_with("the set s is in use with other settings: it watches "),
+            "{other}"
+        );
+        let mut wanted = scratch.wanted("a");
+        wanted.keep_last = Some(3);
+        wanted.excludes = vec![scratch.data.join("a/x")];
+        wanted.max_hold_ms = Some(5);
+        let other = message(scratch.make("s", &wanted));
+        for part in [
+            "does not exclude",
+            "longest hold is 1000 ms, not 5 ms",
+            "keeps all",
+        ] {
+            assert!(other.contains(part), "{other}");
+        }
+        drop((first, again));
+        let set = scratch.make("s", &wanted).unwrap();
+        assert_eq!(set.config.keep_last, Some(3));
+        assert_eq!(set.gate_id, gate, "the gate stays");
+        assert_eq!(scratch.search.named("s").unwrap().config, set.config);
+    }
+
+    #[test]
+    fn one_coordinator_at_a_time() {
+        let scratch = Scratch::new();
+        let set = scratch.make("s", &scratch.wanted("a")).unwrap();
+        let lock = set.lock(Duration::ZERO).unwrap();
+        let other = scratch.search.named("s").unwrap();
+        let pid = std::process::id();
+        assert_eq!(other.lock_holder(), Some(pid));
+        let why = message(other.lock(Duration::from_millis(5)));
+        assert_eq!(
+            why,
+            format!("the set s is being checkpointed by process {pid}")
+        );
+        drop(lock);
+        assert_eq!(other.lock_holder(), None);
+        assert!(other.lock(Duration::ZERO).is_ok());
+    }
+
+    #[test]
+    fn a_damaged_or_foreign_configuration_is_refused() {
+        let scratch = Scratch::new();
+        let set = scratch.make("s", &scratch.wanted("a")).unwrap();
+        let config = set.dir.join(CONFIG);
+        stdfs::write(&config, "{").unwrap();
+        assert!(message(scratch.search.named("s")).starts_with("cannot understand "));
+        stdfs::remove_file(&config).unwrap();
+        assert!(message(scratch.search.named("s")).starts_with("cannot open "));
+        std::os::unix::fs::symlink("/etc/hostname", &config).unwrap();
+        assert!(message(scratch.search.named("s")).starts_with("cannot open "));
+    }
+
+    #[test]
+    fn what_is_watched_is_made_canonical() {
+        let scratch = Scratch::new();
+        let data = &scratch.data;
+        std::os::unix::fs::symlink(data.join("a"), data.join("link")).unwrap();
+        assert_eq!(
+            resolve(&data.join("link/new/file")).unwrap(),
+            data.join("a/new/file")
+        );
+        assert_eq!(resolve(&data.join("a/../a/./b")).unwrap(), data.join("a/b"));
+        assert!(message(resolve(&data.join("absent/../b"))).contains("\"..\""));
+        let wanted = Wanted {
+            roots: ["a", "a/b", "link", "c", "a"]
+                .map(|p| data.join(p))
+                .to_vec(),
+            ..Wanted::default()
+        };
+        assert_eq!(
+            wanted.resolve().unwrap().roots,
+            [data.join("a"), data.join("c")]
+        );
+        assert_eq!(message(Wanted::default().resolve()), "nothing is watched");
+    }
+
+    #[test]
+    fn a_store_inside_what_is_watched_must_be_excluded() {
+        let scratch = Scratch::new();
+        let data = &scratch.data;
+        let mut wanted = scratch.wanted("a");
+        let with = |wanted: &mut Wanted, store: &str| {
+            wanted.store = Some(data.join(store));
+            wanted.resolve()
+        };
+        assert!(message(with(&mut wanted, "a/s")).contains("which is watched"));
+        assert!(message(with(&mut wanted, "a")).contains("lies in the store"));
+        assert!(message(with(&mut wanted, "")).contains("lies in the store"));
+        assert!(with(&mut wanted, "a/.snapshim").is_ok());
+        assert!(with(&mut wanted, "beside").is_ok());
+        wanted.excludes = vec![data.join("a/s")];
+        let config = with(&mut wanted, "a/s/deep").unwrap();
+        assert_eq!(config.excludes, [data.join("a/s"), data.join("a/s/deep")]);
+        wanted.excludes = vec![data.clone()];
+        assert!(message(wanted.resolve()).contains("is watched and excluded"));
+    }
+
+    #[test]
+    fn a_configuration_survives_the_file() {
+        let odd = PathBuf::from(OsStr::from_bytes(b"/\xff\xfe"));
+        let config = Config {
+            roots: vec![odd.clone(), "/b".into()],
+            excludes: vec![odd.clone()],
+            store: odd,
+            max_hold_ms: 7,
+            keep_last: Some(2),
+            sharing: Sharing {
+                owner: Some(1),
+                group: None,
+            },
+        };
+        let text = serde_json::to_string(&config).unwrap();
+        assert_eq!(serde_json::from_str::<Config>(&text).unwrap(), config);
+    }
 }

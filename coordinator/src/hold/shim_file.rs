@@ -296,3 +296,88 @@ pub fn is_loaded(shim: &OsStr) -> bool {
 fn text(cause: impl std::fmt::Display) -> String {
     cause.to_string()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    use super::*;
+
+    /// A directory of its own, removed with the value.
+    struct Scratch(PathBuf);
+
+    impl Scratch {
+        fn new() -> Scratch {
+            let name = format!("snapshim-shim-{:016x}", gate_file::random().unwrap());
+            let dir = env::temp_dir().join(name);
+            stdfs::create_dir(&dir).unwrap();
+            Scratch(dir.canonicalize().unwrap())
+        }
+    }
+
+    impl Drop for Scratch {
+        fn drop(&mut self) {
+            let _ = stdfs::remove_dir_all(&self.0);
+        }
+    }
+
+    #[test]
+    fn it_is_unpacked_whole_and_only_once() {
+        let scratch = Scratch::new();
+        let dir = scratch.0.join("a/lib");
+        let path = unpack_into(&dir).unwrap();
+        assert_eq!(stdfs::read(&path).unwrap(), SHIM);
+        assert!(SHIM.starts_with(b"\x7fELF"));
+        let mode = |p: &Path| p.metadata().unwrap().permissions().mode() & 0o7777;
+        assert_eq!((mode(&dir), mode(&path)), (0o755, 0o755));
+        let written = path.metadata().unwrap().modified().unwrap();
+        assert_eq!(unpack_into(&dir).unwrap(), path);
+        assert_eq!(path.metadata().unwrap().modified().unwrap(), written);
+    }
+
+    #[test]
+    fn what_stands_in_its_place_is_replaced() {
+        let scratch = Scratch::new();
+        let path = unpack_into(&scratch.0).unwrap();
+        let check = || {
+            unpack_into(&scratch.0).unwrap();
+            assert!(!path.is_symlink());
+            assert_eq!(stdfs::read(&path).unwrap(), SHIM);
+        };
+        stdfs::write(&path, b"something else").unwrap();
+        check();
+        let mut other = SHIM.to_vec();
+        *other.last_mut().unwrap() ^= 1;
+        stdfs::write(&path, other).unwrap();
+        check();
+        stdfs::remove_file(&path).unwrap();
+        symlink("/etc/hostname", &path).unwrap();
+        check();
+        stdfs::set_permissions(&path, stdfs::Permissions::from_mode(0o777)).unwrap();
+        check();
+        assert_eq!(
+            stdfs::read_dir(&scratch.0).unwrap().count(),
+            1,
+            "nothing is left behind"
+        );
+    }
+
+    #[test]
+    fn places_that_cannot_serve_say_why() {
+        let scratch = Scratch::new();
+        let refused = |dir: PathBuf| unpack_into(&dir).unwrap_err();
+        for name in ["with space", "with:colon", "with$dollar"] {
+            let why = refused(scratch.0.join(name));
+            assert!(why.contains("LD_PRELOAD cannot name it"), "{why}");
+            assert!(!scratch.0.join(name).exists());
+        }
+        let open = scratch.0.join("open");
+        stdfs::create_dir(&open).unwrap();
+        stdfs::set_permissions(&open, stdfs::Permissions::from_mode(0o777)).unwrap();
+        for dir in [open.clone(), open.join("lib")] {
+            let why = refused(dir);
+            assert!(why.contains("can be written by others"), "{why}");
+        }
+        assert!(refused(PathBuf::from("/proc/snapshim")).contains("cannot make"));
+    }
+}

@@ -95,8 +95,10 @@ impl<'de> Deserialize<'de> for PathName {
             return Ok(PathName(form.path.into()));
         };
         let digits = hex.as_bytes();
-        if !digits.len().is_multiple_of(2) {
-            return Err(D::Error::custom("path_hex has an odd number of digits"));
+        if !digits.len().is_multiple_of(2) || !digits.iter().all(u8::is_ascii_hexdigit) {
+            return Err(D::Error::custom(
+                "path_hex is not pairs of hexadecimal digits",
+            ));
         }
         let bytes = digits
             .chunks(2)

@@ -44,6 +44,7 @@ use crate::{Error, Result};
 pub(crate) use fault::fault;
 pub use publish::Draft;
 pub use read::Entry;
+pub(crate) use remove::remove_tree;
 
 /// The prefix of what is not published yet.
 const TMP: &str = ".tmp-";

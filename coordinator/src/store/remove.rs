@@ -14,7 +14,7 @@ use super::read::names_in;
 /// Depth costs neither stack nor descriptors: each subdirectory is moved up to the
 /// top, under a name that is free there, and emptied in its turn. A crash leaves a tree
 /// that is shallower than before, under its old name, for the next sweep.
-pub(super) fn remove_tree(parent: impl AsFd, name: &std::ffi::OsStr) -> rustix::io::Result<()> {
+pub(crate) fn remove_tree(parent: impl AsFd, name: &std::ffi::OsStr) -> rustix::io::Result<()> {
     use std::os::unix::ffi::OsStrExt;
     let name = std::ffi::CString::new(name.as_bytes()).map_err(|_| Errno::INVAL)?;
     let parent = parent.as_fd();

@@ -206,7 +206,7 @@ fn what_a_crash_left_is_swept_and_never_listed() {
         "{",
     )
     .unwrap();
-    assert_eq!(ids(&store), [kept.clone()]);
+    assert_eq!(ids(&store), [kept.as_str()]);
     let swept = store.sweep(&lock).unwrap();
     assert_eq!(
         swept,
@@ -293,7 +293,7 @@ fn names_that_are_not_ids_are_not_listed() {
         fs::create_dir(store.path().join(name)).unwrap();
     }
     fs::create_dir(store.path().join(OsString::from_vec(b"\xff\xfe".to_vec()))).unwrap();
-    assert_eq!(ids(&store), [kept.clone()]);
+    assert_eq!(ids(&store), [kept.as_str()]);
     assert!(store.keep_last(&lock, 0).unwrap().is_empty());
     assert!(store.path().join("junk").exists());
     // A link that leads out is no latest.
@@ -490,13 +490,13 @@ fn the_default_place() {
     let scratch = Scratch::new();
     let root = scratch.join("data");
     assert_eq!(
-        Store::default_place(&[root.clone()]),
+        Store::default_place(std::slice::from_ref(&root)),
         scratch.join(".snapshim"),
         "absent"
     );
     fs::create_dir(&root).unwrap();
     assert_eq!(
-        Store::default_place(&[root.clone()]),
+        Store::default_place(std::slice::from_ref(&root)),
         scratch.join(".snapshim")
     );
     assert_eq!(
@@ -505,7 +505,7 @@ fn the_default_place() {
     );
     fs::create_dir(root.join(".snapshim")).unwrap();
     assert_eq!(
-        Store::default_place(&[root.clone()]),
+        Store::default_place(std::slice::from_ref(&root)),
         root.join(".snapshim"),
         "the one that exists"
     );

@@ -2,20 +2,23 @@
 
 use std::cell::{Cell as StdCell, RefCell};
 
-use loom::sync::atomic::Ordering::{self, AcqRel, Acquire, SeqCst};
+use loom::sync::atomic::Ordering::{self, AcqRel, Acquire, Relaxed, SeqCst};
 use loom::sync::atomic::{AtomicU32, AtomicU64, fence};
 use loom::thread::{self, ThreadId};
 use snapshim_gate::memory::{Cell, Memory, Mutation};
 
 /// Where a sequentially consistent access has its fence.
 ///
-/// loom has no sequentially consistent accesses: it treats `SeqCst` as `AcqRel`.
-/// It has the fences, and a compiler may build such accesses out of fences in two
-/// ways, each weaker than the other somewhere: with a fence before every access
-/// nothing orders one with a later access that is not itself sequentially
-/// consistent, with a fence after it nothing orders one with an earlier such
-/// access. The protocol has to hold under both, so that it owes nothing to a
-/// fence that only one of them happens to have.
+/// loom has no sequentially consistent accesses: it treats `SeqCst` as `AcqRel`. It
+/// does have sequentially consistent fences, and a compiler may build the accesses
+/// out of those in two ways, each weaker than the other somewhere. With the fence
+/// before, nothing orders an access with a later one that is not sequentially
+/// consistent itself; with the fence after, with an earlier one. The protocol has to
+/// hold under both: then it owes nothing to a fence that only one of them has.
+///
+/// What this cannot show: loom's fences also pass on what happened before, so that
+/// an acquire or release missing beside a fence may go unnoticed. Every scenario
+/// therefore has calls with no later fence between their end and the capture.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Fences {
     Before,
@@ -23,8 +26,8 @@ pub(crate) enum Fences {
 }
 
 thread_local! {
-    // Of the operating system's thread, that is, of one exploration: all threads of
-    // a model are coroutines of one thread, and tests run side by side.
+    // Threads of a model are coroutines of one thread of the system; so these are
+    // of one exploration, whatever is explored beside it.
     static FENCES: StdCell<Fences> = const { StdCell::new(Fences::Before) };
     static MUTATION: StdCell<Option<Mutation>> = const { StdCell::new(None) };
     static SIGNAL: RefCell<Option<Signal>> = const { RefCell::new(None) };
@@ -66,12 +69,6 @@ macro_rules! cell {
             pub(crate) fn new(value: $int) -> $cell {
                 $cell($atomic::new(value))
             }
-
-            /// The value as the kernel reads it: no signal arrives meanwhile.
-            #[allow(dead_code)]
-            pub(crate) fn peek(&self) -> $int {
-                self.0.load(Ordering::Relaxed)
-            }
         }
 
         impl Cell<$int> for $cell {
@@ -110,6 +107,13 @@ macro_rules! cell {
 cell!(U32, AtomicU32, u32);
 cell!(U64, AtomicU64, u64);
 
+impl U32 {
+    /// The value as the kernel reads it: no signal arrives meanwhile.
+    pub(crate) fn peek(&self) -> u32 {
+        self.0.load(Relaxed)
+    }
+}
+
 /// A signal on its way to one thread.
 struct Signal {
     thread: ThreadId,
@@ -122,7 +126,11 @@ struct Signal {
 pub(crate) fn signal_after(accesses: usize, handler: impl FnOnce() + 'static) {
     let thread = thread::current().id();
     let handler = Box::new(handler);
-    SIGNAL.set(Some(Signal { thread, accesses, handler }));
+    SIGNAL.set(Some(Signal {
+        thread,
+        accesses,
+        handler,
+    }));
 }
 
 /// Takes the signal back; `true` if it had not come.

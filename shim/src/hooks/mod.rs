@@ -39,14 +39,14 @@ macro_rules! hooks {
             pub unsafe extern "C" fn $name($($arg: $ty),*) -> $ret {
                 let frame: Frame = $gate;
                 let result = match behind::$name.get(name!($name)) {
-                    Some(at) => {
-                        // SAFETY: what the next object in search order defines
-                        // under this name has the signature of the row.
+                    // SAFETY: what the next object in search order defines under
+                    // this name has the signature of the row; the call is the
+                    // program's own, handed on.
+                    Some(at) => unsafe {
                         let call: unsafe extern "C" fn($($ty),*) -> $ret =
-                            unsafe { core::mem::transmute(at) };
-                        // SAFETY: the program's own call, handed on.
-                        unsafe { call($($arg),*) }
-                    }
+                            core::mem::transmute(at);
+                        call($($arg),*)
+                    },
                     // SAFETY: the program's own call, made another way.
                     #[allow(unused_unsafe)]
                     None => unsafe { $fallback },
@@ -61,7 +61,8 @@ macro_rules! hooks {
 macro_rules! name {
     ($name:ident) => {{
         const NAME: &core::ffi::CStr =
-            match core::ffi::CStr::from_bytes_with_nul(concat!(stringify!($name), "\0").as_bytes()) {
+            match core::ffi::CStr::from_bytes_with_nul(concat!(stringify!($name), "\0").as_bytes())
+            {
                 Ok(name) => name,
                 Err(_) => c"",
             };
@@ -82,7 +83,11 @@ fn opens(dirfd: c_int, path: *const c_char, flags: c_int) -> Frame {
         return Frame::NONE;
     }
     let creates = flags & O_CREAT != 0;
-    enter(Class::Open, -1, || Target::Open { dirfd, path, creates })
+    enter(Class::Open, -1, || Target::Open {
+        dirfd,
+        path,
+        creates,
+    })
 }
 
 /// The gate for fopen: "w" and "a" create, "w" truncates, "r+" does neither.

@@ -117,9 +117,7 @@ unsafe extern "C" fn unresolved(
 ) -> isize {
     match BEHIND.get(name!(syscall)) {
         // SAFETY: libc's syscall() takes a number and up to six arguments.
-        Some(at) => unsafe {
-            core::mem::transmute::<usize, Syscall>(at)(number, a, b, c, d, e, f)
-        },
+        Some(at) => unsafe { core::mem::transmute::<usize, Syscall>(at)(number, a, b, c, d, e, f) },
         None => -1,
     }
 }
@@ -131,7 +129,10 @@ pub(super) const fn ioctl_changes(request: usize) -> bool {
     // XFS (fs/xfs/libxfs/xfs_fs.h): ALLOCSP and FREESP, RESVSP and UNRESVSP in
     // both widths, ZERO_RANGE, SWAPEXT, EXCHANGE_RANGE, COMMIT_RANGE.
     let xfs = (request >> 8) & 0xff == b'X' as usize
-        && matches!(request & 0xff, 10 | 11 | 36 | 37 | 40..=43 | 57 | 109 | 129 | 131);
+        && matches!(
+            request & 0xff,
+            10 | 11 | 36 | 37 | 40..=43 | 57 | 109 | 129 | 131
+        );
     request == FICLONE || request == FICLONERANGE || xfs
 }
 
@@ -188,12 +189,20 @@ fn meta(fd: i32) -> Frame {
 }
 
 fn ioctl(fd: i32, request: usize) -> Frame {
-    if ioctl_changes(request) { on(Class::Copy, fd) } else { Frame::NONE }
+    if ioctl_changes(request) {
+        on(Class::Copy, fd)
+    } else {
+        Frame::NONE
+    }
 }
 
 /// seccomp(2): operations 0 and 1 enter a sandbox, the others only ask.
 fn seccomp(operation: usize) -> Frame {
-    if operation <= 1 { sandbox() } else { Frame::NONE }
+    if operation <= 1 {
+        sandbox()
+    } else {
+        Frame::NONE
+    }
 }
 
 fn sandbox() -> Frame {
@@ -202,7 +211,11 @@ fn sandbox() -> Frame {
 }
 
 fn prctl(option: usize) -> Frame {
-    if prctl_sandboxes(option) { sandbox() } else { Frame::NONE }
+    if prctl_sandboxes(option) {
+        sandbox()
+    } else {
+        Frame::NONE
+    }
 }
 
 fn utimensat(dirfd: i32, path: usize) -> Frame {

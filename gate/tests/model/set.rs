@@ -1,13 +1,12 @@
-//! A set: its gate, its files, its writers and its coordinator.
+//! The set that is played with: its gate, its files, its writers, its coordinator.
 
-use std::cell::RefCell;
+use std::cell::{Cell as StdCell, RefCell};
 use std::collections::BTreeMap;
-use std::sync::Arc;
-use std::sync::atomic::AtomicU32 as Unmodelled;
-use std::sync::atomic::Ordering::Relaxed;
+use std::rc::Rc;
 
 use loom::cell::UnsafeCell;
 use loom::sync::atomic::AtomicU32;
+use loom::sync::atomic::Ordering::Relaxed;
 use loom::sync::{Condvar, Mutex};
 use loom::thread::yield_now;
 use snapshim_gate::hold;
@@ -101,23 +100,23 @@ pub(crate) struct Set {
 
 struct Observer {
     /// The last record of each file whose call has returned.
-    written: Vec<Unmodelled>,
+    written: Vec<StdCell<u32>>,
     /// Words of holds that somebody waited for in vain.
-    given_up: std::sync::Mutex<Vec<u32>>,
+    given_up: RefCell<Vec<u32>>,
 }
 
 impl Set {
-    pub(crate) fn new(slots: usize, files: impl IntoIterator<Item = File>) -> Arc<Set> {
+    pub(crate) fn new(slots: usize, files: impl IntoIterator<Item = File>) -> Rc<Set> {
         let files: Vec<File> = files.into_iter().collect();
-        Arc::new(Set {
+        Rc::new(Set {
             word: U32::new(word::OPEN),
             slots: (0..slots).map(|_| slot()).collect(),
             tables: [0, 0].map(U32::new),
             lock: Mutex::new(()),
             bell: Condvar::new(),
             observer: Observer {
-                written: files.iter().map(|_| Unmodelled::new(0)).collect(),
-                given_up: std::sync::Mutex::default(),
+                written: files.iter().map(|_| StdCell::new(0)).collect(),
+                given_up: RefCell::default(),
             },
             files,
         })
@@ -165,15 +164,18 @@ impl Set {
     /// Closes, drains, captures `members`, and opens. The records captured, if they
     /// are worth anything.
     pub(crate) fn checkpoint(&self, members: &[usize], drain: Drain) -> Option<Vec<u32>> {
-        let earlier: Vec<u32> = self.observer.written.iter().map(|w| w.load(Relaxed)).collect();
+        let earlier: Vec<u32> = self.observer.written.iter().map(StdCell::get).collect();
         let closed = self.close(members);
         let captured = self.drain(closed, drain).then(|| {
             let read = |file: &usize| (*file, self.files[*file].read());
             members.iter().map(read).collect::<Vec<_>>()
         });
         if !hold::open::<Modelled>(&self.word, closed, |_| self.wake()) {
-            let given_up = self.observer.given_up.lock().unwrap();
-            assert!(given_up.contains(&closed), "broken by a call that did not wait for this hold");
+            let given_up = self.observer.given_up.borrow();
+            assert!(
+                given_up.contains(&closed),
+                "broken by a call that did not wait for this hold"
+            );
             note("broken");
             return None;
         }
@@ -184,7 +186,10 @@ impl Set {
         note("published");
         let check = |(file, [first, second]): (usize, [u32; 2])| {
             assert_eq!(first, second, "a call is half done");
-            assert!(first >= earlier[file], "a call that returned before the close is missing");
+            assert!(
+                first >= earlier[file],
+                "a call that returned before the close is missing"
+            );
             first
         };
         Some(captured.into_iter().map(check).collect())
@@ -241,7 +246,7 @@ pub(crate) enum Patience {
 /// A thread of a program.
 #[derive(Clone)]
 pub(crate) struct Writer {
-    set: Arc<Set>,
+    set: Rc<Set>,
     slot: usize,
     patience: Patience,
     /// Whether it has proof that its outer call never returns.
@@ -255,13 +260,21 @@ pub(crate) struct Frame {
 }
 
 impl Writer {
-    pub(crate) fn new(set: &Arc<Set>, slot: usize, patience: Patience) -> Writer {
-        Writer { set: set.clone(), slot, patience, outer_is_abandoned: false }
+    pub(crate) fn new(set: &Rc<Set>, slot: usize, patience: Patience) -> Writer {
+        Writer {
+            set: set.clone(),
+            slot,
+            patience,
+            outer_is_abandoned: false,
+        }
     }
 
     /// The same thread after a jump out of all its calls.
     pub(crate) fn jumped(&self) -> Writer {
-        Writer { outer_is_abandoned: true, ..self.clone() }
+        Writer {
+            outer_is_abandoned: true,
+            ..self.clone()
+        }
     }
 
     /// One call: writes `record` to `file`.
@@ -276,17 +289,34 @@ impl Writer {
         self.write_and_leave(file, record, frame);
     }
 
+    /// One call whose thread is killed before it returns.
+    pub(crate) fn call_and_die(&self, file: usize, record: u32) {
+        self.enter(file);
+        self.set.files[file].write(record);
+    }
+
     pub(crate) fn write_and_leave(&self, file: usize, record: u32, frame: Frame) {
         self.set.files[file].write(record);
         self.leave(frame);
-        self.set.observer.written[file].store(record, Relaxed);
+        self.set.observer.written[file].set(record);
     }
 
     pub(crate) fn enter(&self, file: usize) -> Frame {
-        let call = Call { class: Class::Write, fd: file as i32, sp: 0 };
-        let passage = passage::pass(self.slot(), &self.set.word, call, &mut Visit { writer: self, file });
+        let call = Call {
+            class: Class::Write,
+            fd: file as i32,
+            sp: 0,
+        };
+        let passage = passage::pass(
+            self.slot(),
+            &self.set.word,
+            call,
+            &mut Visit { writer: self, file },
+        );
         assert_eq!(passage, Passage::Counted);
-        Frame { generation: self.slot().generation.load(Relaxed) }
+        Frame {
+            generation: self.slot().generation.load(Relaxed),
+        }
     }
 
     pub(crate) fn leave(&self, frame: Frame) {
@@ -296,6 +326,12 @@ impl Writer {
     /// The way out of a call that a forked child inherited.
     pub(crate) fn leave_in_child(&self, frame: Frame) {
         self.slot().leave_frame(false, frame.generation);
+    }
+
+    /// The way past the gate of a thread that could get no slot.
+    pub(crate) fn pass_without_slot(&self, file: usize) {
+        let mut visit = Visit { writer: self, file };
+        passage::pass_uncounted(&self.set.word, &mut visit);
     }
 
     fn slot(&self) -> &Slot<Modelled> {
@@ -318,14 +354,22 @@ impl Visit<'_> {
 impl Thread<Modelled> for Visit<'_> {
     fn is_shut(&mut self, bank: usize) -> bool {
         let is_shut = self.shuts(bank, self.file);
-        note(if is_shut { "found its file shut" } else { "found its file not shut" });
+        note(if is_shut {
+            "found its file shut"
+        } else {
+            "found its file not shut"
+        });
         is_shut
     }
 
     fn outer_is_shut(&mut self, bank: usize) -> bool {
         let outer = self.writer.slot().fd.load(Relaxed) as usize;
         let is_shut = self.shuts(bank, outer);
-        note(if is_shut { "outer call is on a member" } else { "outer call is on no member" });
+        note(if is_shut {
+            "outer call is on a member"
+        } else {
+            "outer call is on no member"
+        });
         is_shut
     }
 
@@ -341,7 +385,7 @@ impl Thread<Modelled> for Visit<'_> {
                 true
             }
             Patience::None => {
-                set.observer.given_up.lock().unwrap().push(seen);
+                set.observer.given_up.borrow_mut().push(seen);
                 false
             }
         }

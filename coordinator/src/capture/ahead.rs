@@ -1,0 +1,168 @@
+//! Directories and empty files made in the tree before the hold.
+//!
+//! Making a file costs about as much as cloning a small one into it (XFS and btrfs, 20,000
+//! files: 25 to 30 µs each, measured), and does not need the program to stand still.
+
+use std::collections::{HashMap, HashSet};
+use std::ffi::{CStr, OsString};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustix::fs::{AtFlags, Mode, OFlags};
+use rustix::io::Errno;
+use snapshim_gate::table::FileId;
+
+use super::dirs::{Dirs, Node, as_path};
+use super::prepare::Scan;
+use super::record::Target;
+use crate::Result;
+use crate::store::{fault, remove_tree};
+
+/// A fresh file in the tree: never one that is there already, never by way of a link.
+const FRESH: OFlags = OFlags::WRONLY
+    .union(OFlags::CREATE)
+    .union(OFlags::EXCL)
+    .union(OFlags::NOFOLLOW)
+    .union(OFlags::CLOEXEC);
+
+/// The names made ahead and not used yet.
+#[derive(Debug, Default)]
+pub(super) struct Ahead {
+    /// One set for each directory.
+    names: Vec<HashSet<Box<CStr>>>,
+    /// Which, by the directory's path in the live tree.
+    /// Not as `Path`, which is hashed component by component.
+    by_path: HashMap<OsString, usize>,
+    /// Which, by the directory's number in the capture.
+    by_node: HashMap<Node, usize>,
+}
+
+impl Ahead {
+    /// Makes what the scan found. Whatever of it is gone by the time of the capture is
+    /// removed afterwards, by [`Ahead::remove_unused`].
+    pub(super) fn make(&mut self, scan: &Scan, target: &mut Target) -> Result<()> {
+        // Of its own, with the scan's numbers; the capture has others.
+        let mut dirs = Dirs::new();
+        let mut sets = Vec::new();
+        for node in scan.dirs.nodes() {
+            let path = scan.dirs.path(node);
+            match scan.dirs.place(node) {
+                None => {
+                    let fd = target.make_ancestors(&path)?;
+                    let fd = rustix::io::dup(&fd);
+                    dirs.add_top(
+                        &path,
+                        fd.map_err(|cause| fault("open", &target.path, cause))?,
+                    );
+                }
+                Some((parent, name)) => {
+                    let put_at = || target.path_of(&path);
+                    let fd = dirs
+                        .open(parent)
+                        .map_err(|cause| fault("open", &put_at(), cause))?;
+                    let made = Arc::new(target.make_dir(&fd, name, put_at, false)?);
+                    dirs.add(parent, name, None, &made);
+                    let set: usize = sets[parent as usize];
+                    self.names[set].insert(name.into());
+                }
+            }
+            sets.push(self.set_of(path));
+        }
+        let mut linked: HashSet<FileId> = HashSet::new();
+        for member in &scan.members {
+            // Further names become links.
+            if member.seen.nlink > 1 && !linked.insert(member.seen.id) {
+                continue;
+            }
+            let put_at = || target.path_of(&scan.path(member));
+            let dir = dirs
+                .open(member.dir)
+                .map_err(|cause| fault("open", &put_at(), cause))?;
+            make_file(&dir, &member.name).map_err(|cause| fault("make", &put_at(), cause))?;
+            self.names[sets[member.dir as usize]].insert(member.name.clone());
+        }
+        Ok(())
+    }
+
+    fn set_of(&mut self, path: PathBuf) -> usize {
+        let names = &mut self.names;
+        *self
+            .by_path
+            .entry(path.into_os_string())
+            .or_insert_with(|| {
+                names.push(HashSet::new());
+                names.len() - 1
+            })
+    }
+
+    /// Says that the capture has given `node` to the directory `path` of the live tree.
+    pub(super) fn enter(&mut self, node: Node, path: &Path) {
+        if let Some(set) = self.by_path.get(path.as_os_str()) {
+            self.by_node.insert(node, *set);
+        }
+    }
+
+    /// Whether something of this name was made ahead and not used. Now it is.
+    fn take(&mut self, dir: Node, name: &CStr) -> bool {
+        let set = self.by_node.get(&dir);
+        set.is_some_and(|set| self.names[*set].remove(name))
+    }
+
+    /// An empty file to capture into, made ahead or now.
+    pub(super) fn file(
+        &mut self,
+        dir: Node,
+        fd: &OwnedFd,
+        name: &CStr,
+    ) -> rustix::io::Result<OwnedFd> {
+        if self.take(dir, name) {
+            let flags = OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            match rustix::fs::openat(fd, name, flags, Mode::empty()) {
+                // It was a directory then.
+                Err(Errno::ISDIR) => remove_tree(fd, as_path(name).as_os_str())?,
+                other => return other,
+            }
+        }
+        make_file(fd, name)
+    }
+
+    /// Makes way for a directory; whether one was made ahead.
+    pub(super) fn dir(&mut self, dir: Node, fd: &OwnedFd, name: &CStr) -> rustix::io::Result<bool> {
+        if !self.take(dir, name) {
+            return Ok(false);
+        }
+        match rustix::fs::unlinkat(fd, name, AtFlags::empty()) {
+            // It was a file then.
+            Ok(()) => Ok(false),
+            Err(Errno::ISDIR | Errno::PERM) => Ok(true),
+            Err(cause) => Err(cause),
+        }
+    }
+
+    /// Removes from the tree what the capture has not used.
+    pub(super) fn remove_unused(&self, target: &Target) -> Result<()> {
+        for (path, set) in &self.by_path {
+            let path = Path::new(path);
+            if self.names[*set].is_empty() {
+                continue;
+            }
+            let failed =
+                |cause| fault("remove what is not needed in", &target.path_of(path), cause);
+            let dir = match target.open_below(path.strip_prefix("/").unwrap_or(path)) {
+                Ok(dir) => dir,
+                // Removed with what it is in, or replaced by a file.
+                Err(Errno::NOENT | Errno::NOTDIR) => continue,
+                Err(cause) => return Err(failed(cause)),
+            };
+            for name in &self.names[*set] {
+                remove_tree(&dir, as_path(name).as_os_str()).map_err(failed)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn make_file(dir: &OwnedFd, name: &CStr) -> rustix::io::Result<OwnedFd> {
+    rustix::fs::openat(dir, name, FRESH, Mode::RUSR | Mode::WUSR)
+}

@@ -1,0 +1,293 @@
+//! What the shim and the cut cost. Prints Markdown tables.
+//!
+//! ```text
+//! cargo run --release -p snapshim-tests --bin bench [-- --check] [--quick]
+//! ```
+//!
+//! Every comparison is made of interleaved pairs, bare and shimmed in turn; the
+//! figure is the median of the paired differences or ratios, with the quartiles
+//! and extremes. `--check` fails if one of the project's bars is missed.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::sys::stat::Mode;
+use nix::unistd::Pid;
+use snapshim_tests::process;
+use snapshim_tests::stats::{median, percentile};
+use snapshim_tests::{Fs, Lab, Proc, product, tree};
+
+/// Added to a write to /dev/null, ns: one thread, two threads.
+const NULL_BARS: [f64; 2] = [15.0, 20.0];
+/// Start-up of /bin/true, ratio.
+const START_BAR: f64 = 1.25;
+/// Close to drained, median, µs.
+const CUT_BAR: f64 = 60.0;
+
+/// How much of everything.
+struct Amounts {
+    pairs: usize,
+    calls: u64,
+    spawns: usize,
+    cuts: usize,
+}
+
+fn main() -> ExitCode {
+    let has = |flag: &str| std::env::args().any(|a| a == flag);
+    let amounts = if has("--quick") {
+        Amounts {
+            pairs: 5,
+            calls: 200_000,
+            spawns: 60,
+            cuts: 100,
+        }
+    } else {
+        Amounts {
+            pairs: 21,
+            calls: 2_000_000,
+            spawns: 400,
+            cuts: 2_000,
+        }
+    };
+    let mut missed = Vec::new();
+    missed.extend(calls(&amounts));
+    missed.extend(start_up(&amounts));
+    missed.extend(cut(&amounts));
+    for bar in &missed {
+        eprintln!("missed: {bar}");
+    }
+    if has("--check") && !missed.is_empty() {
+        return ExitCode::FAILURE;
+    }
+    ExitCode::SUCCESS
+}
+
+/// "median [quartiles; extremes]".
+fn spread(values: &[f64], digits: usize) -> String {
+    let at = |p| format!("{:.*}", digits, percentile(values, p));
+    format!(
+        "{} [{} … {}; {} … {}]",
+        at(50.0),
+        at(25.0),
+        at(75.0),
+        at(0.0),
+        at(100.0)
+    )
+}
+
+/// A shell program's environment under an open gate, by plain `LD_PRELOAD`.
+fn shimmed_environment(lab: &Lab) -> Vec<(String, String)> {
+    lab.env(&[])
+}
+
+/// ns per call of `programs/ops.c`.
+fn ops(mode: &str, path: &Path, threads: usize, count: u64, env: &[(String, String)]) -> f64 {
+    let mut command = Command::new(product::program("ops"));
+    command
+        .arg(mode)
+        .arg(path)
+        .args([threads.to_string(), count.to_string(), "0".into()])
+        .env_remove("LD_PRELOAD")
+        .envs(env.iter().cloned());
+    let ended = process::run(command, Duration::from_secs(60)).ok("ops");
+    ended.out().trim().parse().expect("a number")
+}
+
+fn calls(amounts: &Amounts) -> Vec<String> {
+    let lab = Lab::new("bench-calls", Fs::Tmpfs, Duration::from_secs(600)).expect("a tmpfs");
+    let env = shimmed_environment(&lab);
+    let file = lab.data().join("block");
+    let mut missed = Vec::new();
+    println!("## One call under an open gate\n");
+    println!("median of {} pairs [quartiles; extremes]\n", amounts.pairs);
+    println!("| call | threads | bare, ns | added, ns | ratio |");
+    println!("|---|---|---|---|---|");
+    for (what, mode, path, count) in [
+        (
+            "write, 1 byte, /dev/null",
+            "null",
+            Path::new("/dev/null"),
+            amounts.calls,
+        ),
+        (
+            "pwrite, 4 KiB, tmpfs",
+            "block",
+            file.as_path(),
+            amounts.calls / 4,
+        ),
+    ] {
+        for threads in [1, 2] {
+            let (mut bares, mut added, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
+            for pair in 0..amounts.pairs {
+                // Which of the two is first changes, so that a drift cancels.
+                let mut samples = [0.0; 2];
+                for turn in 0..2 {
+                    let shimmed = (pair + turn) % 2;
+                    let env = if shimmed == 1 { &env[..] } else { &[] };
+                    samples[shimmed] = ops(mode, path, threads, count, env);
+                }
+                let [bare, shimmed] = samples;
+                bares.push(bare);
+                added.push(shimmed - bare);
+                ratios.push(shimmed / bare);
+            }
+            println!(
+                "| {what} | {threads} | {:.1} | {} | {} |",
+                median(&bares),
+                spread(&added, 1),
+                spread(&ratios, 3)
+            );
+            let bar = NULL_BARS[threads - 1];
+            if mode == "null" && median(&added) > bar {
+                missed.push(format!(
+                    "{what}, {threads} threads: {:.1} ns added, bar {bar} ns",
+                    median(&added)
+                ));
+            }
+        }
+    }
+    println!();
+    missed
+}
+
+fn start_up(amounts: &Amounts) -> Vec<String> {
+    let lab = Lab::new("bench-start", Fs::Tmpfs, Duration::from_secs(600)).expect("a tmpfs");
+    let env = shimmed_environment(&lab);
+    let spawn = |shimmed: bool| {
+        let mut command = Command::new("/bin/true");
+        command.env_clear().stdin(Stdio::null());
+        if shimmed {
+            command.envs(env.iter().cloned());
+        }
+        let start = Instant::now();
+        assert!(command.status().expect("/bin/true").success());
+        start.elapsed().as_secs_f64() * 1e6
+    };
+    let (mut bares, mut shims, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
+    for pair in 0..amounts.spawns {
+        let mut samples = [0.0; 2];
+        for turn in 0..2 {
+            let shimmed = (pair + turn) % 2;
+            samples[shimmed] = spawn(shimmed == 1);
+        }
+        bares.push(samples[0]);
+        shims.push(samples[1]);
+        ratios.push(samples[1] / samples[0]);
+    }
+    println!("## Start-up of /bin/true\n");
+    println!("{} spawns of each, interleaved\n", amounts.spawns);
+    println!("| bare, µs | shimmed, µs | ratio, median of pairs |");
+    println!("|---|---|---|");
+    println!(
+        "| {:.0} | {:.0} | {} |\n",
+        median(&bares),
+        median(&shims),
+        spread(&ratios, 3)
+    );
+    if median(&ratios) > START_BAR {
+        return vec![format!(
+            "start-up: {:.3} ×, bar {START_BAR} ×",
+            median(&ratios)
+        )];
+    }
+    Vec::new()
+}
+
+/// Pauses all of `pids` with signals and waits until they stand.
+fn stop(pids: &[i32]) {
+    for pid in pids {
+        kill(Pid::from_raw(*pid), Signal::SIGSTOP).expect("SIGSTOP");
+    }
+    for pid in pids {
+        while process::state(*pid) != Some('T') {
+            std::hint::spin_loop();
+        }
+    }
+}
+
+fn cut(amounts: &Amounts) -> Vec<String> {
+    const FILES: usize = 2;
+    let Some(lab) = Lab::new("bench-cut", Fs::Xfs, Duration::from_secs(3600)) else {
+        return vec!["the cut was not measured".into()];
+    };
+    let data = lab.data();
+    let args = [data.to_str().unwrap(), "2", "1", "4", "4096", "100", "3600"];
+    let mut writer = lab.run(&["--keep-last", "2"], &product::program("ordered"), &args);
+    lab.wait_for_beats(&mut writer, 10);
+    let pids = lab.processes_named("ordered");
+    assert_eq!(pids.len(), 4, "four writing processes");
+    let copies = lab.beside("copies");
+    nix::unistd::mkdir(&copies, Mode::S_IRWXU).expect("a directory");
+    let (mut drains, mut holds, mut pauses) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut not_verified, mut aborted) = (0, 0);
+    while drains.len() < amounts.cuts {
+        let outcome = lab.checkpoint(&[]);
+        match outcome.code {
+            0 => {}
+            5 => not_verified += 1,
+            4 if aborted < amounts.cuts / 100 => {
+                aborted += 1;
+                continue;
+            }
+            code => panic!("exit {code}: {}", outcome.stderr),
+        }
+        let certificate = outcome.certificate();
+        drains.push(certificate.drain_us());
+        holds.push(certificate.hold_us());
+
+        // The same writers, paused by signals, the same files cloned.
+        let start = Instant::now();
+        stop(&pids);
+        for index in 0..FILES {
+            let name = format!("f{index:04}");
+            tree::copy_plainly(&data.join(&name), &copies.join(&name)).expect("a clone");
+        }
+        for pid in &pids {
+            kill(Pid::from_raw(*pid), Signal::SIGCONT).expect("SIGCONT");
+        }
+        pauses.push(start.elapsed().as_secs_f64() * 1e6);
+        for index in 0..FILES {
+            let _ = fs::remove_file(copies.join(format!("f{index:04}")));
+        }
+    }
+    writer.signal(Signal::SIGTERM);
+    Proc::wait(writer, Duration::from_secs(30)).ok("the writers");
+    println!("## The cut\n");
+    println!(
+        "{} cuts of 4 processes writing 2 files on XFS, in turn with SIGSTOP of the same \
+         processes; {not_verified} not verified, {aborted} aborted\n",
+        drains.len()
+    );
+    println!("| | median, µs | p90 | p99 | max |");
+    println!("|---|---|---|---|---|");
+    for (what, values) in [
+        ("close → drained", &drains),
+        ("hold: close → captured → open", &holds),
+        ("SIGSTOP + clone + SIGCONT", &pauses),
+    ] {
+        let at = |p| percentile(values, p);
+        println!(
+            "| {what} | {:.0} | {:.0} | {:.0} | {:.0} |",
+            at(50.0),
+            at(90.0),
+            at(99.0),
+            at(100.0)
+        );
+    }
+    println!();
+    let mut missed = Vec::new();
+    if median(&drains) > CUT_BAR {
+        missed.push(format!(
+            "cut: median {:.0} µs, bar {CUT_BAR} µs",
+            median(&drains)
+        ));
+    }
+    let (ours, theirs) = (percentile(&drains, 99.0), percentile(&pauses, 99.0));
+    if ours > theirs {
+        missed.push(format!("cut: p99 {ours:.0} µs, SIGSTOP p99 {theirs:.0} µs"));
+    }
+    missed
+}
