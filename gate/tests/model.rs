@@ -10,9 +10,10 @@
 //! eight times as much. Every scenario is played under both ways to build
 //! sequentially consistent accesses (see [`Fences`]).
 //!
-//! Not in the model: what a file is (a member table is a word of bits), time (a call
-//! waits for ever or not at all), what `/proc` tells of calls in flight, two
-//! signals within one entry, and the words and generations wrapping.
+//! Not in the model: stores that take effect before earlier loads (loom has none),
+//! what a file is (a member table is a word of bits), time (a call waits for ever or
+//! not at all), what `/proc` tells of calls in flight, two signals within one entry,
+//! and words and generations that wrap.
 //!
 //! `cargo test -p snapshim-gate --test model -- --nocapture` prints what was played.
 
@@ -30,7 +31,6 @@ use std::sync::Once;
 use std::thread;
 use std::time::Instant;
 
-use loom::model::Builder;
 use memory::Fences;
 use scenarios::*;
 use set::Events;
@@ -43,19 +43,12 @@ fn explore(
     mutation: Option<Mutation>,
 ) -> Result<Events, String> {
     silence_expected_panics();
-    let Scenario {
-        preemptions,
-        cases,
-        play,
-        ..
-    } = *scenario;
+    let (builder, cases, play) = (scenario.builder(), scenario.cases, scenario.play);
     // A thread of its own: nothing is left over from a model that failed.
     let explorer = thread::spawn(move || {
         EXPECTED.set(mutation.is_some());
         memory::set_up(fences, mutation);
         for case in 0..cases {
-            let mut builder = Builder::new();
-            builder.preemption_bound = builder.preemption_bound.or(Some(preemptions));
             let explored = panic::catch_unwind(AssertUnwindSafe(|| {
                 builder.check(move || {
                     set::note("executions");
@@ -94,12 +87,8 @@ fn silence_expected_panics() {
 }
 
 fn holds(scenario: &Scenario) {
-    let Scenario {
-        name,
-        size,
-        preemptions,
-        ..
-    } = scenario;
+    let Scenario { name, size, .. } = scenario;
+    let preemptions = scenario.builder().preemption_bound.expect("it has a bound");
     for fences in [Fences::Before, Fences::After] {
         let start = Instant::now();
         let events = explore(scenario, fences, None)

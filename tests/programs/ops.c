@@ -1,17 +1,28 @@
 /* ops MODE PATH THREADS COUNT FIRST_CPU: the cost of one call.
  *
  * MODE null: one byte to /dev/null; block: 4 KiB with pwrite over the same place
- * of a file. Each thread is pinned to a CPU and has its own descriptor. Prints
- * the mean time of a call in one thread, ns. */
+ * of a file. Each thread is pinned to a CPU and has its own descriptor. Prints the
+ * time of a call, ns: the median of batches of 2,000, so that what else runs on
+ * the machine spoils only those it hits, and the mean over the threads. */
 #include "common.h"
 #include <pthread.h>
 #include <sched.h>
 
-static long count;
+enum { BATCH = 2000 };
+
+static long batches;
 static int is_block;
 static const char *path;
 static int first_cpu;
 static pthread_barrier_t barrier;
+
+static double medians[64];
+
+static int by_value(const void *a, const void *b)
+{
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
 
 static void *run(void *arg)
 {
@@ -30,17 +41,25 @@ static void *run(void *arg)
     pthread_barrier_wait(&barrier);
     for (int warm = 0; warm < 1000; warm++)
         failed += write(fd, block, 0) != 0;
-    uint64_t start = now_ns();
-    if (is_block)
-        for (long i = 0; i < count; i++)
-            failed += pwrite(fd, block, sizeof block, 0) != sizeof block;
-    else
-        for (long i = 0; i < count; i++)
-            failed += write(fd, block, 1) != 1;
-    uint64_t took = now_ns() - start;
+    double *took = calloc((size_t)batches, sizeof *took);
+    if (!took)
+        die("calloc");
+    for (long b = 0; b < batches; b++) {
+        uint64_t start = now_ns();
+        if (is_block)
+            for (long i = 0; i < BATCH; i++)
+                failed += pwrite(fd, block, sizeof block, 0) != sizeof block;
+        else
+            for (long i = 0; i < BATCH; i++)
+                failed += write(fd, block, 1) != 1;
+        took[b] = (double)(now_ns() - start) / BATCH;
+    }
     if (failed)
         die("write");
-    return (void *)(uintptr_t)took;
+    qsort(took, (size_t)batches, sizeof *took, by_value);
+    medians[index] = took[batches / 2];
+    free(took);
+    return NULL;
 }
 
 int main(int argc, char **argv)
@@ -50,20 +69,19 @@ int main(int argc, char **argv)
     is_block = !strcmp(argv[1], "block");
     path = argv[2];
     int threads = (int)number(argv[3]);
-    count = number(argv[4]);
+    batches = number(argv[4]) / BATCH;
     first_cpu = (int)number(argv[5]);
     pthread_t id[64];
-    if (threads < 1 || threads > 64)
+    if (threads < 1 || threads > 64 || batches < 1)
         return 2;
     pthread_barrier_init(&barrier, NULL, (unsigned)threads);
     double sum = 0;
     for (int t = 0; t < threads; t++)
         pthread_create(&id[t], NULL, run, (void *)(intptr_t)t);
     for (int t = 0; t < threads; t++) {
-        void *took;
-        pthread_join(id[t], &took);
-        sum += (double)(uintptr_t)took;
+        pthread_join(id[t], NULL);
+        sum += medians[t];
     }
-    printf("%.3f\n", sum / threads / (double)count);
+    printf("%.3f\n", sum / threads);
     return 0;
 }

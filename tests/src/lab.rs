@@ -367,7 +367,9 @@ impl Drop for Lab {
         process::wait_until(Duration::from_secs(5), || self.processes().is_empty());
         // Orphans among them are our children by now.
         for pid in pids {
-            let _ = waitpid(pid, Some(WaitPidFlag::WNOHANG));
+            if !process::is_managed(pid.as_raw()) {
+                let _ = waitpid(pid, Some(WaitPidFlag::WNOHANG));
+            }
         }
         let _ = fs::remove_dir_all(&self.base);
         let _ = fs::remove_dir_all(&self.shm);

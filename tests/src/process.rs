@@ -78,6 +78,11 @@ fn running() -> MutexGuard<'static, BTreeSet<i32>> {
     RUNNING.lock().unwrap_or_else(|e| e.into_inner())
 }
 
+/// Whether `pid` is that of a [`Proc`], which waits for it itself.
+pub(crate) fn is_managed(pid: i32) -> bool {
+    running().contains(&pid)
+}
+
 fn drain(from: Option<impl Read + Send + 'static>) -> Option<JoinHandle<Vec<u8>>> {
     from.map(|mut from| {
         std::thread::spawn(move || {

@@ -39,7 +39,7 @@ pub fn snapshim() -> &'static Path {
 
 /// `libsnapshim.so` as built from this workspace.
 pub fn shim() -> PathBuf {
-    if let Some(path) = std::env::var_os("SNAPSHIM_SHIM") {
+    if let Some(path) = std::env::var_os("SNAPSHIM_SO") {
         return path.into();
     }
     build().join("libsnapshim.so")

@@ -374,6 +374,7 @@ fn writers_are_killed_at_200_random_moments() {
     let mut steady = start("steady");
     lab.wait_for_beats(&mut steady, 3);
     let mut random = Random(3);
+    let mut reasons = std::collections::BTreeMap::new();
     let mut codes = std::collections::BTreeMap::new();
     for round in 0..200 {
         let mut victim = start("victim");
@@ -385,6 +386,7 @@ fn writers_are_killed_at_200_random_moments() {
             victim.end();
             let outcome = lab::outcome(coordinator.wait(Duration::from_secs(20)));
             *codes.entry(outcome.code).or_insert(0) += 1;
+            reasons.extend(outcome.certificate().reasons());
             assert!(
                 matches!(outcome.code, 0 | 5),
                 "exit {}: {}",
@@ -396,7 +398,7 @@ fn writers_are_killed_at_200_random_moments() {
     }
     let outcome = lab.checkpoint(&[]);
     println!(
-        "kill -9 of writers: exit codes {codes:?}, then {}",
+        "kill -9 of writers: exit codes {codes:?} {reasons:?}, then {}",
         outcome.code
     );
     outcome.verified();

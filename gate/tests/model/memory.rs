@@ -16,9 +16,8 @@ use snapshim_gate::memory::{Cell, Memory, Mutation};
 /// consistent itself; with the fence after, with an earlier one. The protocol has to
 /// hold under both: then it owes nothing to a fence that only one of them has.
 ///
-/// What this cannot show: loom's fences also pass on what happened before, so that
-/// an acquire or release missing beside a fence may go unnoticed. Every scenario
-/// therefore has calls with no later fence between their end and the capture.
+/// What this cannot show: loom's fences also pass on what happened before them, so
+/// that an acquire or release missing beside a fence may go unnoticed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Fences {
     Before,

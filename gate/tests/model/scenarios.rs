@@ -2,10 +2,12 @@
 
 use std::rc::Rc;
 
+use loom::model::Builder;
 use loom::sync::atomic::AtomicU32;
-use loom::sync::atomic::Ordering::{Acquire, Release};
+use loom::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use loom::thread;
 use snapshim_gate::hold;
+use snapshim_gate::memory::Cell;
 use snapshim_gate::reap::reap;
 use snapshim_gate::slot::Owner;
 
@@ -23,6 +25,15 @@ pub(crate) struct Scenario {
     pub(crate) play: fn(usize),
     /// What must happen in some execution: nothing passes because nothing happens.
     pub(crate) happens: &'static [&'static str],
+}
+
+impl Scenario {
+    /// The bound in force: `LOOM_MAX_PREEMPTIONS`, or else its own.
+    pub(crate) fn builder(&self) -> Builder {
+        let mut builder = Builder::new();
+        builder.preemption_bound.get_or_insert(self.preemptions);
+        builder
+    }
 }
 
 fn guarded<const N: usize>() -> [File; N] {
@@ -213,7 +224,7 @@ const LIVE: u64 = 20;
 /// takes the slot, while the coordinator and a third process are about to free it.
 pub(crate) const REUSED_IDS: Scenario = Scenario {
     name: "reused ids",
-    preemptions: 2,
+    preemptions: 3,
     size: "3 threads; 2 calls, 1 hold",
     cases: 1,
     play: |_| {
@@ -225,18 +236,16 @@ pub(crate) const REUSED_IDS: Scenario = Scenario {
         let (here, there) = (set.clone(), set.clone());
         let reborn = thread::spawn(move || {
             reap_dead(&here);
-            let slot = here
+            let claimed = here
                 .slots
                 .iter()
                 .position(|slot| slot.claim(OWNER, LIVE, 0));
-            note(if slot == Some(0) {
-                "took the same slot"
-            } else {
-                "took another slot"
-            });
-            let writer = Writer::new(&here, slot.expect("two slots"), Patience::Endless);
+            let slot = claimed.expect("two slots");
+            note(["took the same slot", "took another slot"][slot]);
+            let writer = Writer::new(&here, slot, Patience::Endless);
             writer.call(A, 1);
             writer.call(B, 1);
+            slot
         });
         let neighbour = thread::spawn(move || {
             reap_dead(&there);
@@ -246,8 +255,10 @@ pub(crate) const REUSED_IDS: Scenario = Scenario {
             .checkpoint(&[A, B], Drain::Endless)
             .expect("nobody breaks the hold");
         assert_in_order(&records);
-        reborn.join().unwrap();
+        let slot = reborn.join().unwrap();
         neighbour.join().unwrap();
+        let owner = set.slots[slot].owner.load(Relaxed);
+        assert_eq!(Owner::unpack(owner), Some(OWNER), "lost its slot");
         set.assert_quiet();
     },
     happens: &[
@@ -262,18 +273,34 @@ pub(crate) const REUSED_IDS: Scenario = Scenario {
 /// for the outer call, or else the drain would wait for both for ever.
 pub(crate) const NESTED_CALL: Scenario = Scenario {
     name: "nested call",
-    preemptions: 4,
-    size: "2 threads; 2 calls, 1 hold",
-    cases: 2,
+    preemptions: 3,
+    size: "2 threads; 2 or 3 calls, 1 hold",
+    cases: 5,
     play: |case| {
         let set = Set::new(1, guarded::<3>());
         let writer = Writer::new(&set, 0, Patience::Endless);
-        // The drain waits for the outer call even if it is on no member, unless it
-        // came after the close. Who would tell the coordinator is not in the model,
-        // so the hold is given up.
-        let (outer, drain) = [(A, Drain::Endless), (C, Drain::Looks(2))][case];
-        let writing = thread::spawn(move || {
-            writer.call_and(outer, 1, || writer.call(B, 1));
+        // The drain waits for an outer call on no member as well, unless that came
+        // after the close, and so for a nested one that waits. Who would tell the
+        // coordinator is not in the model, so it gives the hold up.
+        let drain = match case {
+            0 | 1 => Drain::Endless,
+            _ => Drain::Looks(2),
+        };
+        let writing = thread::spawn(move || match case {
+            0 => writer.call_and(A, 1, || {
+                writer.call(B, 1);
+                writer.call(B, 2);
+            }),
+            1 => {
+                writer.signal_while_asking(B);
+                writer.call(A, 1);
+            }
+            2 => writer.call_and(C, 1, || writer.call(B, 1)),
+            3 => writer.call_and(C, 1, || writer.replaced().call(B, 1)),
+            // The call between is what the drain has to wait for.
+            _ => writer.call_and(C, 1, || {
+                writer.call_and(A, 1, || writer.call(C, 1));
+            }),
         });
         set.checkpoint(&[A, B], drain);
         writing.join().unwrap();
@@ -285,6 +312,7 @@ pub(crate) const NESTED_CALL: Scenario = Scenario {
         "slept",
         "outer call is on a member",
         "outer call is on no member",
+        "signal while asking",
     ],
 };
 
@@ -352,18 +380,24 @@ pub(crate) const FORK: Scenario = Scenario {
 pub(crate) const OTHER_MEMBERS: Scenario = Scenario {
     name: "other members",
     preemptions: 3,
-    size: "2 threads; 1 call, 2 or 3 holds",
-    cases: 3,
+    size: "2 threads; 1 or 2 calls, 1 to 3 holds",
+    cases: 4,
     play: |case| {
         let holds: &[&[usize]] = match case {
             0 => &[&[B], &[A, B]],
             // The third hold's table takes the place of the first one's.
             1 => &[&[B], &[A], &[A, B]],
-            _ => &[&[A], &[B], &[A, B]],
+            2 => &[&[A], &[B], &[A, B]],
+            _ => &[&[A]],
         };
         let set = Set::new(1, guarded::<2>());
         let writer = Writer::new(&set, 0, Patience::Endless);
-        let writing = thread::spawn(move || writer.call(A, 1));
+        let writing = thread::spawn(move || {
+            writer.call(A, 1);
+            if case == 3 {
+                writer.call(B, 1);
+            }
+        });
         for members in holds {
             set.checkpoint(members, Drain::Endless)
                 .expect("nobody breaks the hold");
@@ -383,17 +417,20 @@ pub(crate) const OTHER_MEMBERS: Scenario = Scenario {
 pub(crate) const JUMP: Scenario = Scenario {
     name: "jump",
     preemptions: 4,
-    size: "2 threads; 3 calls, one of them left twice, 1 hold",
+    size: "2 threads; 4 calls, 1 hold",
     cases: 1,
     play: |_| {
         let set = Set::new(1, guarded::<2>());
         let writer = Writer::new(&set, 0, Patience::Endless);
         let writing = thread::spawn(move || {
             let left = writer.enter(A);
-            let writer = writer.jumped();
-            // Should the old call return after all, it undoes nobody's count.
-            writer.call_and(A, 1, || writer.leave(left));
-            writer.call(B, 1);
+            writer.jumped().call_and(A, 1, || {
+                // Should the old call return after all, it undoes nobody's count.
+                writer.leave(left);
+                // The new one is as good an outer call as any.
+                writer.call(B, 1);
+            });
+            writer.call(A, 2);
         });
         let records = set
             .checkpoint(&[A, B], Drain::Endless)
@@ -410,10 +447,10 @@ pub(crate) const DEAD_COORDINATOR: Scenario = Scenario {
     name: "dead coordinator",
     preemptions: 3,
     size: "2 threads; 2 calls, 2 holds",
-    cases: 2,
+    cases: 3,
     play: |case| {
         let (set, patience) = match case {
-            0 => (Set::new(1, guarded::<2>()), Patience::Endless),
+            0 | 1 => (Set::new(1, guarded::<2>()), Patience::Endless),
             _ => (Set::new(1, exposed::<2>()), Patience::None),
         };
         let writer = Writer::new(&set, 0, patience);
@@ -424,7 +461,10 @@ pub(crate) const DEAD_COORDINATOR: Scenario = Scenario {
         set.close(&[A, B]);
         let recovered = hold::recover::<Modelled>(&set.word, |_| set.wake());
         note(if recovered { "recovered" } else { "found open" });
-        if let Some(records) = set.checkpoint(&[A, B], Drain::Endless) {
+        // Without a hold of its own: its opening would wake everybody once more.
+        if case > 0
+            && let Some(records) = set.checkpoint(&[A, B], Drain::Endless)
+        {
             assert_in_order(&records);
         }
         writing.join().unwrap();

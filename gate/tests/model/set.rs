@@ -251,6 +251,10 @@ pub(crate) struct Writer {
     patience: Patience,
     /// Whether it has proof that its outer call never returns.
     outer_is_abandoned: bool,
+    /// Whether its outer call's descriptor was made to mean a member meanwhile.
+    outer_is_replaced: bool,
+    /// The call of a signal that comes while it asks which file its own call means.
+    while_asking: Rc<RefCell<Option<(Writer, usize)>>>,
 }
 
 /// A call in flight, as the shim keeps it.
@@ -266,6 +270,8 @@ impl Writer {
             slot,
             patience,
             outer_is_abandoned: false,
+            outer_is_replaced: false,
+            while_asking: Rc::default(),
         }
     }
 
@@ -275,6 +281,21 @@ impl Writer {
             outer_is_abandoned: true,
             ..self.clone()
         }
+    }
+
+    /// The same thread after a `dup2` of a member onto its outer call's descriptor.
+    pub(crate) fn replaced(&self) -> Writer {
+        Writer {
+            outer_is_replaced: true,
+            ..self.clone()
+        }
+    }
+
+    /// Has a signal handler write 1 to `file` when the thread next asks what its
+    /// call means: that is a system call, on the way back from which signals come.
+    pub(crate) fn signal_while_asking(&self, file: usize) {
+        let handler = Writer::new(&self.set, self.slot, self.patience);
+        self.while_asking.replace(Some((handler, file)));
     }
 
     /// One call: writes `record` to `file`.
@@ -353,6 +374,10 @@ impl Visit<'_> {
 
 impl Thread<Modelled> for Visit<'_> {
     fn is_shut(&mut self, bank: usize) -> bool {
+        if let Some((handler, file)) = self.writer.while_asking.take() {
+            note("signal while asking");
+            handler.call(file, 1);
+        }
         let is_shut = self.shuts(bank, self.file);
         note(if is_shut {
             "found its file shut"
@@ -364,7 +389,7 @@ impl Thread<Modelled> for Visit<'_> {
 
     fn outer_is_shut(&mut self, bank: usize) -> bool {
         let outer = self.writer.slot().fd.load(Relaxed) as usize;
-        let is_shut = self.shuts(bank, outer);
+        let is_shut = self.writer.outer_is_replaced || self.shuts(bank, outer);
         note(if is_shut {
             "outer call is on a member"
         } else {

@@ -1,8 +1,10 @@
 //! What the shim and the cut cost. Prints Markdown tables.
 //!
 //! ```text
-//! cargo run --release -p snapshim-tests --bin bench [-- --check] [--quick]
+//! cargo run --release -p snapshim-tests --bin bench [-- [--check] [--quick] [PART…]]
 //! ```
+//!
+//! Parts: `calls`, `start`, `cut`; all by default.
 //!
 //! Every comparison is made of interleaved pairs, bare and shimmed in turn; the
 //! figure is the median of the paired differences or ratios, with the quartiles
@@ -52,10 +54,15 @@ fn main() -> ExitCode {
             cuts: 2_000,
         }
     };
+    type Part = fn(&Amounts) -> Vec<String>;
+    let parts: [(&str, Part); 3] = [("calls", calls), ("start", start_up), ("cut", cut)];
+    let all = !parts.iter().any(|(name, _)| has(name));
     let mut missed = Vec::new();
-    missed.extend(calls(&amounts));
-    missed.extend(start_up(&amounts));
-    missed.extend(cut(&amounts));
+    for (name, part) in parts {
+        if all || has(name) {
+            missed.extend(part(&amounts));
+        }
+    }
     for bar in &missed {
         eprintln!("missed: {bar}");
     }
@@ -214,7 +221,7 @@ fn cut(amounts: &Amounts) -> Vec<String> {
         return vec!["the cut was not measured".into()];
     };
     let data = lab.data();
-    let args = [data.to_str().unwrap(), "2", "1", "4", "4096", "100", "3600"];
+    let args = [data.to_str().unwrap(), "2", "1", "4", "4096", "0", "3600"];
     let mut writer = lab.run(&["--keep-last", "2"], &product::program("ordered"), &args);
     lab.wait_for_beats(&mut writer, 10);
     let pids = lab.processes_named("ordered");
@@ -257,7 +264,7 @@ fn cut(amounts: &Amounts) -> Vec<String> {
     Proc::wait(writer, Duration::from_secs(30)).ok("the writers");
     println!("## The cut\n");
     println!(
-        "{} cuts of 4 processes writing 2 files on XFS, in turn with SIGSTOP of the same \
+        "{} cuts of 4 processes that write 2 files on XFS without a pause, in turn with SIGSTOP of the same \
          processes; {not_verified} not verified, {aborted} aborted\n",
         drains.len()
     );
