@@ -93,8 +93,8 @@ pub enum Mutation {
     BreakWithoutCompare,
     /// The coordinator reopens and wakes nobody.
     OpenWithoutWake,
-    /// A slot is reaped by its process id alone.
-    ReapWithoutStartTime,
+    /// A slot is reaped by its owner's ids alone.
+    ReapWithoutSecondLook,
     /// A slot is reset before it is taken from its owner.
     ReapBeforeTaking,
     /// A slot is reset with relaxed stores.

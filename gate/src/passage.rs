@@ -23,28 +23,15 @@ pub trait Thread<M: Memory> {
     fn wake_all(&mut self, word: &M::U32);
 }
 
-/// How a call passed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Passage {
-    /// Counted in the slot: [`Slot::leave_frame`] is due when it returns.
-    Counted,
-    /// Not counted: it is on no member.
-    Uncounted,
-}
-
-/// Takes one call past the gate, waiting if it is shut.
+/// Takes one call past the gate, waiting if it is shut. It is counted in the slot
+/// then: [`Slot::leave_frame`] is due when it returns.
 #[inline(always)]
-pub fn pass<M: Memory, T: Thread<M>>(
-    slot: &Slot<M>,
-    gate: &M::U32,
-    call: Call,
-    thread: &mut T,
-) -> Passage {
+pub fn pass<M: Memory, T: Thread<M>>(slot: &Slot<M>, gate: &M::U32, call: Call, thread: &mut T) {
     let entered = slot.enter(gate, call);
     if is_free(&entered) {
-        return Passage::Counted;
+        return;
     }
-    pass_slowly(slot, gate, call, thread, entered)
+    pass_slowly(slot, gate, call, thread, entered);
 }
 
 /// The rest of [`pass`], once the fast path did not apply.
@@ -55,7 +42,7 @@ pub fn pass_slowly<M: Memory, T: Thread<M>>(
     call: Call,
     thread: &mut T,
     entered: Entered,
-) -> Passage {
+) {
     let Entered {
         mut outer,
         word: mut seen,
@@ -69,7 +56,7 @@ pub fn pass_slowly<M: Memory, T: Thread<M>>(
             if outer == 0 {
                 slot.mark_passed();
             }
-            return Passage::Counted;
+            return;
         }
         let bank = word::bank(seen);
         // The drain waits for the outer call, which cannot return before we do.
@@ -77,7 +64,7 @@ pub fn pass_slowly<M: Memory, T: Thread<M>>(
             && (M::mutated(Mutation::NestedAlwaysPasses)
                 || (slot.holds_up(seen) && thread.outer_is_shut(bank)));
         if nested {
-            return Passage::Counted;
+            return;
         }
         // Not counted while we ask: a handler that interrupts us here would have
         // to wait, and the drain for us, and so for it.
@@ -93,7 +80,7 @@ pub fn pass_slowly<M: Memory, T: Thread<M>>(
             if entered.outer == 0 {
                 slot.stand_aside(entered.word);
             }
-            return Passage::Counted;
+            return;
         }
         outer = entered.outer;
         seen = entered.word;

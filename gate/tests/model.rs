@@ -154,7 +154,7 @@ mutations! {
     OpenWithoutCompare: BROKEN_HOLDS,
     BreakWithoutCompare: BROKEN_HOLDS,
     OpenWithoutWake: SLEEPERS,
-    ReapWithoutStartTime: REUSED_IDS,
+    ReapWithoutSecondLook: REUSED_IDS,
     ReapBeforeTaking: REUSED_IDS,
     ReapRelaxed: DEAD_WRITER,
     NestedAlwaysPasses: NESTED_CALL,

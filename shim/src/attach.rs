@@ -10,7 +10,7 @@ use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64};
 
 use snapshim_gate::abi::{Gate, HEADER_SIZE, MAX_SLOTS, file_size};
-use snapshim_gate::reap;
+use snapshim_gate::reap::{self, Claimed};
 use snapshim_gate::slot::{Owner, PIDNS_MASK};
 use snapshim_gate::sys::ticks;
 
@@ -220,16 +220,14 @@ fn clear_stale_slots() {
     let own = owner(0);
     let start = page().start_time.load(Relaxed);
     for slot in gate.used_slots() {
-        let raw = slot.owner.load(Relaxed);
-        let Some(owner) = Owner::unpack(raw) else {
+        let Some(claimed) = Claimed::read(slot) else {
             continue;
         };
-        if owner.pid != own.pid || owner.pidns != own.pidns {
-            continue;
-        }
-        let theirs = slot.start_time.load(Acquire);
-        if theirs != start || slot.image.load(Relaxed) != image() {
-            reap::reap(slot, raw, theirs);
+        let is_ours = Owner::unpack(claimed.owner)
+            .is_some_and(|owner| owner.pid == own.pid && owner.pidns == own.pidns);
+        let is_stale = claimed.start_time != start || slot.image.load(Relaxed) != image();
+        if is_ours && is_stale {
+            reap::reap(slot, claimed);
         }
     }
 }

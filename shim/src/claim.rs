@@ -3,7 +3,7 @@
 use core::sync::atomic::Ordering::{Acquire, Relaxed, SeqCst};
 
 use snapshim_gate::abi::Gate;
-use snapshim_gate::reap;
+use snapshim_gate::reap::{self, Claimed};
 use snapshim_gate::slot::{FREE, Owner, Slot};
 
 use crate::{attach, sys, thread};
@@ -68,7 +68,9 @@ impl Claimant {
             if raw == own {
                 // Left by a dead thread whose id we were given, or taken by a
                 // handler of ours a moment ago and quiet again: ours either way.
-                reap::reap(slot, raw, slot.start_time.load(Acquire));
+                if let Some(claimed) = Claimed::read(slot) {
+                    reap::reap(slot, claimed);
+                }
                 if self.take(slot) {
                     return Some(slot);
                 }
@@ -94,14 +96,12 @@ impl Claimant {
     }
 
     fn free_if_dead(&self, slot: &Slot) -> bool {
-        let raw = slot.owner.load(Relaxed);
-        let start_time = slot.start_time.load(Acquire);
-        let Some(owner) = Owner::unpack(raw) else {
+        let Some(claimed) = Claimed::read(slot) else {
             return false;
         };
-        owner.pidns == self.owner.pidns
-            && sys::is_dead(owner.pid, owner.tid)
-            && reap::reap(slot, raw, start_time)
+        Owner::unpack(claimed.owner).is_some_and(|owner| {
+            owner.pidns == self.owner.pidns && sys::is_dead(owner.pid, owner.tid)
+        }) && reap::reap(slot, claimed)
     }
 
     fn new_one(&self, gate: &'static Gate) -> Option<&'static Slot> {

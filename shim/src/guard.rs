@@ -1,11 +1,11 @@
 //! What every hook does before and after the real call.
 
 use core::sync::atomic::AtomicU32;
-use core::sync::atomic::Ordering::Relaxed;
+use core::sync::atomic::Ordering::{Relaxed, SeqCst};
 
 use snapshim_gate::Shared;
 use snapshim_gate::abi::Gate;
-use snapshim_gate::passage::{self, Passage, Thread};
+use snapshim_gate::passage::{self, Thread};
 use snapshim_gate::slot::{Call, Class, Entered, Seen, Slot, is_free};
 use snapshim_gate::sys::{futex_wait, futex_wake_all, monotonic_ns, ticks};
 
@@ -113,12 +113,8 @@ fn enter_slowly(
     process: u64,
 ) -> Frame {
     let mut waiter = Waiter::new(gate, Some(slot), call, target);
-    let passage =
-        passage::pass_slowly::<Shared, _>(slot, &gate.header().word, call, &mut waiter, entered);
-    match passage {
-        Passage::Counted => Frame::counted(slot, process),
-        Passage::Uncounted => Frame::NONE,
-    }
+    passage::pass_slowly::<Shared, _>(slot, &gate.header().word, call, &mut waiter, entered);
+    Frame::counted(slot, process)
 }
 
 /// The first call of a thread, of a forked child, or of a process without a gate.
@@ -151,8 +147,9 @@ fn enter_first(call: Call, target: Target) -> Frame {
 fn pass_without_slot(gate: &Gate, call: Call, target: Target) {
     // A flag more than a count: it must not wrap to zero.
     let overflow = &gate.header().overflow;
+    // Before the look at the gate, like a count, and ordered like one.
     if overflow.load(Relaxed) < u32::MAX / 2 {
-        overflow.fetch_add(1, Relaxed);
+        overflow.fetch_add(1, SeqCst);
     }
     let mut waiter = Waiter::new(gate, None, call, target);
     passage::pass_uncounted::<Shared, _>(&gate.header().word, &mut waiter);

@@ -5,10 +5,11 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
 use snapshim_gate::abi::Gate;
+use snapshim_gate::reap::{self, Claimed};
 use snapshim_gate::slot::{Owner, Slot};
 use snapshim_gate::sys::{futex_wake_all, monotonic_ns};
 use snapshim_gate::table::{FileId, KIND_DEVICES, KIND_ONLY};
-use snapshim_gate::{Shared, hold, reap, word};
+use snapshim_gate::{Shared, hold, word};
 
 use super::calls::{Changes, changes};
 use super::process::{self, Doing, Pid, Schedule};
@@ -33,14 +34,12 @@ const LOOK: Duration = Duration::from_millis(1);
 pub fn recover(gate: &Gate) -> bool {
     let was_shut = hold::recover::<Shared>(&gate.header().word, futex_wake_all);
     for slot in gate.used_slots() {
-        let raw = slot.owner.load(Acquire);
-        let start = slot.start_time.load(Acquire);
-        if let Some(owner) = Owner::unpack(raw)
-            && start != 0
-            && locate(owner).is_none_or(|pid| process::start_time(pid) != Some(start))
+        if let Some(claimed) = Claimed::read(slot)
+            && let Some(owner) = Owner::unpack(claimed.owner)
             && is_own_namespace(owner)
+            && locate(owner).is_none_or(|pid| process::start_time(pid) != Some(claimed.start_time))
         {
-            reap::reap(slot, raw, start);
+            reap::reap(slot, claimed);
         }
     }
     was_shut
@@ -212,14 +211,15 @@ impl<'a> Hold<'a> {
 
     /// What the call counted in `slot` is up to.
     fn look(&self, slot: &'static Slot, thorough: bool) -> Busy {
-        let raw = slot.owner.load(Acquire);
-        let start = slot.start_time.load(Acquire);
         let seq = slot.seq.load(Relaxed);
-        let Some(owner) = Owner::unpack(raw) else {
+        let Some(claimed) = Claimed::read(slot) else {
+            return Busy::Changing;
+        };
+        let Some(owner) = Owner::unpack(claimed.owner) else {
             return Busy::Changing;
         };
         let freed = |is_dead: bool| {
-            if is_dead && reap::reap(slot, raw, start) {
+            if is_dead && reap::reap(slot, claimed) {
                 Busy::Dead
             } else {
                 Busy::Changing
@@ -229,7 +229,7 @@ impl<'a> Hold<'a> {
             // Out of sight is not dead, in a namespace that is not ours.
             return freed(is_own_namespace(owner));
         };
-        if start != 0 && process::start_time(pid) != Some(start) {
+        if process::start_time(pid) != Some(claimed.start_time) {
             return freed(true);
         }
         let Some(tid) = locate_thread(owner, pid) else {
@@ -248,8 +248,8 @@ impl<'a> Hold<'a> {
         }
         let doing = process::doing(pid, tid);
         // Threads that share one slot, or a handler in a call: which count is
-        // whose cannot be told.
-        let single = slot.count.load(Relaxed) == 1;
+        // whose cannot be told. An odd sequence: the call has not passed yet.
+        let single = slot.count.load(Relaxed) == 1 && seq & 1 == 0;
         let asleep = match (schedule.state, &doing) {
             // Stopped: signals stop a thread only on its way back to the program,
             // not inside a call.
@@ -268,7 +268,7 @@ impl<'a> Hold<'a> {
         };
         Busy::Parked(Parked {
             slot,
-            owner: raw,
+            owner: claimed.owner,
             seq,
             pid,
             tid,

@@ -8,7 +8,7 @@ use loom::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use loom::thread;
 use snapshim_gate::hold;
 use snapshim_gate::memory::Cell;
-use snapshim_gate::reap::reap;
+use snapshim_gate::reap::{Claimed, reap};
 use snapshim_gate::slot::Owner;
 
 use crate::memory::{Modelled, cancel_signal, signal_after};
@@ -185,12 +185,13 @@ pub(crate) const DEAD_WRITER: Scenario = Scenario {
     play: |_| {
         let set = Set::new(1, guarded::<1>());
         assert!(set.slots[0].claim(OWNER, DEAD, 0));
+        let claimed = Claimed::read(&set.slots[0]).expect("just claimed");
         let dead = Writer::new(&set, 0, Patience::Endless);
         let reaping = set.clone();
         let reaper = thread::spawn(move || {
             let dying = thread::spawn(move || dead.call_and_die(A, 1));
             dying.join().unwrap();
-            assert!(reap(&reaping.slots[0], OWNER.pack(), DEAD));
+            assert!(reap(&reaping.slots[0], claimed));
         });
         let records = set
             .checkpoint(&[A], Drain::Endless)
@@ -226,20 +227,24 @@ pub(crate) const REUSED_IDS: Scenario = Scenario {
     name: "reused ids",
     preemptions: 3,
     size: "3 threads; 2 calls, 1 hold",
-    cases: 1,
-    play: |_| {
+    cases: 2,
+    play: |case| {
         let set = Set::new(2, guarded::<2>());
         let dead = Writer::new(&set, 0, Patience::Endless);
         assert!(set.slots[0].claim(OWNER, DEAD, 0));
         dead.enter(A);
-        let reap_dead = |set: &Set| reap(&set.slots[0], OWNER.pack(), DEAD);
+        let claimed = Claimed::read(&set.slots[0]).expect("just claimed");
+        let reap_dead = move |set: &Set| reap(&set.slots[0], claimed);
+        // A process with a reused id started later; a thread of the same process
+        // with a reused id, or an exec, has the same start time.
+        let born = [LIVE, DEAD][case];
         let (here, there) = (set.clone(), set.clone());
         let reborn = thread::spawn(move || {
             reap_dead(&here);
             let claimed = here
                 .slots
                 .iter()
-                .position(|slot| slot.claim(OWNER, LIVE, 0));
+                .position(|slot| slot.claim(OWNER, born, 0));
             let slot = claimed.expect("two slots");
             note(["took the same slot", "took another slot"][slot]);
             let writer = Writer::new(&here, slot, Patience::Endless);
