@@ -191,7 +191,7 @@ impl<M: Memory> Slot<M> {
         };
         // A signal handler's call between the two may have published itself over us.
         if outer == 0 && self.seq.load(Relaxed) != seq {
-            seq = self.publish(call);
+            seq = self.publish_again(call);
         }
         let word = match early {
             Some(word) => word,
@@ -213,6 +213,12 @@ impl<M: Memory> Slot<M> {
         self.fd.store(call.fd as u32, Relaxed);
         self.sp.store(call.sp, Relaxed);
         seq
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn publish_again(&self, call: Call) -> u32 {
+        self.publish(call)
     }
 
     /// Counts one call out. What the call did is visible to whoever sees the

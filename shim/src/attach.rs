@@ -7,7 +7,7 @@
 use core::cell::UnsafeCell;
 use core::ffi::{CStr, c_char};
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
-use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
 
 use snapshim_gate::abi::{Gate, HEADER_SIZE, MAX_SLOTS, file_size};
 use snapshim_gate::reap::{self, Claimed};
@@ -20,40 +20,44 @@ use crate::sys;
 /// that the kernel empties in a child made by fork (MADV_WIPEONFORK, Linux 4.14),
 /// however the child was made; handlers registered with pthread_atfork would miss
 /// `_Fork` and raw clone.
+///
+/// The page is one of this library's own, so that the way to it is a constant. It
+/// lies beyond what is mapped from the file, where memory is anonymous.
 #[repr(C)]
+#[cfg_attr(target_arch = "x86_64", repr(align(4096)))]
+#[cfg_attr(target_arch = "aarch64", repr(align(65536)))]
 pub(crate) struct Page {
-    /// Which process of those descended from one attachment this is; 0 in a child
-    /// that has not noticed yet.
+    /// Which process of those descended from one attachment this is, from 1; 0 in
+    /// a process that is not attached, and in a child that has not noticed yet.
     pub(crate) generation: AtomicU64,
     pub(crate) pid: AtomicU32,
     pub(crate) start_time: AtomicU64,
 }
 
-/// The page of a process that is not attached. Its generation is nobody's:
-/// threads begin with all ones, and attached processes count up from 1.
-static UNATTACHED: Page = Page {
-    generation: AtomicU64::new(u64::MAX - 1),
+static PAGE: Page = Page {
+    generation: AtomicU64::new(0),
     pid: AtomicU32::new(0),
     start_time: AtomicU64::new(0),
 };
 
-static PAGE: AtomicPtr<Page> = AtomicPtr::new((&raw const UNATTACHED).cast_mut());
 static LAST_GENERATION: AtomicU64 = AtomicU64::new(0);
 
 /// What survives fork: the mapping, and what identifies the program image.
 struct Attached {
     gate: UnsafeCell<Option<Gate>>,
+    has_gate: AtomicBool,
     image: AtomicU64,
     pidns: AtomicU32,
     sandboxed: AtomicBool,
 }
 
-// SAFETY: `gate` is written once, by the thread that won `STATE`, before `PAGE`
-// is published with release, and only read after `PAGE` was seen.
+// SAFETY: `gate` is written once, by the thread that won `STATE`, before `has_gate`
+// is set with release, and only read after `has_gate` was seen.
 unsafe impl Sync for Attached {}
 
 static ATTACHED: Attached = Attached {
     gate: UnsafeCell::new(None),
+    has_gate: AtomicBool::new(false),
     image: AtomicU64::new(0),
     pidns: AtomicU32::new(0),
     sandboxed: AtomicBool::new(false),
@@ -67,17 +71,15 @@ static STATE: AtomicU32 = AtomicU32::new(IDLE);
 /// The process's page.
 #[inline(always)]
 pub(crate) fn page() -> &'static Page {
-    // SAFETY: `PAGE` always points to a page that is never unmapped.
-    unsafe { &*PAGE.load(Acquire) }
+    &PAGE
 }
 
 /// The gate, if this process is attached.
-#[inline(always)]
 pub(crate) fn gate() -> Option<&'static Gate> {
-    if core::ptr::eq(page(), &raw const UNATTACHED) {
+    if !ATTACHED.has_gate.load(Acquire) {
         return None;
     }
-    // SAFETY: written before `PAGE` was published, never after.
+    // SAFETY: written before `has_gate` was set, never after.
     unsafe { (*ATTACHED.gate.get()).as_ref() }
 }
 
@@ -176,29 +178,22 @@ fn try_attach() -> bool {
     else {
         return false;
     };
-    let Some(page) = make_page() else {
+    if !wipe_page_on_fork() {
         return false;
-    };
+    }
     ATTACHED.image.store(image_id(), Relaxed);
     ATTACHED.pidns.store(pid_namespace(), Relaxed);
-    // SAFETY: this thread alone holds BUSY, and nobody reads before PAGE is set.
+    // SAFETY: this thread alone holds BUSY, and nobody reads before `has_gate`.
     unsafe { *ATTACHED.gate.get() = Some(gate) };
-    PAGE.store(page, Release);
+    ATTACHED.has_gate.store(true, Release);
     become_process();
     true
 }
 
-/// Maps a page that a forked child finds empty.
-fn make_page() -> Option<*mut Page> {
-    const MAP_PRIVATE_ANONYMOUS: i32 = 0x22;
+/// Has the kernel empty the page in forked children.
+fn wipe_page_on_fork() -> bool {
     const MADV_WIPEONFORK: i32 = 18;
-    // One page of any size the kernel may use; it rounds up.
-    let at = sys::map(-1, 4096, MAP_PRIVATE_ANONYMOUS)?;
-    if !sys::advise(at, 4096, MADV_WIPEONFORK) {
-        sys::unmap(at, 4096);
-        return None;
-    }
-    Some(at.cast())
+    sys::advise((&raw const PAGE).cast(), size_of::<Page>(), MADV_WIPEONFORK)
 }
 
 /// Learns who this process is, and clears what an earlier image of it, or an

@@ -16,13 +16,18 @@ const DEAD_CHECKED: usize = 16;
 #[cold]
 pub(crate) fn slot(gate: &'static Gate) -> Option<&'static Slot> {
     let thread = thread::current();
+    let process = attach::page().generation.load(Acquire);
+    if thread.generation.get() == process {
+        // SAFETY: claimed in this process; a mapped gate stays mapped.
+        return Some(unsafe { &*thread.slot.get() });
+    }
     if attach::is_sandboxed() {
         return None;
     }
     let claimant = Claimant::new(sys::gettid());
     let slot = claimant.claim(gate)?;
     thread.slot.set(slot);
-    thread.gate.set(gate);
+    thread.header.set(gate.header());
     // Last: from here on calls of this thread, handlers' included, take the slot.
     thread
         .generation

@@ -6,21 +6,21 @@ use core::sync::atomic::Ordering::{Relaxed, SeqCst};
 use snapshim_gate::Shared;
 use snapshim_gate::abi::Gate;
 use snapshim_gate::passage::{self, Thread};
-use snapshim_gate::slot::{Call, Class, Entered, Seen, Slot, is_free};
+use snapshim_gate::slot::{Call, Class, Seen, Slot, is_free};
 use snapshim_gate::sys::{futex_wait, futex_wake_all, monotonic_ns, ticks};
 
 use crate::attach;
 use crate::member::{self, Target};
 use crate::{claim, sys, thread};
 
-/// What a call has to undo when it returns.
+/// What a call has to undo when it returns. Two words: it stays in registers.
 #[derive(Clone, Copy)]
 pub(crate) struct Frame {
     /// The slot it is counted in; null if it is not.
     slot: *const Slot,
     /// The process that counted: a child forked while the call was in flight
-    /// returns from it as well.
-    process: u64,
+    /// returns from it as well. (Generations count forks, so half of one will do.)
+    process: u32,
     /// The slot's generation: the count may have been given up since.
     generation: u32,
 }
@@ -37,44 +37,40 @@ impl Frame {
     fn counted(slot: &Slot, process: u64) -> Frame {
         Frame {
             slot,
-            process,
+            process: process as u32,
             generation: slot.generation.load(Relaxed),
         }
     }
 }
 
-/// Takes a call past the gate. With an open gate: three loads, four stores and
-/// one locked add on the thread's own cache line, no system call.
+/// Takes a call past the gate. With an open gate: loads and stores on the thread's
+/// own cache lines and one locked add, no system call.
 ///
-/// `target` is asked only off the fast path, so that nothing is laid out for it.
+/// Everything else is one call out of line, which begins anew and asks for the
+/// `target` then: nothing is laid out for it on the way that matters.
 #[inline(always)]
 pub(crate) fn enter(class: Class, fd: i32, target: impl FnOnce() -> Target) -> Frame {
     let thread = thread::current();
-    let page = attach::page();
-    let process = page.generation.load(Relaxed);
-    let call = Call {
-        class,
-        fd,
-        sp: thread::stack_pointer(),
-    };
+    let process = attach::page().generation.load(Relaxed);
+    let sp = thread::stack_pointer();
     if thread.generation.get() == process {
         // SAFETY: both were set when the slot was claimed in this process, which is
         // attached for good: a mapped gate stays mapped.
-        let (slot, gate) = unsafe { (&*thread.slot.get(), &*thread.gate.get()) };
-        let entered = slot.enter(&gate.header().word, call);
+        let (slot, header) = unsafe { (&*thread.slot.get(), &*thread.header.get()) };
+        let entered = slot.enter(&header.word, Call { class, fd, sp });
         if is_free(&entered) {
             return Frame::counted(slot, process);
         }
-        return enter_slowly(slot, gate, call, target(), entered, process);
+        slot.leave();
     }
-    enter_first(call, target())
+    enter_slowly(Call { class, fd, sp }, target())
 }
 
 /// Counts the call out again.
 #[inline(always)]
 pub(crate) fn leave(frame: Frame) {
     if !frame.slot.is_null() {
-        let mine = attach::page().generation.load(Relaxed) == frame.process;
+        let mine = attach::page().generation.load(Relaxed) as u32 == frame.process;
         // SAFETY: a slot lies in the gate, which stays mapped.
         unsafe { &*frame.slot }.leave_frame(mine, frame.generation);
     }
@@ -103,43 +99,25 @@ pub(crate) fn seen(what: Seen) {
     }
 }
 
+/// A call at a gate that is not open or inside another call, or the first call of a
+/// thread, of a forked child, or of a process without a gate.
 #[cold]
-fn enter_slowly(
-    slot: &Slot,
-    gate: &Gate,
-    call: Call,
-    target: Target,
-    entered: Entered,
-    process: u64,
-) -> Frame {
-    let mut waiter = Waiter::new(gate, Some(slot), call, target);
-    passage::pass_slowly::<Shared, _>(slot, &gate.header().word, call, &mut waiter, entered);
-    Frame::counted(slot, process)
-}
-
-/// The first call of a thread, of a forked child, or of a process without a gate.
-#[cold]
-fn enter_first(call: Call, target: Target) -> Frame {
-    if !attach::ensure() {
-        // A sandboxed child cannot learn who it is, but it can wait.
-        if let Some(gate) = attach::gate() {
-            pass_without_slot(gate, call, target);
-        }
-        return Frame::NONE;
-    }
+#[inline(never)]
+fn enter_slowly(call: Call, target: Target) -> Frame {
+    let is_known = attach::ensure();
     let Some(gate) = attach::gate() else {
         return Frame::NONE;
     };
-    let process = attach::page().generation.load(Relaxed);
-    let Some(slot) = claim::slot(gate) else {
+    // A sandboxed child cannot learn who it is, but it can wait.
+    let slot = if is_known { claim::slot(gate) } else { None };
+    let Some(slot) = slot else {
         pass_without_slot(gate, call, target);
         return Frame::NONE;
     };
-    let entered = slot.enter(&gate.header().word, call);
-    if is_free(&entered) {
-        return Frame::counted(slot, process);
-    }
-    enter_slowly(slot, gate, call, target, entered, process)
+    let process = attach::page().generation.load(Relaxed);
+    let mut waiter = Waiter::new(gate, Some(slot), call, target);
+    passage::pass::<Shared, _>(slot, &gate.header().word, call, &mut waiter);
+    Frame::counted(slot, process)
 }
 
 /// Waits at a shut gate, but cannot be waited for: the coordinator is told that

@@ -265,8 +265,8 @@ pub(crate) fn unmap(at: *mut u8, len: usize) {
 }
 
 /// madvise(2); whether it worked.
-pub(crate) fn advise(at: *mut u8, len: usize, advice: i32) -> bool {
-    // SAFETY: called only with what `map` just returned.
+pub(crate) fn advise(at: *const u8, len: usize, advice: i32) -> bool {
+    // SAFETY: called only with a page of our own.
     unsafe { raw!(nr::MADVISE, at, len, advice) == 0 }
 }
 

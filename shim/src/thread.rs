@@ -9,19 +9,19 @@
 use core::arch::{asm, global_asm};
 use core::cell::Cell;
 
-use snapshim_gate::abi::Gate;
+use snapshim_gate::abi::Header;
 use snapshim_gate::slot::Slot;
 
 /// What a thread knows of itself. Its handlers may write it at any time.
 #[repr(C)]
 pub(crate) struct Thread {
-    /// [`crate::attach::Page::generation`] at the time the slot was claimed;
-    /// all ones in a new thread, which is no generation.
+    /// [`crate::attach::Page::generation`] at the time the slot was claimed; all
+    /// ones in a new thread, which no process ever has.
     pub(crate) generation: Cell<u64>,
     /// The slot, valid while the generation is the process's.
     pub(crate) slot: Cell<*const Slot>,
-    /// The gate, likewise.
-    pub(crate) gate: Cell<*const Gate>,
+    /// The head of the gate, likewise.
+    pub(crate) header: Cell<*const Header>,
 }
 
 #[cfg(target_arch = "x86_64")]

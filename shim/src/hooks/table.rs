@@ -241,6 +241,7 @@ hooks! {
     lio_listio64(mode: c_int, list: Ptr, count: c_int, event: Ptr) -> c_int: submit(); else no_function() as c_int;
     io_uring_submit(ring: Ptr) -> c_int: submit(); else later!(io_uring_submit(ring: Ptr) -> c_int);
     io_uring_submit_and_wait(ring: Ptr, wait: c_uint) -> c_int: submit(); else later!(io_uring_submit_and_wait(ring: Ptr, wait: c_uint) -> c_int);
+    io_uring_submit_and_get_events(ring: Ptr) -> c_int: submit(); else later!(io_uring_submit_and_get_events(ring: Ptr) -> c_int);
     io_uring_submit_and_wait_timeout(ring: Ptr, done: Ptr, wait: c_uint, timeout: Ptr, mask: Ptr) -> c_int: submit(); else later!(io_uring_submit_and_wait_timeout(ring: Ptr, done: Ptr, wait: c_uint, timeout: Ptr, mask: Ptr) -> c_int);
     io_uring_enter(fd: c_uint, submit_count: c_uint, wait: c_uint, flags: c_uint, mask: Ptr) -> c_int: submit(); else raw!(nr_common::IO_URING_ENTER, fd, submit_count, wait, flags, mask, 8) as c_int;
     io_uring_enter2(fd: c_uint, submit_count: c_uint, wait: c_uint, flags: c_uint, mask: Ptr, len: usize) -> c_int: submit(); else raw!(nr_common::IO_URING_ENTER, fd, submit_count, wait, flags, mask, len) as c_int;
