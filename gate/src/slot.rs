@@ -53,8 +53,10 @@ pub enum Seen {
     Map = 4,
     /// Asynchronous submissions (also gated, as [`Class::Submit`]).
     Submit = 5,
-    /// prctl and seccomp calls that start a sandbox.
+    /// Calls that start a sandbox.
     Sandbox = 6,
+    /// mmap of a file, shared and writable.
+    MapShared = 7,
 }
 
 /// Number of counters in [`Slot::seen`].

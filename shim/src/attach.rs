@@ -31,13 +31,22 @@ pub(crate) struct Page {
     /// a process that is not attached, and in a child that has not noticed yet.
     pub(crate) generation: AtomicU64,
     pub(crate) pid: AtomicU32,
+    /// Low bits of the inode number of the pid namespace (fork may enter another).
+    pidns: AtomicU32,
     pub(crate) start_time: AtomicU64,
+    /// Steps that only one thread may take. In this page, because a child forked
+    /// while another thread takes one must be able to begin anew.
+    attaching: AtomicU32,
+    reading: AtomicU32,
 }
 
 static PAGE: Page = Page {
     generation: AtomicU64::new(0),
     pid: AtomicU32::new(0),
+    pidns: AtomicU32::new(0),
     start_time: AtomicU64::new(0),
+    attaching: AtomicU32::new(IDLE),
+    reading: AtomicU32::new(IDLE),
 };
 
 static LAST_GENERATION: AtomicU64 = AtomicU64::new(0);
@@ -47,11 +56,11 @@ struct Attached {
     gate: UnsafeCell<Option<Gate>>,
     has_gate: AtomicBool,
     image: AtomicU64,
-    pidns: AtomicU32,
     sandboxed: AtomicBool,
+    is_wiped: AtomicBool,
 }
 
-// SAFETY: `gate` is written once, by the thread that won `STATE`, before `has_gate`
+// SAFETY: `gate` is written once, by the thread that won `Page::attaching`, before `has_gate`
 // is set with release, and only read after `has_gate` was seen.
 unsafe impl Sync for Attached {}
 
@@ -59,14 +68,13 @@ static ATTACHED: Attached = Attached {
     gate: UnsafeCell::new(None),
     has_gate: AtomicBool::new(false),
     image: AtomicU64::new(0),
-    pidns: AtomicU32::new(0),
     sandboxed: AtomicBool::new(false),
+    is_wiped: AtomicBool::new(false),
 };
 
 const IDLE: u32 = 0;
 const BUSY: u32 = 1;
 const DONE: u32 = 2;
-static STATE: AtomicU32 = AtomicU32::new(IDLE);
 
 /// The process's page.
 #[inline(always)]
@@ -89,8 +97,16 @@ pub(crate) fn is_sandboxed() -> bool {
     ATTACHED.sandboxed.load(Relaxed)
 }
 
-pub(crate) fn note_sandbox() {
-    ATTACHED.sandboxed.store(true, Relaxed);
+/// Runs a call that enters a sandbox if it succeeds. From the moment it has, no
+/// call of ours is safe, so it is noted before; programs also make the call to
+/// find out what the kernel can do, and then it fails.
+pub(crate) fn sandboxing(call: impl FnOnce() -> isize) -> isize {
+    let was = ATTACHED.sandboxed.swap(true, Relaxed);
+    let result = call();
+    if result < 0 && !was {
+        ATTACHED.sandboxed.store(false, Relaxed);
+    }
+    result
 }
 
 /// Hash of the random bytes the kernel gave this program image: changes with execve.
@@ -103,35 +119,52 @@ pub(crate) fn owner(tid: u32) -> Owner {
     Owner {
         pid: page().pid.load(Relaxed),
         tid,
-        pidns: ATTACHED.pidns.load(Relaxed),
+        pidns: page().pidns.load(Relaxed),
     }
 }
 
 /// The first look for a gate, from the constructor.
 pub(crate) fn at_start() {
+    const MADV_WIPEONFORK: i32 = 18;
+    let page = page();
+    let is_wiped = sys::advise((&raw const PAGE).cast(), size_of::<Page>(), MADV_WIPEONFORK);
+    ATTACHED.is_wiped.store(is_wiped, Relaxed);
+    page.pid.store(sys::getpid(), Relaxed);
     if read_environment() && gate().is_none() {
         attach();
     }
 }
 
 /// Makes sure this process is attached, if there is a gate to attach to, and
-/// known under its own name if it was forked. `false`: let the call pass.
+/// known under its own name if it was forked. `false`: there is no gate, or this
+/// thread cannot have a slot.
 pub(crate) fn ensure() -> bool {
-    if gate().is_none() {
-        if is_sandboxed() || !is_time_to_look() {
-            return false;
-        }
-        if !read_environment() || !attach() {
-            return false;
-        }
+    if is_sandboxed() {
+        return gate().is_some() && page().generation.load(Acquire) != 0;
+    }
+    if gate().is_none()
+        && (!is_time_to_look() || is_borrowing() || !read_environment() || !attach())
+    {
+        return false;
     }
     if page().generation.load(Acquire) == 0 {
-        if is_sandboxed() {
+        if is_borrowing() {
             return false;
         }
         become_process();
     }
     true
+}
+
+/// Whether this is a child of vfork (or of clone with CLONE_VM): a process of its
+/// own in the memory of another, which must not be taken for that other.
+pub(crate) fn is_borrowing() -> bool {
+    match page().pid.load(Relaxed) {
+        // A forked child's page is empty: the memory is this process's, unless it
+        // is already a grandchild's that borrows from it.
+        0 => sys::shares_memory_with_parent(),
+        pid => pid != sys::getpid(),
+    }
 }
 
 /// Whether about a tenth of a second has passed since the last look, by a clock
@@ -156,20 +189,18 @@ fn is_time_to_look() -> bool {
 /// coordinator proves from outside that calls in flight at that moment do no harm).
 #[cold]
 fn attach() -> bool {
-    if STATE
-        .compare_exchange(IDLE, BUSY, Acquire, Relaxed)
-        .is_err()
-    {
-        return STATE.load(Acquire) == DONE;
+    let step = &page().attaching;
+    if step.compare_exchange(IDLE, BUSY, Acquire, Relaxed).is_err() {
+        return step.load(Acquire) == DONE;
     }
     let attached = try_attach();
-    STATE.store(if attached { DONE } else { IDLE }, Release);
+    step.store(if attached { DONE } else { IDLE }, Release);
     attached
 }
 
 fn try_attach() -> bool {
     let settings = settings();
-    if settings.ignored {
+    if settings.ignored || !ATTACHED.is_wiped.load(Relaxed) {
         return false;
     }
     let Some(gate) = settings
@@ -178,22 +209,12 @@ fn try_attach() -> bool {
     else {
         return false;
     };
-    if !wipe_page_on_fork() {
-        return false;
-    }
     ATTACHED.image.store(image_id(), Relaxed);
-    ATTACHED.pidns.store(pid_namespace(), Relaxed);
     // SAFETY: this thread alone holds BUSY, and nobody reads before `has_gate`.
     unsafe { *ATTACHED.gate.get() = Some(gate) };
     ATTACHED.has_gate.store(true, Release);
     become_process();
     true
-}
-
-/// Has the kernel empty the page in forked children.
-fn wipe_page_on_fork() -> bool {
-    const MADV_WIPEONFORK: i32 = 18;
-    sys::advise((&raw const PAGE).cast(), size_of::<Page>(), MADV_WIPEONFORK)
 }
 
 /// Learns who this process is, and clears what an earlier image of it, or an
@@ -203,6 +224,7 @@ fn wipe_page_on_fork() -> bool {
 fn become_process() {
     let page = page();
     page.pid.store(sys::getpid(), Relaxed);
+    page.pidns.store(pid_namespace(), Relaxed);
     page.start_time.store(start_time(), Relaxed);
     clear_stale_slots();
     let next = LAST_GENERATION.fetch_add(1, Relaxed) + 1;
@@ -220,7 +242,9 @@ fn clear_stale_slots() {
         };
         let is_ours = Owner::unpack(claimed.owner)
             .is_some_and(|owner| owner.pid == own.pid && owner.pidns == own.pidns);
-        let is_stale = claimed.start_time != start || slot.image.load(Relaxed) != image();
+        // 0: it could not be read, here or there.
+        let other_start = claimed.start_time != start && claimed.start_time != 0 && start != 0;
+        let is_stale = other_start || slot.image.load(Relaxed) != image();
         if is_ours && is_stale {
             reap::reap(slot, claimed);
         }
@@ -369,7 +393,7 @@ impl Settings {
 }
 
 struct SettingsCell(UnsafeCell<Settings>);
-// SAFETY: written once, by whoever moves READ from IDLE to BUSY; read only after DONE.
+// SAFETY: written only by whoever moves `Page::reading` from IDLE to BUSY; read only after DONE.
 unsafe impl Sync for SettingsCell {}
 
 static SETTINGS: SettingsCell = SettingsCell(UnsafeCell::new(Settings {
@@ -377,24 +401,24 @@ static SETTINGS: SettingsCell = SettingsCell(UnsafeCell::new(Settings {
     pinned: None,
     ignored: true,
 }));
-static READ: AtomicU32 = AtomicU32::new(IDLE);
 
 fn settings() -> &'static Settings {
-    // SAFETY: called only after `read_environment` returned true: READ is DONE,
-    // and nobody writes any more.
+    // SAFETY: called only after `read_environment` returned true: `Page::reading`
+    // is DONE, and nobody writes any more.
     unsafe { &*SETTINGS.0.get() }
 }
 
 /// Reads the environment, once. `false` while another thread, or the code that
 /// this handler interrupted, is at it.
 fn read_environment() -> bool {
-    if READ.compare_exchange(IDLE, BUSY, Acquire, Relaxed).is_err() {
-        return READ.load(Acquire) == DONE;
+    let step = &page().reading;
+    if step.compare_exchange(IDLE, BUSY, Acquire, Relaxed).is_err() {
+        return step.load(Acquire) == DONE;
     }
     let settings = gather();
-    // SAFETY: READ is BUSY by us; see `settings`.
+    // SAFETY: the step is ours; see `settings`.
     unsafe { *SETTINGS.0.get() = settings };
-    READ.store(DONE, Release);
+    step.store(DONE, Release);
     true
 }
 

@@ -21,7 +21,8 @@ pub(crate) fn slot(gate: &'static Gate) -> Option<&'static Slot> {
         // SAFETY: claimed in this process; a mapped gate stays mapped.
         return Some(unsafe { &*thread.slot.get() });
     }
-    if attach::is_sandboxed() {
+    // A child of vfork would leave its id, soon a dead one, in its parent's word.
+    if attach::is_sandboxed() || attach::is_borrowing() {
         return None;
     }
     let claimant = Claimant::new(sys::gettid());

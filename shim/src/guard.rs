@@ -63,7 +63,7 @@ pub(crate) fn enter(class: Class, fd: i32, target: impl FnOnce() -> Target) -> F
         }
         slot.leave();
     }
-    enter_slowly(Call { class, fd, sp }, target())
+    enter_slowly(class, fd, sp, target())
 }
 
 /// Counts the call out again.
@@ -103,12 +103,12 @@ pub(crate) fn seen(what: Seen) {
 /// thread, of a forked child, or of a process without a gate.
 #[cold]
 #[inline(never)]
-fn enter_slowly(call: Call, target: Target) -> Frame {
+fn enter_slowly(class: Class, fd: i32, sp: u64, target: Target) -> Frame {
+    let call = Call { class, fd, sp };
     let is_known = attach::ensure();
     let Some(gate) = attach::gate() else {
         return Frame::NONE;
     };
-    // A sandboxed child cannot learn who it is, but it can wait.
     let slot = if is_known { claim::slot(gate) } else { None };
     let Some(slot) = slot else {
         pass_without_slot(gate, call, target);
@@ -120,14 +120,14 @@ fn enter_slowly(call: Call, target: Target) -> Frame {
     Frame::counted(slot, process)
 }
 
-/// Waits at a shut gate, but cannot be waited for: the coordinator is told that
-/// there are such writers, and verifies nothing.
+/// Waits at a shut gate, but cannot be waited for: a thread that found no room, or
+/// that can learn nothing of itself in its sandbox. The coordinator is told that
+/// there are such writers, and verifies nothing while they are at it. (A child of
+/// vfork is none: it is one call or two away from its exec.)
 fn pass_without_slot(gate: &Gate, call: Call, target: Target) {
-    // A flag more than a count: it must not wrap to zero.
-    let overflow = &gate.header().overflow;
-    // Before the look at the gate, like a count, and ordered like one.
-    if overflow.load(Relaxed) < u32::MAX / 2 {
-        overflow.fetch_add(1, SeqCst);
+    if attach::is_sandboxed() || !attach::is_borrowing() {
+        // Before the look at the gate, like a count, and ordered like one.
+        gate.header().overflow.fetch_add(1, SeqCst);
     }
     let mut waiter = Waiter::new(gate, None, call, target);
     passage::pass_uncounted::<Shared, _>(&gate.header().word, &mut waiter);

@@ -30,22 +30,26 @@ impl Next {
         if at > ABSENT {
             return Some(at);
         }
-        self.find(name)
+        self.find(name, at)
     }
 
-    /// Looks again if nothing was found before: the library that defines `name`
-    /// may have been loaded since.
     #[cold]
-    pub(crate) fn find(&self, name: &'static CStr) -> Option<usize> {
-        let at = find_after_self(name).unwrap_or(ABSENT);
-        self.0.store(at, Relaxed);
-        (at > ABSENT).then_some(at)
+    fn find(&self, name: &'static CStr, known: usize) -> Option<usize> {
+        if known == UNKNOWN {
+            self.resolve(name);
+            let at = self.0.load(Relaxed);
+            return (at > ABSENT).then_some(at);
+        }
+        // It was not there at start, so the library that has it now may go again:
+        // what is found is used once, not kept.
+        find_after_self(name)
     }
 
-    /// Looks once; used for names that only libc defines.
+    /// Looks, and keeps what is found: at start, among what is never unloaded.
     pub(crate) fn resolve(&self, name: &'static CStr) {
         if self.0.load(Relaxed) == UNKNOWN {
-            self.find(name);
+            self.0
+                .store(find_after_self(name).unwrap_or(ABSENT), Relaxed);
         }
     }
 }
@@ -137,28 +141,72 @@ fn own_dynamic() -> usize {
     at
 }
 
-/// The list of loaded objects, by way of the executable's DT_DEBUG.
+// The dynamic linker's list, under the names glibc and musl give it. Weak: each has
+// only one of them.
+core::arch::global_asm!(".weak _r_debug", ".weak _dl_debug_addr");
+
+/// The addresses of `_r_debug` and `_dl_debug_addr`; 0 where there is none.
+fn linker_symbols() -> (usize, usize) {
+    let (glibc, musl): (usize, usize);
+    // SAFETY: loads two addresses from the global offset table.
+    unsafe {
+        #[cfg(target_arch = "x86_64")]
+        core::arch::asm!(
+            "mov {0}, [rip + _r_debug@GOTPCREL]",
+            "mov {1}, [rip + _dl_debug_addr@GOTPCREL]",
+            out(reg) glibc,
+            out(reg) musl,
+            options(nostack, pure, readonly),
+        );
+        #[cfg(target_arch = "aarch64")]
+        core::arch::asm!(
+            "adrp {0}, :got:_r_debug",
+            "ldr {0}, [{0}, :got_lo12:_r_debug]",
+            "adrp {1}, :got:_dl_debug_addr",
+            "ldr {1}, [{1}, :got_lo12:_dl_debug_addr]",
+            out(reg) glibc,
+            out(reg) musl,
+            options(nostack, pure, readonly),
+        );
+    }
+    (glibc, musl)
+}
+
+/// The list of loaded objects: the dynamic linker's own, or by way of the
+/// executable's DT_DEBUG.
 fn first_object() -> Option<*const LinkMap> {
+    let (glibc, musl) = linker_symbols();
+    // SAFETY: `_r_debug` is a structure, `_dl_debug_addr` a pointer to one.
+    let debug = unsafe {
+        match (glibc, musl) {
+            (0, 0) => debug_of_executable()?,
+            (0, at) => *(at as *const *const Debug),
+            (at, _) => at as *const Debug,
+        }
+    };
+    if debug.is_null() {
+        return None;
+    }
+    // SAFETY: the dynamic linker fills it in before it runs any code but its own.
+    let first = unsafe { (*debug).map };
+    (!first.is_null()).then_some(first)
+}
+
+/// DT_DEBUG of the executable, if its program headers say where they lie.
+fn debug_of_executable() -> Option<*const Debug> {
     // SAFETY: the kernel's auxiliary vector describes the executable's program
-    // headers, which stay mapped; the dynamic linker filled DT_DEBUG in.
+    // headers, which stay mapped; PT_PHDR tells where the rest is.
     unsafe {
         let headers = getauxval(AT_PHDR) as *const Phdr;
         if headers.is_null() {
             return None;
         }
         let headers = core::slice::from_raw_parts(headers, getauxval(AT_PHNUM).min(1024));
-        let base = headers
-            .iter()
-            .find(|h| h.kind == PT_PHDR)
-            .map_or(0, |h| (headers.as_ptr() as usize).wrapping_sub(h.vaddr));
+        let own = headers.iter().find(|h| h.kind == PT_PHDR)?;
+        let base = (headers.as_ptr() as usize).wrapping_sub(own.vaddr);
         let dynamic = headers.iter().find(|h| h.kind == PT_DYNAMIC)?;
         let dynamic = base.wrapping_add(dynamic.vaddr) as *const Dyn;
-        let debug = entry(dynamic, DT_DEBUG)? as *const Debug;
-        if debug.is_null() {
-            return None;
-        }
-        let first = (*debug).map;
-        (!first.is_null()).then_some(first)
+        Some(entry(dynamic, DT_DEBUG)? as *const Debug)
     }
 }
 
@@ -184,8 +232,9 @@ fn find_after_self(name: &CStr) -> Option<usize> {
     let own = own_dynamic();
     let mut object = first_object()?;
     let mut passed = false;
-    // SAFETY: the dynamic linker's list and the objects on it are valid while
-    // they are listed. The list is walked at start, when nothing is unloaded.
+    // SAFETY: the objects on the list are valid while they are listed. It is walked
+    // at start; later only for names that were not there then, which takes the
+    // chance that another thread is just unloading something.
     unsafe {
         while !object.is_null() {
             if passed {

@@ -15,6 +15,18 @@ pub(crate) mod nr {
     pub(crate) const MADVISE: usize = 28;
     pub(crate) const SENDFILE: usize = 40;
     pub(crate) const GETPID: usize = 39;
+    pub(crate) const GETPPID: usize = 110;
+    pub(crate) const KCMP: usize = 312;
+    pub(crate) const MPROTECT: usize = 10;
+    pub(crate) const MREMAP: usize = 25;
+    pub(crate) const MSYNC: usize = 26;
+    pub(crate) const FCNTL: usize = 72;
+    pub(crate) const FLOCK: usize = 73;
+    pub(crate) const FSYNC: usize = 74;
+    pub(crate) const FDATASYNC: usize = 75;
+    pub(crate) const SYNC: usize = 162;
+    pub(crate) const DUP3: usize = 292;
+    pub(crate) const SYNCFS: usize = 306;
     pub(crate) const TRUNCATE: usize = 76;
     pub(crate) const FTRUNCATE: usize = 77;
     pub(crate) const GETEUID: usize = 107;
@@ -112,6 +124,18 @@ pub(crate) mod nr {
     pub(crate) const SIGALTSTACK: usize = 132;
     pub(crate) const PRCTL: usize = 167;
     pub(crate) const GETPID: usize = 172;
+    pub(crate) const GETPPID: usize = 173;
+    pub(crate) const KCMP: usize = 272;
+    pub(crate) const MPROTECT: usize = 226;
+    pub(crate) const MREMAP: usize = 216;
+    pub(crate) const MSYNC: usize = 227;
+    pub(crate) const FCNTL: usize = 25;
+    pub(crate) const FLOCK: usize = 32;
+    pub(crate) const FSYNC: usize = 82;
+    pub(crate) const FDATASYNC: usize = 83;
+    pub(crate) const SYNC: usize = 81;
+    pub(crate) const DUP3: usize = 24;
+    pub(crate) const SYNCFS: usize = 267;
     pub(crate) const GETEUID: usize = 175;
     pub(crate) const GETTID: usize = 178;
     pub(crate) const MUNMAP: usize = 215;
@@ -283,6 +307,17 @@ pub(crate) fn gettid() -> u32 {
 pub(crate) fn geteuid() -> u32 {
     // SAFETY: no arguments.
     unsafe { raw!(nr::GETEUID, 0) as u32 }
+}
+
+/// Whether this process runs in its parent's memory (kcmp(2), KCMP_VM). `false` if
+/// the kernel will not say.
+pub(crate) fn shares_memory_with_parent() -> bool {
+    const KCMP_VM: i32 = 1;
+    // SAFETY: both calls only ask.
+    unsafe {
+        let parent = raw!(nr::GETPPID, 0);
+        raw!(nr::KCMP, getpid(), parent, KCMP_VM, 0, 0) == 0
+    }
 }
 
 /// Whether there is no thread `tid` in process `pid`.

@@ -2,14 +2,14 @@
 //! alone: also the dispatcher for syscall sites.
 
 use core::arch::naked_asm;
-use core::ffi::c_char;
+use core::ffi::{c_char, c_int, c_ulong};
 
 use snapshim_gate::slot::Class::{self, Copy, Meta, Size, Write};
 use snapshim_gate::slot::Seen;
 
-use super::{O_CREAT, O_TRUNC, by_path, name, names, noted, on, opens, renames};
+use super::{O_CREAT, O_TRUNC, by_path, name, names, on, opens, renames};
 use crate::attach;
-use crate::guard::{Frame, leave, submit};
+use crate::guard::{Frame, leave, seen, submit};
 use crate::next::Next;
 use crate::sys::{AT_FDCWD, nr, nr_common};
 
@@ -24,6 +24,7 @@ static BEHIND: Next = Next::new();
 /// Finds the `syscall` behind ours.
 pub(super) fn resolve() {
     BEHIND.resolve(name!(syscall));
+    PRCTL_BEHIND.resolve(name!(prctl));
 }
 
 /// `syscall(2)` as a library function.
@@ -98,9 +99,14 @@ unsafe extern "C" fn gated(
     e: usize,
     f: usize,
 ) -> isize {
-    let frame = gate_for(number, [a, b, c, d, e, f]);
     // SAFETY: the program's own call, handed on.
-    let result = unsafe { unresolved(number, a, b, c, d, e, f) };
+    let call = || unsafe { unresolved(number, a, b, c, d, e, f) };
+    if sandboxes(number, a) {
+        seen(Seen::Sandbox);
+        return attach::sandboxing(call);
+    }
+    let frame = gate_for(number, [a, b, c, d, e, f]);
+    let result = call();
     leave(frame);
     result
 }
@@ -133,6 +139,8 @@ pub(super) const fn ioctl_changes(request: usize) -> bool {
             request & 0xff,
             10 | 11 | 36 | 37 | 40..=43 | 57 | 109 | 129 | 131
         );
+    // The kernel, and musl's prototype, have 32 bits.
+    let request = request & 0xffff_ffff;
     request == FICLONE || request == FICLONERANGE || xfs
 }
 
@@ -196,26 +204,38 @@ fn ioctl(fd: i32, request: usize) -> Frame {
     }
 }
 
-/// seccomp(2): operations 0 and 1 enter a sandbox, the others only ask.
-fn seccomp(operation: usize) -> Frame {
-    if operation <= 1 {
-        sandbox()
-    } else {
-        Frame::NONE
+/// Whether a call, if it succeeds, puts the program into a sandbox.
+fn sandboxes(number: usize, argument: usize) -> bool {
+    match number {
+        nr::PRCTL => prctl_sandboxes(argument),
+        // Operations 0 and 1 enter one, the others only ask.
+        nr::SECCOMP => argument <= 1,
+        _ => false,
     }
 }
 
-fn sandbox() -> Frame {
-    attach::note_sandbox();
-    noted(Seen::Sandbox)
-}
+static PRCTL_BEHIND: Next = Next::new();
+type Prctl = unsafe extern "C" fn(c_int, c_ulong, c_ulong, c_ulong, c_ulong) -> c_int;
 
-fn prctl(option: usize) -> Frame {
-    if prctl_sandboxes(option) {
-        sandbox()
-    } else {
-        Frame::NONE
+/// `prctl(2)`: not in the table, because what is noted depends on the result.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn prctl(
+    option: c_int,
+    a: c_ulong,
+    b: c_ulong,
+    c: c_ulong,
+    d: c_ulong,
+) -> c_int {
+    let call = || match PRCTL_BEHIND.get(name!(prctl)) {
+        // SAFETY: libc's prctl() is variadic over up to four words.
+        Some(at) => unsafe { core::mem::transmute::<usize, Prctl>(at)(option, a, b, c, d) },
+        None => -1,
+    };
+    if prctl_sandboxes(option as usize) {
+        seen(Seen::Sandbox);
+        return attach::sandboxing(|| call() as isize) as c_int;
     }
+    call()
 }
 
 fn utimensat(dirfd: i32, path: usize) -> Frame {
@@ -238,8 +258,8 @@ numbers! { a;
     nr::UTIMENSAT => utimensat(fd(a[0]), a[1]),
     nr::IOCTL => ioctl(fd(a[0]), a[1]),
     nr::IO_SUBMIT | nr_common::IO_URING_ENTER => submit(),
-    nr::SECCOMP => seccomp(a[0]),
-    nr::PRCTL => prctl(a[0]),
+    // Told apart by `sandboxes`.
+    nr::SECCOMP | nr::PRCTL => Frame::NONE,
     #[cfg(target_arch = "x86_64")]
     nr::OPEN => opens(AT_FDCWD, path(a[0]), fd(a[1])),
     #[cfg(target_arch = "x86_64")]

@@ -12,7 +12,6 @@ use snapshim_gate::slot::Seen;
 use super::{
     O_CREAT, O_TRUNC, by_path, hooks, name, names, noted, on, opens, opens_stream, renames,
 };
-use crate::attach;
 use crate::guard::{Frame, leave, submit};
 use crate::sys::{AT_FDCWD, AT_REMOVEDIR, AT_SYMLINK_NOFOLLOW, ENOSYS, nr, nr_common, raw};
 
@@ -54,19 +53,6 @@ macro_rules! or_twin {
     };
 }
 
-/// Looks again for a function whose library may have been loaded after us.
-macro_rules! later {
-    ($name:ident($($arg:ident: $ty:ty),*) -> $ret:ty) => {
-        match behind::$name.find(name!($name)) {
-            Some(at) => {
-                let call: unsafe extern "C" fn($($ty),*) -> $ret = core::mem::transmute(at);
-                call($($arg),*)
-            }
-            None => -ENOSYS as $ret,
-        }
-    };
-}
-
 /// The gate for ioctl: the requests that change a file's bytes.
 #[inline(always)]
 fn ioctls(fd: c_int, request: c_ulong) -> Frame {
@@ -87,15 +73,15 @@ fn fcntls(command: c_int) -> Frame {
     }
 }
 
-/// prctl: a sandbox is noted before it is entered, for after it no call of ours
-/// is safe. Should entering fail, calls merely wait in another way.
+/// mmap: shared and writable mappings of files are counted apart.
 #[inline(always)]
-fn prctls(option: c_int) -> Frame {
-    if super::raw::prctl_sandboxes(option as usize) {
-        attach::note_sandbox();
-        noted(Seen::Sandbox)
+fn maps(protection: c_int, flags: c_int, fd: c_int) -> Frame {
+    const PROT_WRITE: c_int = 2;
+    const MAP_SHARED: c_int = 1;
+    if fd >= 0 && protection & PROT_WRITE != 0 && flags & MAP_SHARED != 0 {
+        noted(Seen::MapShared)
     } else {
-        Frame::NONE
+        noted(Seen::Map)
     }
 }
 
@@ -202,47 +188,44 @@ hooks! {
     fremovexattr(fd: c_int, name: Str) -> c_int: on(Meta, fd); else libc_result(raw!(nr::FREMOVEXATTR, fd, name)) as c_int;
     // Calls with a selector.
     ioctl(fd: c_int, request: c_ulong, arg: usize) -> c_int: ioctls(fd, request); else libc_result(raw!(nr::IOCTL, fd, request, arg)) as c_int;
-    prctl(option: c_int, a: c_ulong, b: c_ulong, c: c_ulong, d: c_ulong) -> c_int: prctls(option); else libc_result(raw!(nr::PRCTL, option, a, b, c, d)) as c_int;
-    fcntl(fd: c_int, command: c_int, arg: usize) -> c_int: fcntls(command); else or_twin!(fcntl64(fd: c_int, command: c_int, arg: usize) -> c_int, no_function() as c_int);
+    fcntl(fd: c_int, command: c_int, arg: usize) -> c_int: fcntls(command); else or_twin!(fcntl64(fd: c_int, command: c_int, arg: usize) -> c_int, libc_result(raw!(nr::FCNTL, fd, command, arg)) as c_int);
     fcntl64(fd: c_int, command: c_int, arg: usize) -> c_int: fcntls(command); else or_twin!(fcntl(fd: c_int, command: c_int, arg: usize) -> c_int, no_function() as c_int);
     __fcntl(fd: c_int, command: c_int, arg: usize) -> c_int: fcntls(command); else or_twin!(fcntl(fd: c_int, command: c_int, arg: usize) -> c_int, no_function() as c_int);
     // Locks: they are never held up, for a thread that waits for a lock held by one
     // that waits at the gate would keep the drain from ending.
-    flock(fd: c_int, operation: c_int) -> c_int: noted(Seen::Lock); else no_function() as c_int;
+    flock(fd: c_int, operation: c_int) -> c_int: noted(Seen::Lock); else libc_result(raw!(nr::FLOCK, fd, operation)) as c_int;
     lockf(fd: c_int, command: c_int, len: i64) -> c_int: noted(Seen::Lock); else or_twin!(lockf64(fd: c_int, command: c_int, len: i64) -> c_int, no_function() as c_int);
     lockf64(fd: c_int, command: c_int, len: i64) -> c_int: noted(Seen::Lock); else or_twin!(lockf(fd: c_int, command: c_int, len: i64) -> c_int, no_function() as c_int);
     // Durability: changes nothing that a snapshot shows.
-    fsync(fd: c_int) -> c_int: noted(Seen::Sync); else no_function() as c_int;
-    fdatasync(fd: c_int) -> c_int: noted(Seen::Sync); else no_function() as c_int;
-    syncfs(fd: c_int) -> c_int: noted(Seen::Sync); else no_function() as c_int;
-    sync() -> (): noted(Seen::Sync); else ();
+    fsync(fd: c_int) -> c_int: noted(Seen::Sync); else libc_result(raw!(nr::FSYNC, fd)) as c_int;
+    fdatasync(fd: c_int) -> c_int: noted(Seen::Sync); else libc_result(raw!(nr::FDATASYNC, fd)) as c_int;
+    syncfs(fd: c_int) -> c_int: noted(Seen::Sync); else libc_result(raw!(nr::SYNCFS, fd)) as c_int;
+    sync() -> (): noted(Seen::Sync); else { raw!(nr::SYNC, 0); };
     sync_file_range(fd: c_int, at: i64, len: i64, flags: c_uint) -> c_int: noted(Seen::Sync); else libc_result(raw!(nr::SYNC_FILE_RANGE, fd, at, len, flags)) as c_int;
-    msync(at: Ptr, len: usize, flags: c_int) -> c_int: noted(Seen::Sync); else no_function() as c_int;
+    msync(at: Ptr, len: usize, flags: c_int) -> c_int: noted(Seen::Sync); else libc_result(raw!(nr::MSYNC, at, len, flags)) as c_int;
     // Descriptors that go away (and POSIX locks with them).
     close(fd: c_int) -> c_int: noted(Seen::Close); else libc_result(raw!(nr::CLOSE, fd)) as c_int;
     __close(fd: c_int) -> c_int: noted(Seen::Close); else libc_result(raw!(nr::CLOSE, fd)) as c_int;
     dup2(from: c_int, to: c_int) -> c_int: noted(Seen::Close); else or_twin!(dup2(from: c_int, to: c_int) -> c_int, no_function() as c_int);
     __dup2(from: c_int, to: c_int) -> c_int: noted(Seen::Close); else or_twin!(dup2(from: c_int, to: c_int) -> c_int, no_function() as c_int);
-    dup3(from: c_int, to: c_int, flags: c_int) -> c_int: noted(Seen::Close); else no_function() as c_int;
+    dup3(from: c_int, to: c_int, flags: c_int) -> c_int: noted(Seen::Close); else libc_result(raw!(nr::DUP3, from, to, flags)) as c_int;
     close_range(first: c_uint, last: c_uint, flags: c_int) -> c_int: noted(Seen::Close); else libc_result(raw!(nr_common::CLOSE_RANGE, first, last, flags)) as c_int;
     closefrom(first: c_int) -> (): noted(Seen::Close); else { raw!(nr_common::CLOSE_RANGE, first.max(0), u32::MAX, 0); };
     // Mappings: the coordinator finds them from outside; the program's use of them is noted.
-    mmap(at: Ptr, len: usize, protection: c_int, flags: c_int, fd: c_int, offset: i64) -> Ptr: noted(Seen::Map); else libc_result(raw!(nr::MMAP, at, len, protection, flags, fd, offset)) as Ptr;
-    mmap64(at: Ptr, len: usize, protection: c_int, flags: c_int, fd: c_int, offset: i64) -> Ptr: noted(Seen::Map); else libc_result(raw!(nr::MMAP, at, len, protection, flags, fd, offset)) as Ptr;
-    mremap(at: Ptr, len: usize, new_len: usize, flags: c_int, new_at: Ptr) -> Ptr: noted(Seen::Map); else no_function() as Ptr;
+    mmap(at: Ptr, len: usize, protection: c_int, flags: c_int, fd: c_int, offset: i64) -> Ptr: maps(protection, flags, fd); else libc_result(raw!(nr::MMAP, at, len, protection, flags, fd, offset)) as Ptr;
+    mmap64(at: Ptr, len: usize, protection: c_int, flags: c_int, fd: c_int, offset: i64) -> Ptr: maps(protection, flags, fd); else libc_result(raw!(nr::MMAP, at, len, protection, flags, fd, offset)) as Ptr;
+    mremap(at: Ptr, len: usize, new_len: usize, flags: c_int, new_at: Ptr) -> Ptr: noted(Seen::Map); else libc_result(raw!(nr::MREMAP, at, len, new_len, flags, new_at)) as Ptr;
     munmap(at: Ptr, len: usize) -> c_int: noted(Seen::Map); else libc_result(raw!(nr::MUNMAP, at, len)) as c_int;
-    mprotect(at: Ptr, len: usize, protection: c_int) -> c_int: noted(Seen::Map); else no_function() as c_int;
+    mprotect(at: Ptr, len: usize, protection: c_int) -> c_int: noted(Seen::Map); else libc_result(raw!(nr::MPROTECT, at, len, protection)) as c_int;
     // Work handed to the kernel, or to libc's helper threads. Being in the call
     // says nothing about the work, so the submission waits and does not count.
+    // Not liburing's functions: their library may come and go, or be there twice,
+    // and there is no way round it; rings are found from outside.
     io_submit(context: usize, count: c_long, blocks: Ptr) -> c_int: submit(); else raw!(nr::IO_SUBMIT, context, count, blocks) as c_int;
     aio_write(block: Ptr) -> c_int: submit(); else no_function() as c_int;
     aio_write64(block: Ptr) -> c_int: submit(); else no_function() as c_int;
     lio_listio(mode: c_int, list: Ptr, count: c_int, event: Ptr) -> c_int: submit(); else no_function() as c_int;
     lio_listio64(mode: c_int, list: Ptr, count: c_int, event: Ptr) -> c_int: submit(); else no_function() as c_int;
-    io_uring_submit(ring: Ptr) -> c_int: submit(); else later!(io_uring_submit(ring: Ptr) -> c_int);
-    io_uring_submit_and_wait(ring: Ptr, wait: c_uint) -> c_int: submit(); else later!(io_uring_submit_and_wait(ring: Ptr, wait: c_uint) -> c_int);
-    io_uring_submit_and_get_events(ring: Ptr) -> c_int: submit(); else later!(io_uring_submit_and_get_events(ring: Ptr) -> c_int);
-    io_uring_submit_and_wait_timeout(ring: Ptr, done: Ptr, wait: c_uint, timeout: Ptr, mask: Ptr) -> c_int: submit(); else later!(io_uring_submit_and_wait_timeout(ring: Ptr, done: Ptr, wait: c_uint, timeout: Ptr, mask: Ptr) -> c_int);
     io_uring_enter(fd: c_uint, submit_count: c_uint, wait: c_uint, flags: c_uint, mask: Ptr) -> c_int: submit(); else raw!(nr_common::IO_URING_ENTER, fd, submit_count, wait, flags, mask, 8) as c_int;
     io_uring_enter2(fd: c_uint, submit_count: c_uint, wait: c_uint, flags: c_uint, mask: Ptr, len: usize) -> c_int: submit(); else raw!(nr_common::IO_URING_ENTER, fd, submit_count, wait, flags, mask, len) as c_int;
 }
