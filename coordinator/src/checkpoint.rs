@@ -12,7 +12,7 @@ use crate::commit::CommitPoint;
 use crate::hold::cut::{self, Hold, Shut};
 use crate::hold::evidence::{self, Members, Scan, reason};
 use crate::hold::set::Set;
-use crate::store::manifest::{Manifest, PathName, Reason, VERSION};
+use crate::store::manifest::{FileRecord, Manifest, PathName, Reason, VERSION};
 use crate::store::{Draft, Store};
 use crate::{Error, Exit, Result};
 
@@ -86,7 +86,7 @@ pub fn checkpoint(set: &Set, options: &Options, progress: &mut dyn FnMut(&str)) 
     };
     let (manifest, captured) = certify(set, options, draft.id(), cut);
     let files = captured.finish()?;
-    let manifest = Manifest { files, ..manifest };
+    let manifest = with_files(manifest, files);
     let path = draft.publish(&manifest)?;
     let pruned = match options.keep_last {
         Some(keep) => store.keep_last(&store_lock, keep)?,
@@ -121,6 +121,7 @@ fn take(set: &Set, options: &Options, scope: &Scope, draft: &Draft) -> Result<Cu
     let limit = Duration::from_millis(u64::from(bound_ms)) * 9 / 10;
 
     let prepared = capture::prepare(scope, &draft.tree(), options.capture)?;
+    let overflow = evidence::overflow(&set.gate);
     let before = evidence::scan(&set.gate, set.gate_id, &Members::new(prepared.members()));
     let held = before.held();
     let shut = match &options.only {
@@ -140,8 +141,7 @@ fn take(set: &Set, options: &Options, scope: &Scope, draft: &Draft) -> Result<Cu
 
     // Whoever came since the first look, and files that did.
     let after = evidence::scan(&set.gate, set.gate_id, &Members::new(captured.members()));
-    reasons.extend(evidence::gate_reasons(&set.gate));
-    reasons.extend(evidence::ctime_reasons(&scope.roots));
+    reasons.extend(evidence::overflow_reasons(&set.gate, overflow));
     Ok(Cut {
         captured,
         time,
@@ -168,6 +168,14 @@ fn identity(path: &std::path::Path) -> Result<FileId> {
         dev: meta.dev(),
         ino: meta.ino(),
     })
+}
+
+/// The certificate with its list of files, and what these speak against.
+fn with_files(mut manifest: Manifest, files: Vec<FileRecord>) -> Manifest {
+    manifest.reasons.extend(evidence::ctime_reasons(&files));
+    manifest.verified = manifest.reasons.is_empty();
+    manifest.files = files;
+    manifest
 }
 
 /// The verdict, without the list of files.

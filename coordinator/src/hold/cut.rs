@@ -1,5 +1,7 @@
 //! Closing the gate, draining it, and opening it again.
 
+use std::cell::OnceCell;
+use std::collections::HashMap;
 use std::sync::atomic::Ordering::{Acquire, Relaxed};
 use std::time::{Duration, Instant};
 
@@ -33,11 +35,11 @@ const LOOK: Duration = Duration::from_millis(1);
 /// processes. For the holder of the set's lock. Returns whether it was shut.
 pub fn recover(gate: &Gate) -> bool {
     let was_shut = hold::recover::<Shared>(&gate.header().word, futex_wake_all);
+    let locator = Locator::default();
     for slot in gate.used_slots() {
         if let Some(claimed) = Claimed::read(slot)
             && let Some(owner) = Owner::unpack(claimed.owner)
-            && is_own_namespace(owner)
-            && locate(owner).is_none_or(|pid| process::start_time(pid) != Some(claimed.start_time))
+            && locator.is_gone(owner, claimed.start_time)
         {
             reap::reap(slot, claimed);
         }
@@ -45,31 +47,63 @@ pub fn recover(gate: &Gate) -> bool {
     was_shut
 }
 
-/// Whether ids of the owner's namespace are ids here.
-fn is_own_namespace(owner: Owner) -> bool {
-    process::pid_namespace(std::process::id()) == Some(owner.pidns)
+/// Finds the processes behind owners, which name them as they see themselves.
+/// Good for one look around: processes of other pid namespaces are listed once.
+#[derive(Debug, Default)]
+pub struct Locator {
+    own_namespace: OnceCell<Option<u32>>,
+    others: OnceCell<HashMap<(u32, u32), Pid>>,
 }
 
-/// The process behind an owner, as this process sees it. Looks into other pid
-/// namespaces through NSpid; `None` if it is gone or out of sight.
-pub fn locate(owner: Owner) -> Option<Pid> {
-    if is_own_namespace(owner) {
-        return process::is_alive(owner.pid).then_some(owner.pid);
+impl Locator {
+    fn is_own_namespace(&self, owner: Owner) -> bool {
+        let own = self
+            .own_namespace
+            .get_or_init(|| process::pid_namespace(std::process::id()));
+        *own == Some(owner.pidns)
     }
-    process::all().into_iter().find(|pid| {
-        process::pid_namespace(*pid) == Some(owner.pidns)
-            && process::inner_id(*pid, *pid) == Some(owner.pid)
-    })
-}
 
-/// The thread behind an owner, in process `pid` as this process sees it.
-fn locate_thread(owner: Owner, pid: Pid) -> Option<Pid> {
-    if is_own_namespace(owner) {
-        return process::schedule(pid, owner.tid).map(|_| owner.tid);
+    /// The process behind an owner, as this process sees it. Looks into other pid
+    /// namespaces through NSpid; `None` if it is gone or out of sight.
+    pub fn process(&self, owner: Owner) -> Option<Pid> {
+        if self.is_own_namespace(owner) {
+            return process::is_alive(owner.pid).then_some(owner.pid);
+        }
+        let others = self.others.get_or_init(|| {
+            let inner = |pid| Some((process::pid_namespace(pid)?, process::inner_id(pid, pid)?));
+            process::all()
+                .into_iter()
+                .filter_map(|pid| Some((inner(pid)?, pid)))
+                .collect()
+        });
+        others.get(&(owner.pidns, owner.pid)).copied()
     }
-    process::threads(pid)
-        .into_iter()
-        .find(|tid| process::inner_id(pid, *tid) == Some(owner.tid))
+
+    /// The thread behind an owner, in process `pid` as this process sees it.
+    fn thread(&self, owner: Owner, pid: Pid) -> Option<Pid> {
+        if self.is_own_namespace(owner) {
+            return process::schedule(pid, owner.tid).map(|_| owner.tid);
+        }
+        process::threads(pid)
+            .into_iter()
+            .find(|tid| process::inner_id(pid, *tid) == Some(owner.tid))
+    }
+
+    /// Whether the process is known to have ended. Out of sight is not gone; nor is
+    /// a process whose start time cannot be compared.
+    fn is_gone(&self, owner: Owner, start_time: u64) -> bool {
+        match self.process(owner) {
+            None => self.is_own_namespace(owner),
+            Some(pid) => self.is_another(pid, start_time),
+        }
+    }
+
+    /// Whether `pid` is not the process that claimed a slot at its `start_time`.
+    pub fn is_another(&self, pid: Pid, start_time: u64) -> bool {
+        start_time != 0
+            && process::start_time(pid) != Some(start_time)
+            && !process::is_in_other_time(pid)
+    }
 }
 
 /// A gate that is shut. Dropping it opens it.
@@ -100,14 +134,17 @@ struct Parked {
     asleep: Option<(Schedule, Doing)>,
 }
 
-/// What a slot that is counted stands for.
-enum Busy {
-    /// A call that may be changing a member.
-    Changing,
-    /// Nobody: freed.
-    Dead,
-    /// A call that can be ignored for now.
-    Parked(Parked),
+impl Parked {
+    /// Whether the call may still be ignored.
+    fn stands(&self) -> bool {
+        let Some((schedule, doing)) = &self.asleep else {
+            return true;
+        };
+        self.slot.owner.load(Acquire) == self.owner
+            && self.slot.seq.load(Relaxed) == self.seq
+            && process::schedule(self.pid, self.tid) == Some(*schedule)
+            && process::doing(self.pid, self.tid) == *doing
+    }
 }
 
 impl<'a> Hold<'a> {
@@ -174,7 +211,11 @@ impl<'a> Hold<'a> {
                 .collect();
             let elapsed = self.since.elapsed();
             if busy.is_empty() {
-                return Ok(elapsed);
+                // What was ignored early may have gone on since.
+                if self.refresh_parked() {
+                    return Ok(elapsed);
+                }
+                continue;
             }
             if !self.stands() {
                 return Err(broken(elapsed, "while calls in flight were waited for"));
@@ -183,10 +224,12 @@ impl<'a> Hold<'a> {
                 return Err(self.stuck(&busy));
             }
             if elapsed > next_look {
+                let locator = Locator::default();
                 for slot in busy {
-                    match self.look(slot, elapsed > 5 * LOOK) {
-                        Busy::Parked(parked) => self.parked.push(parked),
-                        Busy::Dead | Busy::Changing => {}
+                    if self.goes_on()
+                        && let Some(parked) = self.look(&locator, slot, elapsed > 5 * LOOK)
+                    {
+                        self.parked.push(parked);
                     }
                 }
                 next_look = self.since.elapsed() + LOOK;
@@ -203,48 +246,46 @@ impl<'a> Hold<'a> {
         }
     }
 
+    /// Drops what need not, or may not, be ignored any more. `false` if something
+    /// has to be looked at again.
+    fn refresh_parked(&mut self) -> bool {
+        let closed = self.closed;
+        self.parked.retain(|p| !p.slot.is_quiet(closed));
+        let before = self.parked.len();
+        self.parked.retain(Parked::stands);
+        self.parked.len() == before
+    }
+
     fn is_parked(&self, slot: &Slot) -> bool {
         self.parked
             .iter()
             .any(|p| std::ptr::eq(p.slot, slot) && p.seq == slot.seq.load(Relaxed))
     }
 
-    /// What the call counted in `slot` is up to.
-    fn look(&self, slot: &'static Slot, thorough: bool) -> Busy {
+    /// Whether the call counted in `slot` can be ignored for now. Frees the slot if
+    /// its owner is gone.
+    fn look(&self, locator: &Locator, slot: &'static Slot, thorough: bool) -> Option<Parked> {
         let seq = slot.seq.load(Relaxed);
-        let Some(claimed) = Claimed::read(slot) else {
-            return Busy::Changing;
-        };
-        let Some(owner) = Owner::unpack(claimed.owner) else {
-            return Busy::Changing;
-        };
-        let freed = |is_dead: bool| {
-            if is_dead && reap::reap(slot, claimed) {
-                Busy::Dead
-            } else {
-                Busy::Changing
-            }
-        };
-        let Some(pid) = locate(owner) else {
-            // Out of sight is not dead, in a namespace that is not ours.
-            return freed(is_own_namespace(owner));
-        };
-        if process::start_time(pid) != Some(claimed.start_time) {
-            return freed(true);
+        let claimed = Claimed::read(slot)?;
+        let owner = Owner::unpack(claimed.owner)?;
+        if locator.is_gone(owner, claimed.start_time) {
+            reap::reap(slot, claimed);
+            return None;
         }
-        let Some(tid) = locate_thread(owner, pid) else {
-            return freed(true);
-        };
-        let Some(schedule) = process::schedule(pid, tid) else {
-            return freed(!process::is_alive(pid));
-        };
-        if matches!(schedule.state, 'Z' | 'X') {
-            return freed(true);
-        }
+        let pid = locator.process(owner)?;
+        let thread = locator.thread(owner, pid);
+        let schedule = thread.and_then(|tid| process::schedule(pid, tid));
         // Another image, without the shim, in a process that made an exec: the
         // count is the old image's.
-        if thorough && process::mappings(pid, self.gate_id).is_ok_and(|m| !m.gate) {
-            return freed(true);
+        let is_replaced =
+            || thorough && process::mappings(pid, self.gate_id).is_ok_and(|m| !m.gate);
+        let (Some(tid), Some(schedule)) = (thread, schedule) else {
+            reap::reap(slot, claimed);
+            return None;
+        };
+        if matches!(schedule.state, 'Z' | 'X') || is_replaced() {
+            reap::reap(slot, claimed);
+            return None;
         }
         let doing = process::doing(pid, tid);
         // Threads that share one slot, or a handler in a call: which count is
@@ -256,17 +297,18 @@ impl<'a> Hold<'a> {
             ('T' | 't', _) => Some((schedule, doing)),
             ('S', Doing::Call { number, args }) if single => match changes(*number) {
                 Some(Changes::File(arg)) => {
-                    match process::file_behind(pid, args[arg] as i32 as i64) {
-                        Some((id, mode)) if !self.is_member(id, mode) => None,
-                        _ => return Busy::Changing,
+                    let (id, mode) = process::file_behind(pid, i64::from(args[arg] as i32))?;
+                    if self.is_member(id, mode) {
+                        return None;
                     }
+                    None
                 }
                 Some(Changes::Open | Changes::Submitted) | None => Some((schedule, doing)),
-                Some(Changes::Name) => return Busy::Changing,
+                Some(Changes::Name) => return None,
             },
-            _ => return Busy::Changing,
+            _ => return None,
         };
-        Busy::Parked(Parked {
+        Some(Parked {
             slot,
             owner: claimed.owner,
             seq,
@@ -306,15 +348,11 @@ impl<'a> Hold<'a> {
     /// Opens the gate. Returns how long it was shut; an error if a waiter broke
     /// the hold, or if a thread that was ignored woke up.
     pub fn open(mut self) -> Result<Duration> {
-        let woke = self.parked.iter().find(|p| {
-            p.asleep.as_ref().is_some_and(|(schedule, doing)| {
-                p.slot.owner.load(Acquire) != p.owner
-                    || p.slot.seq.load(Relaxed) != p.seq
-                    || process::schedule(p.pid, p.tid) != Some(*schedule)
-                    || process::doing(p.pid, p.tid) != *doing
-            })
-        });
-        let woke = woke.map(|p| (p.pid, p.tid));
+        let woke = self
+            .parked
+            .iter()
+            .find(|p| !p.stands())
+            .map(|p| (p.pid, p.tid));
         let held = self.reopen();
         let held = held.ok_or_else(|| broken(self.since.elapsed(), "while files were captured"))?;
         match woke {
@@ -343,12 +381,13 @@ impl<'a> Hold<'a> {
     }
 
     fn stuck(&self, busy: &[&'static Slot]) -> Error {
+        let locator = Locator::default();
         let who: Vec<String> = busy
             .iter()
             .take(3)
             .filter_map(|slot| {
                 let owner = Owner::unpack(slot.owner.load(Relaxed))?;
-                let pid = locate(owner)?;
+                let pid = locator.process(owner)?;
                 Some(format!(
                     "{} ({pid}, thread {})",
                     process::name(pid),

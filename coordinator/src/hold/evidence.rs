@@ -15,17 +15,19 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::Ordering::{Acquire, Relaxed};
+use std::sync::atomic::Ordering::{Relaxed, SeqCst};
+use std::time::Duration;
 
 use snapshim_gate::abi::Gate;
-use snapshim_gate::slot::Owner;
+use snapshim_gate::reap::Claimed;
+use snapshim_gate::slot::{Owner, Seen};
 use snapshim_gate::table::FileId;
 
 use super::calls::{Changes, changes};
-use super::cut::{Hold, locate};
-use super::process::{self, Doing, Pid};
+use super::cut::{Hold, Locator};
+use super::process::{self, Doing, Mapping, Mappings, NotOurs, OpenFiles, Pid};
 use crate::capture::Member;
-use crate::store::manifest::{Foreign, PathName, Reason, Writer};
+use crate::store::manifest::{FileRecord, Foreign, PathName, Reason, Writer};
 
 /// The members, to be found by identity.
 #[derive(Debug, Default)]
@@ -76,6 +78,10 @@ pub struct Found {
     aio: bool,
     /// Threads that own a slot.
     threads: u32,
+    /// Shared writable mappings of files it has made so far.
+    maps: u64,
+    /// It made one between two looks.
+    maps_between: bool,
 }
 
 /// Everybody who can change a member, at one moment.
@@ -100,43 +106,45 @@ pub fn scan(gate: &Gate, gate_id: FileId, members: &Members) -> Scan {
         if pid == me {
             continue;
         }
-        let threads = attached.get(&pid).copied().unwrap_or(0);
-        let (files, maps) = match (process::open_files(pid), process::mappings(pid, gate_id)) {
-            (Ok(files), Ok(maps)) => (files, maps),
-            _ => {
-                match (process::owner(pid), process::capabilities(pid)) {
-                    (None, _) | (_, None) => {}
-                    _ if threads > 0 => {
-                        scan.unreadable.insert(pid);
-                    }
-                    (Some(user), _) if user != my_user => {
-                        scan.out_of_sight
-                            .insert(format!("processes of user {user}"));
-                    }
-                    (_, Some(theirs)) if theirs & !my_capabilities != 0 => {
-                        let name = process::name(pid);
-                        scan.out_of_sight.insert(format!(
-                            "{name} ({pid}), more privileged than this command,"
-                        ));
-                    }
-                    _ => {
-                        scan.unreadable.insert(pid);
-                    }
+        let slots = attached.get(&pid).copied().unwrap_or_default();
+        let Ok((files, maps)) = settled(pid, gate_id, members) else {
+            match (process::owner(pid), process::capabilities(pid)) {
+                (None, _) | (_, None) => {}
+                _ if slots.threads > 0 => {
+                    scan.unreadable.insert(pid);
                 }
-                continue;
+                (Some(user), _) if user != my_user => {
+                    scan.out_of_sight
+                        .insert(format!("processes of user {user}"));
+                }
+                (_, Some(theirs)) if theirs & !my_capabilities != 0 => {
+                    let name = process::name(pid);
+                    scan.out_of_sight.insert(format!(
+                        "{name} ({pid}), more privileged than this command,"
+                    ));
+                }
+                _ => {
+                    scan.unreadable.insert(pid);
+                }
             }
+            continue;
         };
         let open: BTreeSet<&Path> = files
             .writable
             .iter()
             .filter_map(|id| members.path(*id))
             .collect();
-        let mapped: BTreeSet<&Path> = maps
-            .writable
+        let shared: Vec<&Mapping> = maps
+            .shared
             .iter()
-            .filter_map(|m| members.mapped(m))
+            .filter(|m| members.mapped(m).is_some())
             .collect();
-        if open.is_empty() && mapped.is_empty() && threads == 0 {
+        let mapped: BTreeSet<&Path> = if shared.is_empty() || !process::may_write(pid, &shared) {
+            BTreeSet::new()
+        } else {
+            shared.iter().filter_map(|m| members.mapped(m)).collect()
+        };
+        if open.is_empty() && mapped.is_empty() && slots.threads == 0 {
             continue;
         }
         let owned = |paths: BTreeSet<&Path>| paths.into_iter().map(Path::to_owned).collect();
@@ -147,27 +155,59 @@ pub fn scan(gate: &Gate, gate_id: FileId, members: &Members) -> Scan {
             mapped: owned(mapped),
             io_uring: files.io_uring,
             aio: maps.aio,
-            threads,
+            threads: slots.threads,
+            maps: slots.maps,
+            maps_between: false,
         };
         scan.found.insert(pid, found);
     }
     scan
 }
 
-/// Processes that own slots, and how many.
-fn attached(gate: &Gate) -> BTreeMap<Pid, u32> {
-    let mut located: HashMap<(u32, u32), Option<Pid>> = HashMap::new();
-    let mut attached = BTreeMap::new();
+/// The descriptors and mappings of a process, as of a moment at which it is not in
+/// the middle of its end or of an exec: then it has files open, but its memory,
+/// and with it the gate, is gone, or not there yet.
+fn settled(pid: Pid, gate_id: FileId, members: &Members) -> Result<(OpenFiles, Mappings), NotOurs> {
+    const TRIES: u32 = 20;
+    const PAUSE: Duration = Duration::from_millis(5);
+    let mut tries = 1;
+    loop {
+        let files = process::open_files(pid)?;
+        let maps = process::mappings(pid, gate_id)?;
+        let is_suspect = !maps.gate && files.writable.iter().any(|id| members.path(*id).is_some());
+        if !is_suspect || tries == TRIES {
+            return Ok((files, maps));
+        }
+        tries += 1;
+        std::thread::sleep(PAUSE);
+    }
+}
+
+/// What the slots say of a process.
+#[derive(Clone, Copy, Debug, Default)]
+struct Attached {
+    threads: u32,
+    /// Shared writable mappings of files it has made.
+    maps: u64,
+}
+
+/// Processes that own slots.
+fn attached(gate: &Gate) -> BTreeMap<Pid, Attached> {
+    let locator = Locator::default();
+    let mut attached: BTreeMap<Pid, Attached> = BTreeMap::new();
     for slot in gate.used_slots() {
-        let Some(owner) = Owner::unpack(slot.owner.load(Acquire)) else {
+        let Some(claimed) = Claimed::read(slot) else {
             continue;
         };
-        let pid = *located
-            .entry((owner.pidns, owner.pid))
-            .or_insert_with(|| locate(owner));
-        if let Some(pid) = pid {
-            *attached.entry(pid).or_insert(0) += 1;
+        let Some(pid) = Owner::unpack(claimed.owner).and_then(|o| locator.process(o)) else {
+            continue;
+        };
+        if locator.is_another(pid, claimed.start_time) {
+            continue;
         }
+        let of_process = attached.entry(pid).or_default();
+        of_process.threads += 1;
+        of_process.maps += u64::from(slot.seen[Seen::MapShared as usize].load(Relaxed));
     }
     attached
 }
@@ -190,6 +230,7 @@ impl Scan {
                     self.found.insert(pid, theirs);
                 }
                 Some(ours) => {
+                    ours.maps_between |= ours.maps != theirs.maps;
                     ours.is_held &= theirs.is_held;
                     ours.io_uring |= theirs.io_uring;
                     ours.aio |= theirs.aio;
@@ -266,22 +307,25 @@ impl Scan {
                     ),
                 );
             }
-            if found.open.is_empty() && found.mapped.is_empty() {
-                continue;
+            if found.maps_between && found.mapped.is_empty() {
+                add(
+                    "mapped-meanwhile",
+                    format!(
+                        "{who} mapped a file shared and writable around the time of the cut: if it was a member, stores into it could not be held"
+                    ),
+                );
             }
             if found.io_uring {
                 add(
                     "io-uring",
-                    format!(
-                        "{who} writes members and has an io_uring: writes it submitted may still be on their way"
-                    ),
+                    format!("{who} has an io_uring: writes it submitted may still be on their way"),
                 );
             }
             if found.aio {
                 add(
                     "aio",
                     format!(
-                        "{who} writes members and has a kernel AIO context: writes it submitted may still be on their way"
+                        "{who} has a kernel AIO context: writes it submitted may still be on their way"
                     ),
                 );
             }
@@ -300,7 +344,7 @@ impl Scan {
     pub fn assumptions(&self) -> Vec<String> {
         let unseen = |who: &String| {
             format!(
-                "{who} cannot be looked at: what they change during the hold is seen, what they have open is not"
+                "{who} cannot be looked at: what their calls change during the hold is seen, what they have open or mapped is not"
             )
         };
         self.out_of_sight.iter().map(unseen).collect()
@@ -360,26 +404,32 @@ pub fn hidden_calls(hold: &Hold<'_>, held: &[Pid]) -> Vec<Reason> {
     reasons
 }
 
-/// What the gate itself speaks against.
-pub fn gate_reasons(gate: &Gate) -> Vec<Reason> {
-    let overflow = gate.header().overflow.load(Relaxed);
-    if overflow == 0 {
+/// How many calls threads without a slot have made.
+pub fn overflow(gate: &Gate) -> u32 {
+    gate.header().overflow.load(SeqCst)
+}
+
+/// What speaks against a snapshot if threads without a slot made calls while it was
+/// taken: `before` is [`overflow`] as it was when it began.
+pub fn overflow_reasons(gate: &Gate, before: u32) -> Vec<Reason> {
+    let calls = overflow(gate).wrapping_sub(before);
+    if calls == 0 {
         return Vec::new();
     }
     vec![reason(
         "slots-exhausted",
         format!(
-            "{overflow} calls were made by threads that could get no slot of the gate ({} slots, or a sandbox entered before the first write): they wait, but cannot be waited for",
+            "{calls} calls were made by threads that could get no slot of the gate ({} slots, or a sandbox entered before the first write): they wait, but cannot be waited for",
             gate.slots().len()
         ),
         None,
     )]
 }
 
-/// Whether a change made after a ctime was read always moves it, on the file
-/// systems of `paths`: multigrain timestamps, Linux 6.13
-/// (Documentation/filesystems/multigrain-ts.rst), on XFS, btrfs, ext4 and tmpfs.
-pub fn ctime_reasons(paths: &[PathBuf]) -> Vec<Reason> {
+/// Whether a change made after a ctime was read always moves it, for all of `files`:
+/// multigrain timestamps (Linux 6.13, Documentation/filesystems/multigrain-ts.rst), on
+/// the file systems that have them, and made with inodes that have room for them.
+pub fn ctime_reasons(files: &[FileRecord]) -> Vec<Reason> {
     let release = rustix::system::uname()
         .release()
         .to_string_lossy()
@@ -393,23 +443,47 @@ pub fn ctime_reasons(paths: &[PathBuf]) -> Vec<Reason> {
             None,
         )];
     }
-    const MULTIGRAIN: [i64; 4] = [0x5846_5342, 0x9123_683e, 0xef53, 0x0102_1994];
+    let mut by_device: BTreeMap<u64, Vec<&FileRecord>> = BTreeMap::new();
+    for file in files {
+        by_device.entry(file.dev).or_default().push(file);
+    }
+    let mountinfo = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     let mut reasons = Vec::new();
-    for path in paths {
-        // A root that is not there yet has no members either.
-        let Ok(fs) = rustix::fs::statfs(path) else {
-            continue;
-        };
-        let kind = fs.f_type as u64 as i64 & 0xffff_ffff;
-        if !MULTIGRAIN.contains(&kind) {
+    for files in by_device.values() {
+        let path = &files[0].path.0;
+        let kind = filesystem(path, &mountinfo);
+        let is_known = matches!(kind.as_deref(), Some("xfs" | "btrfs" | "ext4" | "tmpfs"));
+        // ext4 with 128-byte inodes keeps whole seconds.
+        let is_fine = files.iter().any(|f| f.ctime_ns % 1_000_000_000 != 0);
+        if !is_known || !is_fine {
             reasons.push(reason(
                 "no-fine-ctime",
-                format!("the file system of {} (type {kind:#x}) is not known to move a file's ctime with every change", path.display()),
+                format!(
+                    "the file system of {} ({}{}) is not known to move a file's ctime with every change",
+                    path.display(),
+                    kind.as_deref().unwrap_or("unknown"),
+                    if is_fine { "" } else { ", without fractions of a second" }
+                ),
                 None,
             ));
         }
     }
     reasons
+}
+
+/// The name of the file system `path` is on, by the mount it is reached through:
+/// drivers share magic numbers (ext2 and ext4), and btrfs gives stat device
+/// numbers that no mount has.
+fn filesystem(path: &Path, mountinfo: &str) -> Option<String> {
+    use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
+    let stat = statx(CWD, path, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::MNT_ID).ok()?;
+    let id = stat.stx_mnt_id.to_string();
+    let line = mountinfo
+        .lines()
+        .find(|l| l.split(' ').next() == Some(&id))?;
+    // proc_pid_mountinfo(5): the type follows the lone hyphen.
+    let (_, rest) = line.split_once(" - ")?;
+    rest.split(' ').next().map(str::to_owned)
 }
 
 fn has_multigrain(release: &str) -> bool {

@@ -77,6 +77,13 @@ fn stat(path: &str) -> Option<(char, u64)> {
     Some((state, fields.nth(18)?.parse().ok()?))
 }
 
+/// Whether a process counts time from another moment than this one does: then
+/// its own view of its start time says nothing here (time_namespaces(7)).
+pub fn is_in_other_time(pid: Pid) -> bool {
+    let namespace = |pid: &str| fs::metadata(format!("/proc/{pid}/ns/time")).map(|m| m.ino());
+    matches!((namespace(&pid.to_string()), namespace("self")), (Ok(a), Ok(b)) if a != b)
+}
+
 /// Low bits of the inode number of a process's pid namespace, as the shim
 /// publishes them; `None` if it may not be looked at.
 pub fn pid_namespace(pid: Pid) -> Option<u32> {
@@ -204,16 +211,14 @@ pub fn open_files(pid: Pid) -> Result<OpenFiles, NotOurs> {
         }
         // Anything in the tree of files has an absolute path; the rest is
         // sockets, pipes and anonymous inodes.
-        if !text.starts_with('/') || text.starts_with("/dev/") && !text.starts_with("/dev/shm/") {
+        if !text.starts_with('/') {
             continue;
         }
+        let Ok(meta) = fs::metadata(entry.path()) else {
+            continue;
+        };
         let info = format!("/proc/{pid}/fdinfo/{}", entry.file_name().to_string_lossy());
-        if !fs::read_to_string(info).is_ok_and(|i| is_writable(&i)) {
-            continue;
-        }
-        if let Ok(meta) = fs::metadata(entry.path())
-            && meta.is_file()
-        {
+        if meta.is_file() && fs::read_to_string(info).map_or(true, |i| is_writable(&i)) {
             found.writable.push(FileId {
                 dev: meta.dev(),
                 ino: meta.ino(),
@@ -232,20 +237,23 @@ fn is_writable(info: &str) -> bool {
         .is_some_and(|flags| flags & O_ACCMODE != 0)
 }
 
-/// A shared mapping that the process may write through, now or after mprotect.
+/// A shared mapping of a file.
 #[derive(Debug)]
 pub struct Mapping {
     /// Inode number.
     pub ino: u64,
     /// The path shown, without the mark of a deleted file.
     pub path: PathBuf,
+    /// Where it begins, as in `/proc/PID/maps`.
+    start: u64,
+    is_writable: bool,
 }
 
 /// The mappings of a process that matter.
 #[derive(Debug, Default)]
 pub struct Mappings {
-    /// Shared and writable.
-    pub writable: Vec<Mapping>,
+    /// Shared mappings of files, but for the gate's.
+    pub shared: Vec<Mapping>,
     /// The gate file is mapped: the hooks of this program image look at it.
     pub gate: bool,
     /// There is a kernel AIO context.
@@ -276,20 +284,49 @@ pub fn mappings(pid: Pid, gate: FileId) -> Result<Mappings, NotOurs> {
         // tmpfs shows the device number that stat shows (btrfs would not).
         if map.ino == gate.ino && rustix::fs::makedev(map.major, map.minor) == gate.dev {
             found.gate = true;
-        } else if map.writable {
+        } else {
             use std::os::unix::ffi::OsStrExt;
             let path = map.path.strip_suffix(b" (deleted)").unwrap_or(map.path);
-            found.writable.push(Mapping {
+            found.shared.push(Mapping {
                 ino: map.ino,
                 path: Path::new(std::ffi::OsStr::from_bytes(path)).to_owned(),
+                start: map.start,
+                is_writable: map.writable,
             });
         }
     }
     Ok(found)
 }
 
+/// Whether the process can store through one of the mappings, now or after a call
+/// of mprotect, which need not move the file's ctime: the flag `mw` in
+/// `/proc/PID/smaps` (proc_pid_smaps(5)).
+pub fn may_write(pid: Pid, mappings: &[&Mapping]) -> bool {
+    if mappings.iter().any(|m| m.is_writable) {
+        return true;
+    }
+    let Ok(text) = fs::read(format!("/proc/{pid}/smaps")) else {
+        return is_alive(pid);
+    };
+    let mut inside = false;
+    for line in text.split(|b| *b == b'\n') {
+        if let Some(map) = MapLine::parse(line) {
+            inside = mappings
+                .iter()
+                .any(|m| m.start == map.start && m.ino == map.ino);
+        } else if let Some(flags) = line.strip_prefix(b"VmFlags:")
+            && inside
+            && flags.split(|b| *b == b' ').any(|flag| flag == b"mw")
+        {
+            return true;
+        }
+    }
+    false
+}
+
 /// One line of `/proc/PID/maps`: "start-end perms offset major:minor inode   path".
 struct MapLine<'a> {
+    start: u64,
     shared: bool,
     writable: bool,
     major: u32,
@@ -301,7 +338,8 @@ struct MapLine<'a> {
 impl<'a> MapLine<'a> {
     fn parse(line: &'a [u8]) -> Option<MapLine<'a>> {
         let mut fields = line.splitn(6, |b| *b == b' ');
-        let _range = fields.next()?;
+        let range = std::str::from_utf8(fields.next()?).ok()?;
+        let start = u64::from_str_radix(range.split_once('-')?.0, 16).ok()?;
         let perms = fields.next()?;
         let _offset = fields.next()?;
         let device = std::str::from_utf8(fields.next()?).ok()?;
@@ -309,6 +347,7 @@ impl<'a> MapLine<'a> {
         let ino = std::str::from_utf8(fields.next()?).ok()?.parse().ok()?;
         let path = fields.next().unwrap_or_default();
         Some(MapLine {
+            start,
             shared: perms.get(3) == Some(&b's'),
             writable: perms.get(1) == Some(&b'w'),
             major: u32::from_str_radix(major, 16).ok()?,
