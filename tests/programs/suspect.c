@@ -94,8 +94,14 @@ static ssize_t by_uring(int file, int fd, const void *record, size_t n, off_t at
     struct io_uring_cqe *done;
     io_uring_prep_write(io_uring_get_sqe(&ring), fd, record, (unsigned)n, (__u64)at);
     io_uring_submit(&ring);
-    if (io_uring_wait_cqe(&ring, &done) != 0)
+    int waited;
+    // The signal that ends the program interrupts the wait, not the write.
+    while ((waited = io_uring_wait_cqe(&ring, &done)) == -EINTR)
+        ;
+    if (waited != 0) {
+        errno = -waited;
         die("io_uring_wait_cqe");
+    }
     int res = done->res;
     io_uring_cqe_seen(&ring, done);
     return res;
