@@ -122,7 +122,8 @@ fn take(set: &Set, options: &Options, scope: &Scope, draft: &Draft) -> Result<Cu
 
     let prepared = capture::prepare(scope, &draft.tree(), options.capture)?;
     let overflow = evidence::overflow(&set.gate);
-    let before = evidence::scan(&set.gate, set.gate_id, &Members::new(prepared.members()));
+    let members = Members::new(prepared.members());
+    let before = evidence::scan(&set.gate, set.gate_id, &members);
     let held = before.held();
     let shut = match &options.only {
         None => Shut::Devices(prepared.devices()),
@@ -134,6 +135,12 @@ fn take(set: &Set, options: &Options, scope: &Scope, draft: &Draft) -> Result<Cu
     let drain = hold.drain()?;
     let time = jiff::Timestamp::now();
     let mut reasons = evidence::hidden_calls(&hold, &held);
+    reasons.extend(evidence::mapped_since(
+        &before,
+        &set.gate,
+        set.gate_id,
+        &members,
+    ));
     let captured = prepared.capture(&mut || hold.goes_on())?;
     let moved = captured.moved();
     let held_for = hold.open()?;

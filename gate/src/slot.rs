@@ -281,8 +281,18 @@ impl<M: Memory> Slot<M> {
         }
         self.image.store(image, Relaxed);
         self.start_time.store(start_time, Relaxed);
+        self.forget();
         self.owner.store(owner.pack(), Release);
         true
+    }
+
+    /// Sets what is counted for `status` to zero.
+    fn forget(&self) {
+        self.longest_wait_ns.store(0, Relaxed);
+        self.waited_ns.store(0, Relaxed);
+        for counter in self.seen.iter().chain([&self.waits, &self.breaks]) {
+            counter.store(0, Relaxed);
+        }
     }
 
     /// Whether no call is in flight here that the hold `closed` has to wait for.

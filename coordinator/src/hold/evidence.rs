@@ -15,12 +15,12 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::Ordering::{Relaxed, SeqCst};
+use std::sync::atomic::Ordering::{Acquire, Relaxed, SeqCst};
 use std::time::Duration;
 
 use snapshim_gate::abi::Gate;
 use snapshim_gate::reap::Claimed;
-use snapshim_gate::slot::{Owner, Seen};
+use snapshim_gate::slot::{Owner, Seen, Slot};
 use snapshim_gate::table::FileId;
 
 use super::calls::{Changes, changes};
@@ -67,21 +67,34 @@ impl Members {
 }
 
 /// A process that matters to the certificate.
-#[derive(Debug)]
-pub struct Found {
+#[derive(Debug, Default)]
+struct Found {
     name: String,
     /// Its hooks look at the gate.
     is_held: bool,
-    open: Vec<PathBuf>,
-    mapped: Vec<PathBuf>,
+    /// Members it had open for writing while its hooks looked at the gate.
+    open: BTreeSet<PathBuf>,
+    /// Members it had open for writing while they did not.
+    open_unheld: BTreeSet<PathBuf>,
+    /// Members it had mapped, and could or might come to store into.
+    mapped: BTreeSet<PathBuf>,
     io_uring: bool,
     aio: bool,
     /// Threads that own a slot.
     threads: u32,
-    /// Shared writable mappings of files it has made so far.
-    maps: u64,
-    /// It made one between two looks.
-    maps_between: bool,
+}
+
+impl Found {
+    fn merge(&mut self, later: Found) {
+        self.name = later.name;
+        self.is_held |= later.is_held;
+        self.open.extend(later.open);
+        self.open_unheld.extend(later.open_unheld);
+        self.mapped.extend(later.mapped);
+        self.io_uring |= later.io_uring;
+        self.aio |= later.aio;
+        self.threads = self.threads.max(later.threads);
+    }
 }
 
 /// Everybody who can change a member, at one moment.
@@ -93,11 +106,26 @@ pub struct Scan {
     /// Why other processes may not be looked at: they belong to another user, or
     /// are more privileged than we are.
     out_of_sight: BTreeSet<String>,
+    maps: MapCounts,
+}
+
+/// How many shared writable mappings of files the owner of each slot has made.
+type MapCounts = Vec<(u64, u32)>;
+
+fn map_counts(gate: &Gate) -> MapCounts {
+    let count = |slot: &Slot| slot.seen[Seen::MapShared as usize].load(Relaxed);
+    gate.used_slots()
+        .iter()
+        .map(|slot| (slot.owner.load(Acquire), count(slot)))
+        .collect()
 }
 
 /// Looks at all processes.
 pub fn scan(gate: &Gate, gate_id: FileId, members: &Members) -> Scan {
-    let mut scan = Scan::default();
+    let mut scan = Scan {
+        maps: map_counts(gate),
+        ..Scan::default()
+    };
     let attached = attached(gate);
     let me = std::process::id();
     let my_user = nix::unistd::geteuid().as_raw();
@@ -106,11 +134,11 @@ pub fn scan(gate: &Gate, gate_id: FileId, members: &Members) -> Scan {
         if pid == me {
             continue;
         }
-        let slots = attached.get(&pid).copied().unwrap_or_default();
+        let threads = attached.get(&pid).copied().unwrap_or_default();
         let Ok((files, maps)) = settled(pid, gate_id, members) else {
             match (process::owner(pid), process::capabilities(pid)) {
                 (None, _) | (_, None) => {}
-                _ if slots.threads > 0 => {
+                _ if threads > 0 => {
                     scan.unreadable.insert(pid);
                 }
                 (Some(user), _) if user != my_user => {
@@ -129,39 +157,86 @@ pub fn scan(gate: &Gate, gate_id: FileId, members: &Members) -> Scan {
             }
             continue;
         };
-        let open: BTreeSet<&Path> = files
+        let open: BTreeSet<PathBuf> = files
             .writable
             .iter()
-            .filter_map(|id| members.path(*id))
+            .filter_map(|id| members.path(*id).map(Path::to_owned))
             .collect();
-        let shared: Vec<&Mapping> = maps
-            .shared
-            .iter()
-            .filter(|m| members.mapped(m).is_some())
-            .collect();
-        let mapped: BTreeSet<&Path> = if shared.is_empty() || !process::may_write(pid, &shared) {
-            BTreeSet::new()
-        } else {
-            shared.iter().filter_map(|m| members.mapped(m)).collect()
-        };
-        if open.is_empty() && mapped.is_empty() && slots.threads == 0 {
+        let mapped = may_store(pid, &maps, members);
+        if open.is_empty() && mapped.is_empty() && threads == 0 {
             continue;
         }
-        let owned = |paths: BTreeSet<&Path>| paths.into_iter().map(Path::to_owned).collect();
+        let (open, open_unheld) = if maps.gate {
+            (open, BTreeSet::new())
+        } else {
+            (BTreeSet::new(), open)
+        };
         let found = Found {
             name: process::name(pid),
             is_held: maps.gate,
-            open: owned(open),
-            mapped: owned(mapped),
+            open,
+            open_unheld,
+            mapped,
             io_uring: files.io_uring,
             aio: maps.aio,
-            threads: slots.threads,
-            maps: slots.maps,
-            maps_between: false,
+            threads,
         };
         scan.found.insert(pid, found);
     }
     scan
+}
+
+/// The members a process can store into by way of a mapping, now or after a call
+/// of mprotect.
+fn may_store(pid: Pid, maps: &Mappings, members: &Members) -> BTreeSet<PathBuf> {
+    let shared: Vec<&Mapping> = maps
+        .shared
+        .iter()
+        .filter(|m| members.mapped(m).is_some())
+        .collect();
+    if shared.is_empty() || !process::may_write(pid, &shared) {
+        return BTreeSet::new();
+    }
+    shared
+        .iter()
+        .filter_map(|m| members.mapped(m).map(Path::to_owned))
+        .collect()
+}
+
+/// Looks, at the cut, at the mappings of processes that have made a shared writable
+/// one since `before`: what was mapped and stored into then, and is unmapped before
+/// the next look, would leave no other trace. New ones wait at the gate.
+pub fn mapped_since(before: &Scan, gate: &Gate, gate_id: FileId, members: &Members) -> Vec<Reason> {
+    let locator = Locator::default();
+    let is_new = |(i, now): &(usize, (u64, u32))| now.1 > 0 && before.maps.get(*i) != Some(now);
+    let pids: BTreeSet<Pid> = map_counts(gate)
+        .into_iter()
+        .enumerate()
+        .filter(is_new)
+        .filter_map(|(_, (owner, _))| locator.process(Owner::unpack(owner)?))
+        .collect();
+    let mut reasons = Vec::new();
+    for pid in pids {
+        let mapped = match process::mappings(pid, gate_id) {
+            Ok(maps) => may_store(pid, &maps, members),
+            Err(NotOurs) => continue, // The scans say so.
+        };
+        if let Some(path) = mapped.first() {
+            reasons.push(mapped_reason(pid, &process::name(pid), path));
+        }
+    }
+    reasons
+}
+
+fn mapped_reason(pid: Pid, name: &str, path: &Path) -> Reason {
+    reason(
+        "mapped-writable",
+        format!(
+            "{name} ({pid}) has {} mapped shared and can write to it: stores into a mapping cannot be held",
+            path.display()
+        ),
+        Some(pid),
+    )
 }
 
 /// The descriptors and mappings of a process, as of a moment at which it is not in
@@ -183,31 +258,19 @@ fn settled(pid: Pid, gate_id: FileId, members: &Members) -> Result<(OpenFiles, M
     }
 }
 
-/// What the slots say of a process.
-#[derive(Clone, Copy, Debug, Default)]
-struct Attached {
-    threads: u32,
-    /// Shared writable mappings of files it has made.
-    maps: u64,
-}
-
-/// Processes that own slots.
-fn attached(gate: &Gate) -> BTreeMap<Pid, Attached> {
+/// Processes that own slots, and how many.
+fn attached(gate: &Gate) -> BTreeMap<Pid, u32> {
     let locator = Locator::default();
-    let mut attached: BTreeMap<Pid, Attached> = BTreeMap::new();
+    let mut attached = BTreeMap::new();
     for slot in gate.used_slots() {
         let Some(claimed) = Claimed::read(slot) else {
             continue;
         };
-        let Some(pid) = Owner::unpack(claimed.owner).and_then(|o| locator.process(o)) else {
-            continue;
-        };
-        if locator.is_another(pid, claimed.start_time) {
-            continue;
+        if let Some(pid) = Owner::unpack(claimed.owner).and_then(|o| locator.process(o))
+            && !locator.is_another(pid, claimed.start_time)
+        {
+            *attached.entry(pid).or_insert(0) += 1;
         }
-        let of_process = attached.entry(pid).or_default();
-        of_process.threads += 1;
-        of_process.maps += u64::from(slot.seen[Seen::MapShared as usize].load(Relaxed));
     }
     attached
 }
@@ -225,24 +288,7 @@ impl Scan {
     #[must_use]
     pub fn and(mut self, later: Scan) -> Scan {
         for (pid, theirs) in later.found {
-            match self.found.get_mut(&pid) {
-                None => {
-                    self.found.insert(pid, theirs);
-                }
-                Some(ours) => {
-                    ours.maps_between |= ours.maps != theirs.maps;
-                    ours.is_held &= theirs.is_held;
-                    ours.io_uring |= theirs.io_uring;
-                    ours.aio |= theirs.aio;
-                    ours.threads = ours.threads.max(theirs.threads);
-                    ours.open.extend(theirs.open);
-                    ours.open.sort();
-                    ours.open.dedup();
-                    ours.mapped.extend(theirs.mapped);
-                    ours.mapped.sort();
-                    ours.mapped.dedup();
-                }
-            }
+            self.found.entry(pid).or_default().merge(theirs);
         }
         self.unreadable.extend(later.unreadable);
         self.out_of_sight.extend(later.out_of_sight);
@@ -266,18 +312,20 @@ impl Scan {
     /// The processes that are not of the set, one entry for each member they can change.
     pub fn foreign(&self) -> Vec<Foreign> {
         let mut foreign = Vec::new();
-        for (pid, found) in self.found.iter().filter(|(_, f)| !f.is_held) {
-            let each = [(&found.open, "open"), (&found.mapped, "mapped")];
-            for (path, how) in each
-                .iter()
-                .flat_map(|(paths, how)| paths.iter().map(move |p| (p, how)))
-            {
-                foreign.push(Foreign {
+        for (pid, found) in &self.found {
+            let mapped = if found.is_held {
+                None
+            } else {
+                Some((&found.mapped, "mapped"))
+            };
+            let each = [Some((&found.open_unheld, "open")), mapped];
+            for (paths, how) in each.into_iter().flatten() {
+                foreign.extend(paths.iter().map(|path| Foreign {
                     pid: *pid,
                     name: found.name.clone(),
                     path: PathName(path.clone()),
-                    how: (*how).into(),
-                });
+                    how: how.into(),
+                }));
             }
         }
         foreign
@@ -289,29 +337,12 @@ impl Scan {
         for (pid, found) in &self.found {
             let who = format!("{} ({pid})", found.name);
             let mut add = |code: &str, text: String| reasons.push(reason(code, text, Some(*pid)));
-            if let (false, Some(path)) = (found.is_held, found.open.first()) {
+            if let Some(path) = found.open_unheld.first() {
                 add(
                     "foreign-writer",
                     format!(
                         "{who} has {} open for writing and is not under the shim: start it with `snapshim run`, or end it before a checkpoint",
                         path.display()
-                    ),
-                );
-            }
-            if let Some(path) = found.mapped.first() {
-                add(
-                    "mapped-writable",
-                    format!(
-                        "{who} has {} mapped shared and writable: stores into a mapping cannot be held",
-                        path.display()
-                    ),
-                );
-            }
-            if found.maps_between && found.mapped.is_empty() {
-                add(
-                    "mapped-meanwhile",
-                    format!(
-                        "{who} mapped a file shared and writable around the time of the cut: if it was a member, stores into it could not be held"
                     ),
                 );
             }
@@ -330,6 +361,11 @@ impl Scan {
                 );
             }
         }
+        let mapped = self.found.iter().filter_map(|(pid, f)| {
+            let path = f.mapped.first()?;
+            Some(mapped_reason(*pid, &f.name, path))
+        });
+        reasons.extend(mapped);
         for pid in &self.unreadable {
             reasons.push(reason(
                 "unreadable-process",

@@ -12,7 +12,7 @@ use snapshim_gate::slot::Seen;
 use super::{
     O_CREAT, O_TRUNC, by_path, hooks, name, names, noted, on, opens, opens_stream, renames,
 };
-use crate::guard::{Frame, leave, submit};
+use crate::guard::{Frame, leave, seen, submit};
 use crate::sys::{AT_FDCWD, AT_REMOVEDIR, AT_SYMLINK_NOFOLLOW, ENOSYS, nr, nr_common, raw};
 
 type Ptr = *mut c_void;
@@ -73,16 +73,18 @@ fn fcntls(command: c_int) -> Frame {
     }
 }
 
-/// mmap: shared and writable mappings of files are counted apart.
+/// mmap: a shared and writable mapping lets a file be changed without a call, so
+/// making one waits like a change, and is counted apart.
 #[inline(always)]
 fn maps(protection: c_int, flags: c_int, fd: c_int) -> Frame {
     const PROT_WRITE: c_int = 2;
     const MAP_SHARED: c_int = 1;
-    if fd >= 0 && protection & PROT_WRITE != 0 && flags & MAP_SHARED != 0 {
-        noted(Seen::MapShared)
-    } else {
-        noted(Seen::Map)
+    if fd < 0 || protection & PROT_WRITE == 0 || flags & MAP_SHARED == 0 {
+        return noted(Seen::Map);
     }
+    let frame = on(Write, fd);
+    seen(Seen::MapShared);
+    frame
 }
 
 hooks! {
@@ -211,7 +213,8 @@ hooks! {
     dup3(from: c_int, to: c_int, flags: c_int) -> c_int: noted(Seen::Close); else libc_result(raw!(nr::DUP3, from, to, flags)) as c_int;
     close_range(first: c_uint, last: c_uint, flags: c_int) -> c_int: noted(Seen::Close); else libc_result(raw!(nr_common::CLOSE_RANGE, first, last, flags)) as c_int;
     closefrom(first: c_int) -> (): noted(Seen::Close); else { raw!(nr_common::CLOSE_RANGE, first.max(0), u32::MAX, 0); };
-    // Mappings: the coordinator finds them from outside; the program's use of them is noted.
+    // Mappings: the coordinator finds them from outside; making one that changes a
+    // file without a call waits.
     mmap(at: Ptr, len: usize, protection: c_int, flags: c_int, fd: c_int, offset: i64) -> Ptr: maps(protection, flags, fd); else libc_result(raw!(nr::MMAP, at, len, protection, flags, fd, offset)) as Ptr;
     mmap64(at: Ptr, len: usize, protection: c_int, flags: c_int, fd: c_int, offset: i64) -> Ptr: maps(protection, flags, fd); else libc_result(raw!(nr::MMAP, at, len, protection, flags, fd, offset)) as Ptr;
     mremap(at: Ptr, len: usize, new_len: usize, flags: c_int, new_at: Ptr) -> Ptr: noted(Seen::Map); else libc_result(raw!(nr::MREMAP, at, len, new_len, flags, new_at)) as Ptr;
