@@ -234,14 +234,31 @@ impl<M: Memory> Slot<M> {
         }
     }
 
+    /// [`Slot::leave`] for a slot that no other thread counts in: no locked
+    /// instruction. A handler that runs in between leaves the count as it found it.
+    #[inline(always)]
+    pub fn leave_alone(&self) {
+        let count = self.count.load(Relaxed).wrapping_sub(1);
+        if M::mutated(Mutation::LeaveRelaxed) {
+            self.count.store(count, Relaxed);
+        } else {
+            self.count.store(count, Release);
+        }
+    }
+
     /// Counts out the call of a frame made under `generation`, unless that count
     /// was given up since, or (`mine` is false) belongs to another process.
+    /// `alone`: see [`Slot::leave_alone`].
     #[inline(always)]
-    pub fn leave_frame(&self, mine: bool, generation: u32) {
+    pub fn leave_frame(&self, mine: bool, generation: u32, alone: bool) {
         if M::mutated(Mutation::LeaveWithoutGeneration)
             || (mine && self.generation.load(Relaxed) == generation)
         {
-            self.leave();
+            if alone {
+                self.leave_alone();
+            } else {
+                self.leave();
+            }
         }
     }
 

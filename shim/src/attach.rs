@@ -213,7 +213,17 @@ fn try_attach() -> bool {
     // SAFETY: this thread alone holds BUSY, and nobody reads before `has_gate`.
     unsafe { *ATTACHED.gate.get() = Some(gate) };
     ATTACHED.has_gate.store(true, Release);
-    become_process();
+    // Who we are is asked at the first call: that the gate is mapped is all the
+    // coordinator needs to see. But what an earlier image of this process left
+    // counted must not wait for a call that may never come.
+    let pid = page().pid.load(Relaxed);
+    if gate
+        .used_slots()
+        .iter()
+        .any(|slot| Owner::unpack(slot.owner.load(Relaxed)).is_some_and(|owner| owner.pid == pid))
+    {
+        become_process();
+    }
     true
 }
 

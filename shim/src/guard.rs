@@ -72,7 +72,7 @@ pub(crate) fn leave(frame: Frame) {
     if !frame.slot.is_null() {
         let mine = attach::page().generation.load(Relaxed) as u32 == frame.process;
         // SAFETY: a slot lies in the gate, which stays mapped.
-        unsafe { &*frame.slot }.leave_frame(mine, frame.generation);
+        unsafe { &*frame.slot }.leave_frame(mine, frame.generation, !thread::SHARING.load(Relaxed));
     }
 }
 

@@ -36,20 +36,19 @@ impl Next {
     #[cold]
     fn find(&self, name: &'static CStr, known: usize) -> Option<usize> {
         if known == UNKNOWN {
-            self.resolve(name);
+            self.resolve(name, &Search::new());
             let at = self.0.load(Relaxed);
             return (at > ABSENT).then_some(at);
         }
         // It was not there at start, so the library that has it now may go again:
         // what is found is used once, not kept.
-        find_after_self(name)
+        Search::new().find(name)
     }
 
     /// Looks, and keeps what is found: at start, among what is never unloaded.
-    pub(crate) fn resolve(&self, name: &'static CStr) {
+    pub(crate) fn resolve(&self, name: &'static CStr, search: &Search) {
         if self.0.load(Relaxed) == UNKNOWN {
-            self.0
-                .store(find_after_self(name).unwrap_or(ABSENT), Relaxed);
+            self.0.store(search.find(name).unwrap_or(ABSENT), Relaxed);
         }
     }
 }
@@ -227,27 +226,73 @@ unsafe fn entry(mut dynamic: *const Dyn, tag: i64) -> Option<usize> {
     None
 }
 
-/// The next definition of `name` after this library.
-fn find_after_self(name: &CStr) -> Option<usize> {
-    let own = own_dynamic();
-    let mut object = first_object()?;
-    let mut passed = false;
-    // SAFETY: the objects on the list are valid while they are listed. It is walked
-    // at start; later only for names that were not there then, which takes the
-    // chance that another thread is just unloading something.
-    unsafe {
-        while !object.is_null() {
-            if passed {
-                if let Some(at) = Symbols::of(object).and_then(|s| s.find(name)) {
+/// The objects that are searched after this library, their tables read once.
+pub(crate) struct Search {
+    objects: [Option<Symbols>; Search::KEPT],
+    /// Where the list goes on, if it is longer.
+    rest: *const LinkMap,
+}
+
+impl Search {
+    const KEPT: usize = 24;
+
+    /// Reads the dynamic linker's list.
+    pub(crate) fn new() -> Search {
+        let mut search = Search {
+            objects: [const { None }; Search::KEPT],
+            rest: core::ptr::null(),
+        };
+        let own = own_dynamic();
+        let Some(mut object) = first_object() else {
+            return search;
+        };
+        // SAFETY: the objects on the list are valid while they are listed. It is
+        // read at start; later only for names that were not there then, which takes
+        // the chance that another thread is just unloading something.
+        unsafe {
+            while !object.is_null() && (*object).dynamic as usize != own {
+                object = (*object).next;
+            }
+            if object.is_null() {
+                return search;
+            }
+            search.rest = (*object).next;
+            for kept in &mut search.objects {
+                if search.rest.is_null() {
+                    break;
+                }
+                *kept = Symbols::of(search.rest);
+                search.rest = (*search.rest).next;
+            }
+        }
+        search
+    }
+
+    /// The next definition of `name`.
+    fn find(&self, name: &CStr) -> Option<usize> {
+        let hash = gnu_hash(name);
+        let mut rest = self.rest;
+        // SAFETY: as in `new`.
+        unsafe {
+            let kept = self.objects.iter().flatten();
+            if let Some(at) = kept.into_iter().find_map(|s| s.find(name, hash)) {
+                return Some(at);
+            }
+            while !rest.is_null() {
+                if let Some(at) = Symbols::of(rest).and_then(|s| s.find(name, hash)) {
                     return Some(at);
                 }
-            } else {
-                passed = (*object).dynamic as usize == own;
+                rest = (*rest).next;
             }
-            object = (*object).next;
         }
+        None
     }
-    None
+}
+
+fn gnu_hash(name: &CStr) -> u32 {
+    name.to_bytes().iter().fold(5381u32, |h, c| {
+        h.wrapping_mul(33).wrapping_add(u32::from(*c))
+    })
 }
 
 /// The symbol table of one loaded object.
@@ -267,38 +312,47 @@ impl Symbols {
         // SAFETY: an object's dynamic section is mapped and ended by DT_NULL.
         unsafe {
             let base = (*object).addr;
-            // glibc replaces offsets by addresses, musl and the vDSO do not.
-            let at = |tag| {
-                entry((*object).dynamic, tag).map(|value| {
-                    if value < base {
-                        value.wrapping_add(base)
-                    } else {
-                        value
-                    }
-                })
-            };
-            if (*object).dynamic.is_null() {
+            let mut dynamic = (*object).dynamic;
+            if dynamic.is_null() {
                 return None;
             }
-            let symbols = Symbols {
+            let mut found = Symbols {
                 base,
-                symbols: at(DT_SYMTAB)? as *const Sym,
-                strings: at(DT_STRTAB)? as *const c_char,
-                versions: at(DT_VERSYM).unwrap_or(0) as *const u16,
-                gnu_hash: at(DT_GNU_HASH).unwrap_or(0) as *const u32,
-                hash: at(DT_HASH).unwrap_or(0) as *const u32,
+                symbols: core::ptr::null(),
+                strings: core::ptr::null(),
+                versions: core::ptr::null(),
+                gnu_hash: core::ptr::null(),
+                hash: core::ptr::null(),
             };
-            Some(symbols)
+            while (*dynamic).tag != DT_NULL {
+                // glibc replaces offsets by addresses, musl and the vDSO do not.
+                let value = (*dynamic).value;
+                let at = if value < base {
+                    value.wrapping_add(base)
+                } else {
+                    value
+                };
+                match (*dynamic).tag {
+                    DT_SYMTAB => found.symbols = at as *const Sym,
+                    DT_STRTAB => found.strings = at as *const c_char,
+                    DT_VERSYM => found.versions = at as *const u16,
+                    DT_GNU_HASH => found.gnu_hash = at as *const u32,
+                    DT_HASH => found.hash = at as *const u32,
+                    _ => {}
+                }
+                dynamic = dynamic.add(1);
+            }
+            (!found.symbols.is_null() && !found.strings.is_null()).then_some(found)
         }
     }
 
     /// # Safety
     /// The tables are those of a loaded object.
-    unsafe fn find(&self, name: &CStr) -> Option<usize> {
+    unsafe fn find(&self, name: &CStr, hash: u32) -> Option<usize> {
         // SAFETY: as the caller.
         unsafe {
             if !self.gnu_hash.is_null() {
-                self.find_gnu(name)
+                self.find_gnu(name, hash)
             } else if !self.hash.is_null() {
                 self.find_sysv(name)
             } else {
@@ -311,10 +365,7 @@ impl Symbols {
     ///
     /// # Safety
     /// As [`Symbols::find`].
-    unsafe fn find_gnu(&self, name: &CStr) -> Option<usize> {
-        let hash = name.to_bytes().iter().fold(5381u32, |h, c| {
-            h.wrapping_mul(33).wrapping_add(u32::from(*c))
-        });
+    unsafe fn find_gnu(&self, name: &CStr, hash: u32) -> Option<usize> {
         // SAFETY: sizes are those of the table's own header.
         unsafe {
             let head = self.gnu_hash;

@@ -16,6 +16,7 @@ pub(crate) mod nr {
     pub(crate) const SENDFILE: usize = 40;
     pub(crate) const GETPID: usize = 39;
     pub(crate) const GETPPID: usize = 110;
+    pub(crate) const CLONE: usize = 56;
     pub(crate) const KCMP: usize = 312;
     pub(crate) const MPROTECT: usize = 10;
     pub(crate) const MREMAP: usize = 25;
@@ -125,6 +126,7 @@ pub(crate) mod nr {
     pub(crate) const PRCTL: usize = 167;
     pub(crate) const GETPID: usize = 172;
     pub(crate) const GETPPID: usize = 173;
+    pub(crate) const CLONE: usize = 220;
     pub(crate) const KCMP: usize = 272;
     pub(crate) const MPROTECT: usize = 226;
     pub(crate) const MREMAP: usize = 216;
@@ -152,6 +154,7 @@ pub(crate) mod nr_common {
     pub(crate) const IO_URING_ENTER: usize = 426;
     pub(crate) const CLOSE_RANGE: usize = 436;
     pub(crate) const OPENAT2: usize = 437;
+    pub(crate) const CLONE3: usize = 435;
     pub(crate) const FCHMODAT2: usize = 452;
     pub(crate) const SETXATTRAT: usize = 463;
     pub(crate) const REMOVEXATTRAT: usize = 466;

@@ -8,6 +8,7 @@
 
 use core::arch::{asm, global_asm};
 use core::cell::Cell;
+use core::sync::atomic::AtomicBool;
 
 use snapshim_gate::abi::Header;
 use snapshim_gate::slot::Slot;
@@ -51,6 +52,10 @@ global_asm!(
     ".quad 0",
     ".previous",
 );
+
+/// Set once a thread may have been made that shares its creator's thread-local
+/// storage, and so its slot: from then on counts are lowered atomically.
+pub(crate) static SHARING: AtomicBool = AtomicBool::new(false);
 
 /// This thread's word.
 #[inline(always)]

@@ -340,12 +340,12 @@ impl Writer {
     }
 
     pub(crate) fn leave(&self, frame: Frame) {
-        self.slot().leave_frame(true, frame.generation);
+        self.slot().leave_frame(true, frame.generation, true);
     }
 
     /// The way out of a call that a forked child inherited.
     pub(crate) fn leave_in_child(&self, frame: Frame) {
-        self.slot().leave_frame(false, frame.generation);
+        self.slot().leave_frame(false, frame.generation, true);
     }
 
     /// The way past the gate of a thread that could get no slot.

@@ -29,8 +29,9 @@ macro_rules! hooks {
 
         /// Finds the functions behind all hooks, while the process is still young.
         pub(crate) fn resolve_all() {
-            $( behind::$name.resolve(name!($name)); )*
-            super::raw::resolve();
+            let search = Search::new();
+            $( behind::$name.resolve(name!($name), &search); )*
+            super::raw::resolve(&search);
         }
 
         $(

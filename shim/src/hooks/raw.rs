@@ -10,8 +10,9 @@ use snapshim_gate::slot::Seen;
 use super::{O_CREAT, O_TRUNC, by_path, name, names, on, opens, renames};
 use crate::attach;
 use crate::guard::{Frame, leave, seen, submit};
-use crate::next::Next;
+use crate::next::{Next, Search};
 use crate::sys::{AT_FDCWD, nr, nr_common};
+use crate::thread::SHARING;
 
 /// Numbers above this are never ours.
 const NUMBERS: usize = 512;
@@ -22,15 +23,16 @@ static OURS: [u64; NUMBERS / 64] = bits();
 static BEHIND: Next = Next::new();
 
 /// Finds the `syscall` behind ours.
-pub(super) fn resolve() {
-    BEHIND.resolve(name!(syscall));
-    PRCTL_BEHIND.resolve(name!(prctl));
+pub(super) fn resolve(search: &Search) {
+    BEHIND.resolve(name!(syscall), search);
+    PRCTL_BEHIND.resolve(name!(prctl), search);
 }
 
 /// `syscall(2)` as a library function.
 ///
 /// No frame may be laid before it is known that the number is one of ours: after
-/// vfork, or clone with a new stack, two threads of control return through it.
+/// vfork, or clone with a new stack, two threads of control return through it. (The
+/// flags of a raw clone are not looked at: it may make a thread that shares a slot.)
 #[unsafe(naked)]
 #[unsafe(no_mangle)]
 #[cfg(target_arch = "x86_64")]
@@ -45,12 +47,22 @@ pub unsafe extern "C" fn syscall() -> isize {
         "bt r11, rdi",
         "jc {gated}",
         "2:",
+        "cmp rdi, {clone}",
+        "je 3f",
+        "cmp rdi, {clone3}",
+        "jne 4f",
+        "3:",
+        "mov byte ptr [rip + {sharing}], 1",
+        "4:",
         "mov r10, [rip + {behind}]",
         "cmp r10, 1",
         "jbe {unresolved}",
         "jmp r10",
         numbers = const NUMBERS,
         ours = sym OURS,
+        clone = const nr::CLONE,
+        clone3 = const nr_common::CLONE3,
+        sharing = sym SHARING,
         behind = sym BEHIND,
         gated = sym gated,
         unresolved = sym unresolved,
@@ -73,6 +85,15 @@ pub unsafe extern "C" fn syscall() -> isize {
         "tbz x9, #0, 2f",
         "b {gated}",
         "2:",
+        "cmp x0, #{clone}",
+        "b.eq 4f",
+        "cmp x0, #{clone3}",
+        "b.ne 5f",
+        "4:",
+        "adrp x9, {sharing}",
+        "mov w10, #1",
+        "strb w10, [x9, :lo12:{sharing}]",
+        "5:",
         "adrp x9, {behind}",
         "ldr x9, [x9, :lo12:{behind}]",
         "cmp x9, #1",
@@ -82,6 +103,9 @@ pub unsafe extern "C" fn syscall() -> isize {
         "b {unresolved}",
         numbers = const NUMBERS,
         ours = sym OURS,
+        clone = const nr::CLONE,
+        clone3 = const nr_common::CLONE3,
+        sharing = sym SHARING,
         behind = sym BEHIND,
         gated = sym gated,
         unresolved = sym unresolved,

@@ -5,6 +5,7 @@
 //! `tests/tests/symbols.rs` compares it with what libc exports.
 
 use core::ffi::{c_char, c_int, c_long, c_uint, c_ulong, c_void};
+use core::sync::atomic::Ordering::Relaxed;
 
 use snapshim_gate::slot::Class::{Copy, Meta, Size, Write};
 use snapshim_gate::slot::Seen;
@@ -13,7 +14,9 @@ use super::{
     O_CREAT, O_TRUNC, by_path, hooks, name, names, noted, on, opens, opens_stream, renames,
 };
 use crate::guard::{Frame, leave, seen, submit};
+use crate::next::Search;
 use crate::sys::{AT_FDCWD, AT_REMOVEDIR, AT_SYMLINK_NOFOLLOW, ENOSYS, nr, nr_common, raw};
+use crate::thread;
 
 type Ptr = *mut c_void;
 type Str = *const c_char;
@@ -85,6 +88,18 @@ fn maps(protection: c_int, flags: c_int, fd: c_int) -> Frame {
     let frame = on(Write, fd);
     seen(Seen::MapShared);
     frame
+}
+
+/// clone: a thread without a thread pointer of its own shares its creator's slot.
+#[inline(always)]
+fn clones(flags: c_int) -> Frame {
+    const CLONE_VM: c_int = 0x100;
+    const CLONE_VFORK: c_int = 0x4000;
+    const CLONE_SETTLS: c_int = 0x80000;
+    if flags & (CLONE_VM | CLONE_VFORK | CLONE_SETTLS) == CLONE_VM {
+        thread::SHARING.store(true, Relaxed);
+    }
+    Frame::NONE
 }
 
 hooks! {
@@ -231,4 +246,8 @@ hooks! {
     lio_listio64(mode: c_int, list: Ptr, count: c_int, event: Ptr) -> c_int: submit(); else no_function() as c_int;
     io_uring_enter(fd: c_uint, submit_count: c_uint, wait: c_uint, flags: c_uint, mask: Ptr) -> c_int: submit(); else raw!(nr_common::IO_URING_ENTER, fd, submit_count, wait, flags, mask, 8) as c_int;
     io_uring_enter2(fd: c_uint, submit_count: c_uint, wait: c_uint, flags: c_uint, mask: Ptr, len: usize) -> c_int: submit(); else raw!(nr_common::IO_URING_ENTER, fd, submit_count, wait, flags, mask, len) as c_int;
+
+    // Not gated. (The new thread begins in its own function, not in the hook.)
+    clone(entry: Ptr, stack: Ptr, flags: c_int, arg: Ptr, parent: Ptr, tls: Ptr, child: Ptr) -> c_int: clones(flags); else no_function() as c_int;
+    __clone(entry: Ptr, stack: Ptr, flags: c_int, arg: Ptr, parent: Ptr, tls: Ptr, child: Ptr) -> c_int: clones(flags); else or_twin!(clone(entry: Ptr, stack: Ptr, flags: c_int, arg: Ptr, parent: Ptr, tls: Ptr, child: Ptr) -> c_int, no_function() as c_int);
 }
