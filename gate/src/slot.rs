@@ -193,7 +193,7 @@ impl<M: Memory> Slot<M> {
         };
         // A signal handler's call between the two may have published itself over us.
         if outer == 0 && self.seq.load(Relaxed) != seq {
-            seq = self.publish_again(call);
+            seq = self.publish_again(call.class, call.fd, call.sp);
         }
         let word = match early {
             Some(word) => word,
@@ -219,8 +219,8 @@ impl<M: Memory> Slot<M> {
 
     #[cold]
     #[inline(never)]
-    fn publish_again(&self, call: Call) -> u32 {
-        self.publish(call)
+    fn publish_again(&self, class: Class, fd: i32, sp: u64) -> u32 {
+        self.publish(Call { class, fd, sp })
     }
 
     /// Counts one call out. What the call did is visible to whoever sees the
@@ -232,6 +232,12 @@ impl<M: Memory> Slot<M> {
         } else {
             self.count.sub(1, Release);
         }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn leave_shared(&self) {
+        self.leave();
     }
 
     /// [`Slot::leave`] for a slot that no other thread counts in: no locked
@@ -257,7 +263,7 @@ impl<M: Memory> Slot<M> {
             if alone {
                 self.leave_alone();
             } else {
-                self.leave();
+                self.leave_shared();
             }
         }
     }

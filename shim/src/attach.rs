@@ -27,6 +27,10 @@ use crate::sys;
 #[cfg_attr(target_arch = "x86_64", repr(align(4096)))]
 #[cfg_attr(target_arch = "aarch64", repr(align(65536)))]
 pub(crate) struct Page {
+    /// Keeps what follows off the places in a page where slots have their counts
+    /// (multiples of 128): loads and stores that agree in their low 12 bits wait
+    /// for each other.
+    _lead: [AtomicU64; 0x840 / 8],
     /// Which process of those descended from one attachment this is, from 1; 0 in
     /// a process that is not attached, and in a child that has not noticed yet.
     pub(crate) generation: AtomicU64,
@@ -41,6 +45,7 @@ pub(crate) struct Page {
 }
 
 static PAGE: Page = Page {
+    _lead: [const { AtomicU64::new(0) }; 0x840 / 8],
     generation: AtomicU64::new(0),
     pid: AtomicU32::new(0),
     pidns: AtomicU32::new(0),

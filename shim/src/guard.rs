@@ -18,27 +18,25 @@ use crate::{claim, sys, thread};
 pub(crate) struct Frame {
     /// The slot it is counted in; null if it is not.
     slot: *const Slot,
-    /// The process that counted: a child forked while the call was in flight
-    /// returns from it as well. (Generations count forks, so half of one will do.)
-    process: u32,
-    /// The slot's generation: the count may have been given up since.
-    generation: u32,
+    /// Upper half: the process that counted, for a child forked while the call was
+    /// in flight returns from it as well. (Generations count forks, so half of one
+    /// will do.) Lower half: the slot's generation, for the count may have been
+    /// given up since.
+    generations: u64,
 }
 
 impl Frame {
     /// Nothing to undo.
     pub(crate) const NONE: Frame = Frame {
         slot: core::ptr::null(),
-        process: 0,
-        generation: 0,
+        generations: 0,
     };
 
     #[inline(always)]
     fn counted(slot: &Slot, process: u64) -> Frame {
         Frame {
             slot,
-            process: process as u32,
-            generation: slot.generation.load(Relaxed),
+            generations: process << 32 | u64::from(slot.generation.load(Relaxed)),
         }
     }
 }
@@ -70,9 +68,11 @@ pub(crate) fn enter(class: Class, fd: i32, target: impl FnOnce() -> Target) -> F
 #[inline(always)]
 pub(crate) fn leave(frame: Frame) {
     if !frame.slot.is_null() {
-        let mine = attach::page().generation.load(Relaxed) as u32 == frame.process;
+        let process = attach::page().generation.load(Relaxed);
+        let mine = process as u32 == (frame.generations >> 32) as u32;
+        let alone = !thread::SHARING.load(Relaxed);
         // SAFETY: a slot lies in the gate, which stays mapped.
-        unsafe { &*frame.slot }.leave_frame(mine, frame.generation, !thread::SHARING.load(Relaxed));
+        unsafe { &*frame.slot }.leave_frame(mine, frame.generations as u32, alone);
     }
 }
 
