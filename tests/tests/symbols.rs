@@ -111,10 +111,7 @@ const CALLS: &[&str] = &[
 /// Calls of other libraries that hand writes to the kernel. (Setting up a context
 /// or a ring is harmless by itself, and found in `/proc` at the cut.) Not liburing's
 /// own functions, only the system call's wrapper: see the hook table for why.
-const OTHER_LIBRARIES: &[&str] = &[
-    "io_submit",
-    "io_uring_enter",
-];
+const OTHER_LIBRARIES: &[&str] = &["io_submit", "io_uring_enter"];
 
 /// Names libc exports that need no hook, and why.
 const WITHOUT_HOOK: &[(&str, &str)] = &[
