@@ -9,17 +9,17 @@
 //!
 //! | module | what it does |
 //! |---|---|
-//! | [`hooks`] | the table of interposed functions |
-//! | [`guard`] | what each hook does before and after the real call |
-//! | [`member`] | which file a call means, asked only while the gate is shut |
-//! | [`attach`] | finding, checking and mapping the gate; fork and exec |
-//! | [`claim`] | a thread's slot |
-//! | [`thread`] | the thread's own word |
-//! | [`next`] | the functions behind the hooks, found without `dlsym` |
-//! | [`sys`] | system calls without libc |
+//! | `hooks` | the table of interposed functions |
+//! | `guard` | what each hook does before and after the real call |
+//! | `member` | which file a call means, asked only while the gate is shut |
+//! | `attach` | finding, checking and mapping the gate; fork and exec |
+//! | `claim` | a thread's slot |
+//! | `thread` | the thread's own word |
+//! | `next` | the functions behind the hooks, found without `dlsym` |
+//! | `sys` | system calls without libc |
 //!
-//! Syscall sites inside libc are another layer, which will call [`guard`] and
-//! [`hooks::raw`] just as the symbol hooks do.
+//! Syscall sites inside libc are another layer, which will call `guard` and
+//! `hooks::raw` just as the symbol hooks do.
 #![no_std]
 // The hooks carry the names and signatures of libc's functions.
 #![allow(clippy::missing_safety_doc, missing_docs, unreachable_pub)]
