@@ -59,8 +59,8 @@ say "build"
 cargo build --release --workspace
 
 say "tests"
-export SNAPSHIM_BIN="$PWD/target/release/snapshim"
-export SNAPSHIM_SO="$PWD/target/release/libsnapshim.so"
+built=$(realpath "${CARGO_TARGET_DIR:-target}")/release
+export SNAPSHIM_BIN="$built/snapshim" SNAPSHIM_SO="$built/libsnapshim.so"
 cargo test --workspace "$@"
 
 say "the demonstration of the README"
