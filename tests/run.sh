@@ -21,7 +21,7 @@ install() {
     ((${#missing[@]} == 0)) && return
     say "installing ${missing[*]}"
     apt-get update -qq
-    # policy-rc.d: packages must not start their services.
+    # RUNLEVEL=1: packages do not start their services.
     RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
         "${missing[@]}" >/dev/null
 }
