@@ -330,7 +330,7 @@ impl<'a> Hold<'a> {
         }
     }
 
-    /// Whether the hold still stands: no waiter broke it, and its time is not up.
+    /// Whether the hold still stands: no waiter broke it.
     pub fn stands(&self) -> bool {
         hold::stands::<Shared>(&self.gate.header().word, self.closed)
     }
