@@ -11,10 +11,13 @@
 #![no_std]
 
 pub mod abi;
+pub mod calls;
 pub mod hold;
 pub mod memory;
+pub mod nr;
 pub mod passage;
 pub mod reap;
+pub mod sites;
 pub mod slot;
 pub mod sys;
 pub mod table;

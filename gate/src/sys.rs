@@ -3,6 +3,8 @@
 
 use core::sync::atomic::AtomicU32;
 
+use crate::nr;
+
 /// Makes one system call; returns the result, or minus the error number.
 ///
 /// # Safety
@@ -45,17 +47,6 @@ pub unsafe fn syscall6(nr: usize, a: [usize; 6]) -> isize {
         );
     }
     result
-}
-
-#[cfg(target_arch = "x86_64")]
-mod nr {
-    pub(super) const FUTEX: usize = 202;
-    pub(super) const CLOCK_GETTIME: usize = 228;
-}
-#[cfg(target_arch = "aarch64")]
-mod nr {
-    pub(super) const FUTEX: usize = 98;
-    pub(super) const CLOCK_GETTIME: usize = 113;
 }
 
 /// `struct timespec` of the 64-bit ABIs.

@@ -1,5 +1,7 @@
-//! Which system calls change files, by number: for reading what threads that
-//! are asleep in the kernel are doing.
+//! Which system calls change files: for reading what threads that are asleep in
+//! the kernel are doing.
+
+use snapshim_gate::calls::{Action, action};
 
 /// What a system call changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,47 +16,24 @@ pub enum Changes {
     Submitted,
 }
 
-/// fchmodat2, setxattrat, removexattrat: equal on all architectures, and newer than
-/// the libc crate.
-const NEWER: [i64; 3] = [452, 463, 466];
-
-macro_rules! changes {
-    ($( $what:expr => $($name:ident)+; )*) => {
-        /// What system call `number` changes; `None` if no file.
-        pub fn changes(number: i64) -> Option<Changes> {
-            $( if [$(nix::libc::$name),+].contains(&number) { return Some($what); } )*
-            if NEWER.contains(&number) {
-                return Some(Changes::Name);
-            }
-            #[cfg(target_arch = "x86_64")]
-            {
-                use nix::libc::*;
-                if [SYS_open, SYS_creat].contains(&number) {
-                    return Some(Changes::Open);
-                }
-                let names = [
-                    SYS_rename, SYS_mkdir, SYS_rmdir, SYS_link, SYS_unlink, SYS_symlink,
-                    SYS_mknod, SYS_chmod, SYS_chown, SYS_lchown, SYS_utime, SYS_utimes,
-                    SYS_futimesat,
-                ];
-                if names.contains(&number) {
-                    return Some(Changes::Name);
-                }
-            }
-            None
-        }
-    };
-}
-
-changes! {
-    Changes::File(0) => SYS_write SYS_pwrite64 SYS_writev SYS_pwritev SYS_pwritev2 SYS_sendfile
-        SYS_ftruncate SYS_fallocate SYS_fchmod SYS_fchown SYS_fsetxattr SYS_fremovexattr SYS_ioctl;
-    Changes::File(2) => SYS_copy_file_range SYS_splice;
-    Changes::Open => SYS_openat SYS_openat2;
-    Changes::Name => SYS_renameat SYS_renameat2 SYS_linkat SYS_symlinkat SYS_unlinkat SYS_mkdirat
-        SYS_mknodat SYS_truncate SYS_fchmodat SYS_fchownat SYS_utimensat SYS_setxattr SYS_lsetxattr
-        SYS_removexattr SYS_lremovexattr;
-    Changes::Submitted => SYS_io_submit SYS_io_uring_enter;
+/// What system call `number` changes; `None` if no file.
+pub fn changes(number: i64) -> Option<Changes> {
+    match action(usize::try_from(number).ok()?)? {
+        Action::File(_, argument) => Some(Changes::File(argument.into())),
+        Action::Ioctl => Some(Changes::File(0)),
+        Action::Open(_) | Action::Open2 | Action::Create => Some(Changes::Open),
+        Action::Name | Action::Rename | Action::Path | Action::Times => Some(Changes::Name),
+        Action::Submit | Action::Enter => Some(Changes::Submitted),
+        Action::Ring
+        | Action::Map
+        | Action::Remap
+        | Action::Sync
+        | Action::Fcntl
+        | Action::Lock
+        | Action::Close
+        | Action::Prctl
+        | Action::Seccomp => None,
+    }
 }
 
 #[cfg(test)]
@@ -69,5 +48,7 @@ mod tests {
         assert_eq!(changes(nix::libc::SYS_unlinkat), Some(Changes::Name));
         assert_eq!(changes(nix::libc::SYS_read), None);
         assert_eq!(changes(nix::libc::SYS_futex), None);
+        assert_eq!(changes(-1), None);
+        assert_eq!(changes(i64::MAX), None);
     }
 }

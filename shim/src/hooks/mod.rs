@@ -134,3 +134,17 @@ fn noted(what: Seen) -> Frame {
     seen(what);
     Frame::NONE
 }
+
+/// mmap: a shared and writable mapping lets a file be changed without a call, so
+/// making one waits like a change, and is counted apart.
+#[inline(always)]
+fn maps(protection: usize, flags: usize, fd: c_int) -> Frame {
+    const PROT_WRITE: usize = 2;
+    const MAP_SHARED: usize = 1;
+    if fd < 0 || protection & PROT_WRITE == 0 || flags & MAP_SHARED == 0 {
+        return noted(Seen::Map);
+    }
+    let frame = on(Class::Write, fd);
+    seen(Seen::MapShared);
+    frame
+}

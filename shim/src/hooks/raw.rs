@@ -4,21 +4,19 @@
 use core::arch::naked_asm;
 use core::ffi::{c_char, c_int, c_ulong};
 
-use snapshim_gate::slot::Class::{self, Copy, Meta, Size, Write};
+use snapshim_gate::calls::{self, Action, NUMBERS, fcntl_locks, ioctl_changes};
+use snapshim_gate::slot::Class::{self, Meta};
 use snapshim_gate::slot::Seen;
 
-use super::{O_CREAT, O_TRUNC, by_path, name, names, on, opens, renames};
+use super::{O_CREAT, O_TRUNC, by_path, maps, name, names, noted, on, opens, renames};
 use crate::attach;
 use crate::guard::{Frame, leave, seen, submit};
 use crate::next::{Next, Search};
-use crate::sys::{AT_FDCWD, nr, nr_common};
+use crate::sys::{AT_FDCWD, nr};
 use crate::thread::SHARING;
 
-/// Numbers above this are never ours.
-const NUMBERS: usize = 512;
-
 /// The numbers [`gate_for`] knows, a bit each: all others go on without a frame.
-static OURS: [u64; NUMBERS / 64] = bits();
+static OURS: [u64; NUMBERS / 64] = calls::bits();
 
 static BEHIND: Next = Next::new();
 
@@ -61,7 +59,7 @@ pub unsafe extern "C" fn syscall() -> isize {
         numbers = const NUMBERS,
         ours = sym OURS,
         clone = const nr::CLONE,
-        clone3 = const nr_common::CLONE3,
+        clone3 = const nr::CLONE3,
         sharing = sym SHARING,
         behind = sym BEHIND,
         gated = sym gated,
@@ -104,7 +102,7 @@ pub unsafe extern "C" fn syscall() -> isize {
         numbers = const NUMBERS,
         ours = sym OURS,
         clone = const nr::CLONE,
-        clone3 = const nr_common::CLONE3,
+        clone3 = const nr::CLONE3,
         sharing = sym SHARING,
         behind = sym BEHIND,
         gated = sym gated,
@@ -152,49 +150,9 @@ unsafe extern "C" fn unresolved(
     }
 }
 
-/// The requests that change the bytes of the file they are made on.
-pub(super) const fn ioctl_changes(request: usize) -> bool {
-    const FICLONE: usize = 0x4004_9409;
-    const FICLONERANGE: usize = 0x4020_940d;
-    // XFS (fs/xfs/libxfs/xfs_fs.h): ALLOCSP and FREESP, RESVSP and UNRESVSP in
-    // both widths, ZERO_RANGE, SWAPEXT, EXCHANGE_RANGE, COMMIT_RANGE.
-    let xfs = (request >> 8) & 0xff == b'X' as usize
-        && matches!(
-            request & 0xff,
-            10 | 11 | 36 | 37 | 40..=43 | 57 | 109 | 129 | 131
-        );
-    // The kernel, and musl's prototype, have 32 bits.
-    let request = request & 0xffff_ffff;
-    request == FICLONE || request == FICLONERANGE || xfs
-}
-
-/// The commands that take or drop a lock: POSIX (5 get, 6, 7) and OFD (36 get, 37, 38).
-pub(super) const fn fcntl_locks(command: usize) -> bool {
-    matches!(command, 6 | 7 | 37 | 38)
-}
-
 /// PR_SET_SECCOMP.
 pub(super) const fn prctl_sandboxes(option: usize) -> bool {
     option == 22
-}
-
-/// What a number does at the gate; one list for the function and the bit map.
-macro_rules! numbers {
-    ($args:ident; $( $(#[$meta:meta])* $($nr:path)|+ => $gate:expr, )*) => {
-        /// Takes the system call `number` past the gate.
-        pub(crate) fn gate_for(number: usize, $args: [usize; 6]) -> Frame {
-            match number {
-                $( $(#[$meta])* $($nr)|+ => $gate, )*
-                _ => Frame::NONE,
-            }
-        }
-
-        const fn bits() -> [u64; NUMBERS / 64] {
-            let mut bits = [0; NUMBERS / 64];
-            $( $(#[$meta])* { $( bits[$nr / 64] |= 1 << ($nr % 64); )+ } )*
-            bits
-        }
-    };
 }
 
 #[inline(always)]
@@ -220,9 +178,18 @@ fn meta(fd: i32) -> Frame {
     on(Meta, fd)
 }
 
-fn ioctl(fd: i32, request: usize) -> Frame {
+pub(super) fn ioctl(fd: i32, request: usize) -> Frame {
     if ioctl_changes(request) {
         on(Class::Copy, fd)
+    } else {
+        Frame::NONE
+    }
+}
+
+/// fcntl: only lock commands are of interest.
+pub(super) fn fcntl(command: usize) -> Frame {
+    if fcntl_locks(command) {
+        noted(Seen::Lock)
     } else {
         Frame::NONE
     }
@@ -266,32 +233,33 @@ fn utimensat(dirfd: i32, path: usize) -> Frame {
     if path == 0 { meta(dirfd) } else { by_path() }
 }
 
-numbers! { a;
-    nr::WRITE | nr::PWRITE64 | nr::WRITEV | nr::PWRITEV | nr::PWRITEV2 => on(Write, fd(a[0])),
-    nr::SENDFILE => on(Copy, fd(a[0])),
-    nr::COPY_FILE_RANGE | nr::SPLICE => on(Copy, fd(a[2])),
-    nr::FTRUNCATE | nr::FALLOCATE => on(Size, fd(a[0])),
-    nr::OPENAT => opens(fd(a[0]), path(a[1]), fd(a[2])),
-    nr_common::OPENAT2 => opens(fd(a[0]), path(a[1]), openat2_flags(a[2])),
-    nr::RENAMEAT | nr::RENAMEAT2 => renames(),
-    nr::LINKAT | nr::SYMLINKAT | nr::UNLINKAT | nr::MKDIRAT | nr::MKNODAT => names(),
-    nr::FCHMOD | nr::FCHOWN | nr::FSETXATTR | nr::FREMOVEXATTR => meta(fd(a[0])),
-    nr::TRUNCATE | nr::FCHMODAT | nr_common::FCHMODAT2 | nr::FCHOWNAT
-        | nr::SETXATTR | nr::LSETXATTR | nr_common::SETXATTRAT
-        | nr::REMOVEXATTR | nr::LREMOVEXATTR | nr_common::REMOVEXATTRAT => by_path(),
-    nr::UTIMENSAT => utimensat(fd(a[0]), a[1]),
-    nr::IOCTL => ioctl(fd(a[0]), a[1]),
-    nr::IO_SUBMIT | nr_common::IO_URING_ENTER => submit(),
-    // Told apart by `sandboxes`.
-    nr::SECCOMP | nr::PRCTL => Frame::NONE,
-    #[cfg(target_arch = "x86_64")]
-    nr::OPEN => opens(AT_FDCWD, path(a[0]), fd(a[1])),
-    #[cfg(target_arch = "x86_64")]
-    nr::CREAT => opens(AT_FDCWD, path(a[0]), O_CREAT | O_TRUNC),
-    #[cfg(target_arch = "x86_64")]
-    nr::RENAME => renames(),
-    #[cfg(target_arch = "x86_64")]
-    nr::MKDIR | nr::RMDIR | nr::LINK | nr::UNLINK | nr::SYMLINK | nr::MKNOD => names(),
-    #[cfg(target_arch = "x86_64")]
-    nr::CHMOD | nr::CHOWN | nr::LCHOWN | nr::UTIME | nr::UTIMES | nr::FUTIMESAT => by_path(),
+/// Takes the system call `number` past the gate.
+pub(crate) fn gate_for(number: usize, a: [usize; 6]) -> Frame {
+    let Some(action) = calls::action(number) else {
+        return Frame::NONE;
+    };
+    match action {
+        Action::File(class, arg) => on(class, fd(a[usize::from(arg & 3)])),
+        Action::Ioctl => ioctl(fd(a[0]), a[1]),
+        Action::Open(0) => opens(AT_FDCWD, path(a[0]), fd(a[1])),
+        Action::Open(_) => opens(fd(a[0]), path(a[1]), fd(a[2])),
+        Action::Open2 => opens(fd(a[0]), path(a[1]), openat2_flags(a[2])),
+        Action::Create => opens(AT_FDCWD, path(a[0]), O_CREAT | O_TRUNC),
+        Action::Name => names(),
+        Action::Rename => renames(),
+        Action::Path => by_path(),
+        Action::Times => utimensat(fd(a[0]), a[1]),
+        Action::Submit => submit(),
+        // Without anything to hand over it only waits for what was.
+        Action::Enter if a[1] == 0 => Frame::NONE,
+        Action::Enter => submit(),
+        Action::Map => maps(a[2], a[3], fd(a[4])),
+        Action::Remap => noted(Seen::Map),
+        Action::Sync => noted(Seen::Sync),
+        Action::Fcntl => fcntl(a[1]),
+        Action::Lock => noted(Seen::Lock),
+        Action::Close => noted(Seen::Close),
+        // Told apart by `sandboxes`, if they matter.
+        Action::Ring | Action::Prctl | Action::Seccomp => Frame::NONE,
+    }
 }

@@ -10,12 +10,13 @@ use core::sync::atomic::Ordering::Relaxed;
 use snapshim_gate::slot::Class::{Copy, Meta, Size, Write};
 use snapshim_gate::slot::Seen;
 
+use super::raw::{fcntl as fcntls, ioctl as ioctls};
 use super::{
-    O_CREAT, O_TRUNC, by_path, hooks, name, names, noted, on, opens, opens_stream, renames,
+    O_CREAT, O_TRUNC, by_path, hooks, maps, name, names, noted, on, opens, opens_stream, renames,
 };
-use crate::guard::{Frame, leave, seen, submit};
+use crate::guard::{Frame, leave, submit};
 use crate::next::Search;
-use crate::sys::{AT_FDCWD, AT_REMOVEDIR, AT_SYMLINK_NOFOLLOW, ENOSYS, nr, nr_common, raw};
+use crate::sys::{AT_FDCWD, AT_REMOVEDIR, AT_SYMLINK_NOFOLLOW, ENOSYS, nr, raw};
 use crate::thread;
 
 type Ptr = *mut c_void;
@@ -54,40 +55,6 @@ macro_rules! or_twin {
             None => $else,
         }
     };
-}
-
-/// The gate for ioctl: the requests that change a file's bytes.
-#[inline(always)]
-fn ioctls(fd: c_int, request: c_ulong) -> Frame {
-    if super::raw::ioctl_changes(request as usize) {
-        on(Copy, fd)
-    } else {
-        Frame::NONE
-    }
-}
-
-/// fcntl: only lock commands are of interest.
-#[inline(always)]
-fn fcntls(command: c_int) -> Frame {
-    if super::raw::fcntl_locks(command as usize) {
-        noted(Seen::Lock)
-    } else {
-        Frame::NONE
-    }
-}
-
-/// mmap: a shared and writable mapping lets a file be changed without a call, so
-/// making one waits like a change, and is counted apart.
-#[inline(always)]
-fn maps(protection: c_int, flags: c_int, fd: c_int) -> Frame {
-    const PROT_WRITE: c_int = 2;
-    const MAP_SHARED: c_int = 1;
-    if fd < 0 || protection & PROT_WRITE == 0 || flags & MAP_SHARED == 0 {
-        return noted(Seen::Map);
-    }
-    let frame = on(Write, fd);
-    seen(Seen::MapShared);
-    frame
 }
 
 /// clone: a thread without a thread pointer of its own shares its creator's slot.
@@ -204,10 +171,10 @@ hooks! {
     lremovexattr(path: Str, name: Str) -> c_int: by_path(); else libc_result(raw!(nr::LREMOVEXATTR, path, name)) as c_int;
     fremovexattr(fd: c_int, name: Str) -> c_int: on(Meta, fd); else libc_result(raw!(nr::FREMOVEXATTR, fd, name)) as c_int;
     // Calls with a selector.
-    ioctl(fd: c_int, request: c_ulong, arg: usize) -> c_int: ioctls(fd, request); else libc_result(raw!(nr::IOCTL, fd, request, arg)) as c_int;
-    fcntl(fd: c_int, command: c_int, arg: usize) -> c_int: fcntls(command); else or_twin!(fcntl64(fd: c_int, command: c_int, arg: usize) -> c_int, libc_result(raw!(nr::FCNTL, fd, command, arg)) as c_int);
-    fcntl64(fd: c_int, command: c_int, arg: usize) -> c_int: fcntls(command); else or_twin!(fcntl(fd: c_int, command: c_int, arg: usize) -> c_int, no_function() as c_int);
-    __fcntl(fd: c_int, command: c_int, arg: usize) -> c_int: fcntls(command); else or_twin!(fcntl(fd: c_int, command: c_int, arg: usize) -> c_int, no_function() as c_int);
+    ioctl(fd: c_int, request: c_ulong, arg: usize) -> c_int: ioctls(fd, request as usize); else libc_result(raw!(nr::IOCTL, fd, request, arg)) as c_int;
+    fcntl(fd: c_int, command: c_int, arg: usize) -> c_int: fcntls(command as usize); else or_twin!(fcntl64(fd: c_int, command: c_int, arg: usize) -> c_int, libc_result(raw!(nr::FCNTL, fd, command, arg)) as c_int);
+    fcntl64(fd: c_int, command: c_int, arg: usize) -> c_int: fcntls(command as usize); else or_twin!(fcntl(fd: c_int, command: c_int, arg: usize) -> c_int, no_function() as c_int);
+    __fcntl(fd: c_int, command: c_int, arg: usize) -> c_int: fcntls(command as usize); else or_twin!(fcntl(fd: c_int, command: c_int, arg: usize) -> c_int, no_function() as c_int);
     // Locks: they are never held up, for a thread that waits for a lock held by one
     // that waits at the gate would keep the drain from ending.
     flock(fd: c_int, operation: c_int) -> c_int: noted(Seen::Lock); else libc_result(raw!(nr::FLOCK, fd, operation)) as c_int;
@@ -226,12 +193,12 @@ hooks! {
     dup2(from: c_int, to: c_int) -> c_int: noted(Seen::Close); else or_twin!(dup2(from: c_int, to: c_int) -> c_int, no_function() as c_int);
     __dup2(from: c_int, to: c_int) -> c_int: noted(Seen::Close); else or_twin!(dup2(from: c_int, to: c_int) -> c_int, no_function() as c_int);
     dup3(from: c_int, to: c_int, flags: c_int) -> c_int: noted(Seen::Close); else libc_result(raw!(nr::DUP3, from, to, flags)) as c_int;
-    close_range(first: c_uint, last: c_uint, flags: c_int) -> c_int: noted(Seen::Close); else libc_result(raw!(nr_common::CLOSE_RANGE, first, last, flags)) as c_int;
-    closefrom(first: c_int) -> (): noted(Seen::Close); else { raw!(nr_common::CLOSE_RANGE, first.max(0), u32::MAX, 0); };
+    close_range(first: c_uint, last: c_uint, flags: c_int) -> c_int: noted(Seen::Close); else libc_result(raw!(nr::CLOSE_RANGE, first, last, flags)) as c_int;
+    closefrom(first: c_int) -> (): noted(Seen::Close); else { raw!(nr::CLOSE_RANGE, first.max(0), u32::MAX, 0); };
     // Mappings: the coordinator finds them from outside; making one that changes a
     // file without a call waits.
-    mmap(at: Ptr, len: usize, protection: c_int, flags: c_int, fd: c_int, offset: i64) -> Ptr: maps(protection, flags, fd); else libc_result(raw!(nr::MMAP, at, len, protection, flags, fd, offset)) as Ptr;
-    mmap64(at: Ptr, len: usize, protection: c_int, flags: c_int, fd: c_int, offset: i64) -> Ptr: maps(protection, flags, fd); else libc_result(raw!(nr::MMAP, at, len, protection, flags, fd, offset)) as Ptr;
+    mmap(at: Ptr, len: usize, protection: c_int, flags: c_int, fd: c_int, offset: i64) -> Ptr: maps(protection as usize, flags as usize, fd); else libc_result(raw!(nr::MMAP, at, len, protection, flags, fd, offset)) as Ptr;
+    mmap64(at: Ptr, len: usize, protection: c_int, flags: c_int, fd: c_int, offset: i64) -> Ptr: maps(protection as usize, flags as usize, fd); else libc_result(raw!(nr::MMAP, at, len, protection, flags, fd, offset)) as Ptr;
     mremap(at: Ptr, len: usize, new_len: usize, flags: c_int, new_at: Ptr) -> Ptr: noted(Seen::Map); else libc_result(raw!(nr::MREMAP, at, len, new_len, flags, new_at)) as Ptr;
     munmap(at: Ptr, len: usize) -> c_int: noted(Seen::Map); else libc_result(raw!(nr::MUNMAP, at, len)) as c_int;
     mprotect(at: Ptr, len: usize, protection: c_int) -> c_int: noted(Seen::Map); else libc_result(raw!(nr::MPROTECT, at, len, protection)) as c_int;
@@ -244,8 +211,8 @@ hooks! {
     aio_write64(block: Ptr) -> c_int: submit(); else no_function() as c_int;
     lio_listio(mode: c_int, list: Ptr, count: c_int, event: Ptr) -> c_int: submit(); else no_function() as c_int;
     lio_listio64(mode: c_int, list: Ptr, count: c_int, event: Ptr) -> c_int: submit(); else no_function() as c_int;
-    io_uring_enter(fd: c_uint, submit_count: c_uint, wait: c_uint, flags: c_uint, mask: Ptr) -> c_int: submit(); else raw!(nr_common::IO_URING_ENTER, fd, submit_count, wait, flags, mask, 8) as c_int;
-    io_uring_enter2(fd: c_uint, submit_count: c_uint, wait: c_uint, flags: c_uint, mask: Ptr, len: usize) -> c_int: submit(); else raw!(nr_common::IO_URING_ENTER, fd, submit_count, wait, flags, mask, len) as c_int;
+    io_uring_enter(fd: c_uint, submit_count: c_uint, wait: c_uint, flags: c_uint, mask: Ptr) -> c_int: submit(); else raw!(nr::IO_URING_ENTER, fd, submit_count, wait, flags, mask, 8) as c_int;
+    io_uring_enter2(fd: c_uint, submit_count: c_uint, wait: c_uint, flags: c_uint, mask: Ptr, len: usize) -> c_int: submit(); else raw!(nr::IO_URING_ENTER, fd, submit_count, wait, flags, mask, len) as c_int;
 
     // Not gated. (The new thread begins in its own function, not in the hook.)
     clone(entry: Ptr, stack: Ptr, flags: c_int, arg: Ptr, parent: Ptr, tls: Ptr, child: Ptr) -> c_int: clones(flags); else no_function() as c_int;
