@@ -7,7 +7,7 @@
 use core::cell::UnsafeCell;
 use core::ffi::{CStr, c_char};
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
-use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
+use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64};
 
 use snapshim_gate::abi::{Gate, HEADER_SIZE, MAX_SLOTS, file_size};
 use snapshim_gate::reap::{self, Claimed};
@@ -128,8 +128,13 @@ pub(crate) fn owner(tid: u32) -> Owner {
     }
 }
 
+/// The environment as the dynamic linker passes it to constructors, for those that
+/// run before libc's own has set `environ`.
+static EARLY_ENVIRONMENT: AtomicPtr<*const c_char> = AtomicPtr::new(core::ptr::null_mut());
+
 /// The first look for a gate, from the constructor.
-pub(crate) fn at_start() {
+pub(crate) fn at_start(environment: *mut *const c_char) {
+    EARLY_ENVIRONMENT.store(environment, Relaxed);
     const MADV_WIPEONFORK: i32 = 18;
     let page = page();
     let is_wiped = sys::advise((&raw const PAGE).cast(), size_of::<Page>(), MADV_WIPEONFORK);
@@ -269,16 +274,13 @@ fn clear_stale_slots() {
 /// Maps the gate at `path` if it is one, and safe.
 fn map_gate(path: &[u8], settings: &Settings) -> Option<Gate> {
     const O_RDWR: i32 = 2;
-    const O_CLOEXEC: i32 = 0o2000000;
-    const O_NONBLOCK: i32 = 0o4000;
-    #[cfg(target_arch = "x86_64")]
-    const O_NOFOLLOW: i32 = 0o400000;
-    #[cfg(target_arch = "aarch64")]
-    const O_NOFOLLOW: i32 = 0o100000;
     const MAP_SHARED: i32 = 1;
 
     // O_NONBLOCK: a FIFO put in its place must not hang the program.
-    let fd = sys::open(path, O_RDWR | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK)?;
+    let fd = sys::open(
+        path,
+        O_RDWR | sys::O_CLOEXEC | sys::O_NOFOLLOW | sys::O_NONBLOCK,
+    )?;
     let mapped = check_gate_file(fd, settings)
         .and_then(|len| sys::map(fd, len, MAP_SHARED).map(|at| (at, len)));
     sys::close(fd);
@@ -318,9 +320,8 @@ fn check_gate_file(fd: i32, settings: &Settings) -> Option<usize> {
 /// Field 22 of /proc/self/stat: when this process started, in clock ticks since
 /// boot. 0 if there is no /proc.
 fn start_time() -> u64 {
-    const O_RDONLY_CLOEXEC: i32 = 0o2000000;
     let mut buffer = [0u8; 512];
-    let Some(fd) = sys::open(b"/proc/self/stat\0", O_RDONLY_CLOEXEC) else {
+    let Some(fd) = sys::open(b"/proc/self/stat\0", sys::O_RDONLY | sys::O_CLOEXEC) else {
         return 0;
     };
     let n = sys::read(fd, &mut buffer);
@@ -366,6 +367,8 @@ struct Settings {
     /// Paths to try, each NUL-terminated.
     paths: [Path; 4],
     pinned: Option<(u64, u64)>,
+    /// Directories of site tables.
+    sites: [Path; 3],
     /// The program runs with privileges its caller lacks: the environment is not to be trusted.
     ignored: bool,
 }
@@ -407,6 +410,16 @@ impl Settings {
     }
 }
 
+/// The directories of site tables, empty paths among them; `None` if the
+/// environment is not to be trusted, or not read yet.
+pub(crate) fn site_places_known() -> Option<[&'static [u8]; 3]> {
+    if page().reading.load(Acquire) != DONE || settings().ignored {
+        return None;
+    }
+    let [a, b, c] = &settings().sites;
+    Some([a, b, c].map(|p| p.bytes.get(..p.len).unwrap_or(&[])))
+}
+
 struct SettingsCell(UnsafeCell<Settings>);
 // SAFETY: written only by whoever moves `Page::reading` from IDLE to BUSY; read only after DONE.
 unsafe impl Sync for SettingsCell {}
@@ -414,6 +427,7 @@ unsafe impl Sync for SettingsCell {}
 static SETTINGS: SettingsCell = SettingsCell(UnsafeCell::new(Settings {
     paths: [Path::EMPTY; 4],
     pinned: None,
+    sites: [Path::EMPTY; 3],
     ignored: true,
 }));
 
@@ -466,8 +480,24 @@ fn gather() -> Settings {
     Settings {
         paths,
         pinned,
+        sites: site_places(),
         ignored: secure,
     }
+}
+
+/// The same places, in the same order, as the coordinator's.
+fn site_places() -> [Path; 3] {
+    if let Some(dir) = variable(b"SNAPSHIM_SITES=") {
+        return [Path::join(&[dir]), Path::EMPTY, Path::EMPTY];
+    }
+    let cache = match (variable(b"XDG_CACHE_HOME="), variable(b"HOME=")) {
+        _ if sys::geteuid() == 0 => Path::EMPTY,
+        (Some(dir), _) => Path::join(&[dir, b"/snapshim/sites"]),
+        (None, Some(home)) => Path::join(&[home, b"/.cache/snapshim/sites"]),
+        (None, None) => Path::EMPTY,
+    };
+    let shared = Path::join(&[b"/var/cache/snapshim/sites"]);
+    [cache, shared, Path::EMPTY]
 }
 
 /// The value of the variable that starts with `prefix` ("NAME=").
@@ -477,6 +507,9 @@ fn variable(prefix: &[u8]) -> Option<&'static [u8]> {
     // keeps valid for its own getenv.
     unsafe {
         let mut at = environ;
+        if at.is_null() {
+            at = EARLY_ENVIRONMENT.load(Relaxed);
+        }
         if at.is_null() {
             return None;
         }

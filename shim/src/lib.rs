@@ -15,14 +15,14 @@
 //! | `attach` | finding, checking and mapping the gate; fork and exec |
 //! | `claim` | a thread's slot |
 //! | `thread` | the thread's own word |
+//! | `sites` | the system call instructions inside libc and other files |
 //! | `next` | the functions behind the hooks, found without `dlsym` |
 //! | `sys` | system calls without libc |
-//!
-//! Syscall sites inside libc are another layer, which will call `guard` and
-//! `hooks::raw` just as the symbol hooks do.
 #![no_std]
 // The hooks carry the names and signatures of libc's functions.
 #![allow(clippy::missing_safety_doc, missing_docs, unreachable_pub)]
+
+use core::ffi::{c_char, c_int};
 
 mod attach;
 mod claim;
@@ -30,6 +30,10 @@ mod guard;
 mod hooks;
 mod member;
 mod next;
+#[cfg(target_arch = "x86_64")]
+mod sites;
+#[cfg(target_arch = "x86_64")]
+mod strings;
 mod sys;
 mod thread;
 
@@ -52,13 +56,27 @@ core::arch::global_asm!(
 );
 
 /// Attaches before `main`, so that the coordinator can see that this process is
-/// held even if it makes no call for a while. Hooks that are called earlier, by
-/// constructors of other libraries, do it for themselves.
+/// held even if it makes no call for a while. The library is linked as one to
+/// be initialised first (`-z initfirst`), before other libraries' constructors and
+/// the program's own `.preinit_array`; glibc before 2.34 may prefer its libpthread.
+/// Hooks that are called earlier all the same do it for themselves. (glibc passes
+/// the arguments; musl none, but has set `environ` by then, and they are not used.)
 #[used]
 #[unsafe(link_section = ".init_array")]
-static INIT: extern "C" fn() = init;
+static INIT: extern "C" fn(c_int, *mut *const c_char, *mut *const c_char) = init;
 
-extern "C" fn init() {
+extern "C" fn init(_: c_int, _: *mut *const c_char, environment: *mut *const c_char) {
     hooks::resolve_all();
-    attach::at_start();
+    attach::at_start(environment);
+    sites::install();
+}
+
+/// Other machines: there is no such layer yet.
+#[cfg(not(target_arch = "x86_64"))]
+mod sites {
+    pub(crate) fn covers() -> bool {
+        false
+    }
+
+    pub(crate) fn install() {}
 }

@@ -4,6 +4,13 @@ use core::ffi::c_char;
 
 pub(crate) use snapshim_gate::nr;
 
+pub(crate) const O_RDONLY: i32 = 0;
+pub(crate) const O_CLOEXEC: i32 = 0o2000000;
+pub(crate) const O_NONBLOCK: i32 = 0o4000;
+#[cfg(target_arch = "x86_64")]
+pub(crate) const O_NOFOLLOW: i32 = 0o400000;
+#[cfg(target_arch = "aarch64")]
+pub(crate) const O_NOFOLLOW: i32 = 0o100000;
 pub(crate) const AT_FDCWD: i32 = -100;
 pub(crate) const AT_REMOVEDIR: i32 = 0x200;
 pub(crate) const AT_SYMLINK_NOFOLLOW: i32 = 0x100;
@@ -32,14 +39,17 @@ pub(crate) use raw;
 pub(crate) struct Stat {
     pub(crate) dev: u64,
     pub(crate) ino: u64,
-    _nlink: u64,
+    links: u64,
     pub(crate) mode: u32,
     pub(crate) uid: u32,
     _gid: u32,
     _pad: u32,
     _rdev: u64,
     pub(crate) size: i64,
-    _rest: [u64; 11],
+    _blocks: [u64; 2],
+    _atime: [u64; 2],
+    mtime: [u64; 2],
+    _rest: [u64; 5],
 }
 
 /// The head of the kernel's `struct stat`.
@@ -50,13 +60,16 @@ pub(crate) struct Stat {
     pub(crate) dev: u64,
     pub(crate) ino: u64,
     pub(crate) mode: u32,
-    _nlink: u32,
+    links: u32,
     pub(crate) uid: u32,
     _gid: u32,
     _rdev: u64,
     _pad: u64,
     pub(crate) size: i64,
-    _rest: [u64; 9],
+    _blocks: [u64; 2],
+    _atime: [u64; 2],
+    mtime: [u64; 2],
+    _rest: [u64; 3],
 }
 
 const S_IFMT: u32 = 0o170000;
@@ -66,6 +79,18 @@ impl Stat {
         // SAFETY: made of integers, for which all-zero is a value.
         unsafe { core::mem::zeroed() }
     };
+
+    /// Number of names; of a directory, two more than directories in it.
+    pub(crate) fn links(&self) -> u64 {
+        #[allow(clippy::useless_conversion)] // 32 bits on some architectures
+        self.links.into()
+    }
+
+    /// Time of the last change of content, ns since 1970.
+    pub(crate) fn mtime_ns(&self) -> u64 {
+        let [sec, nsec] = self.mtime;
+        sec.wrapping_mul(1_000_000_000).wrapping_add(nsec)
+    }
 
     pub(crate) fn is_regular(&self) -> bool {
         self.mode & S_IFMT == 0o100000
@@ -114,6 +139,46 @@ pub(crate) fn read(fd: i32, buffer: &mut [u8]) -> usize {
     n.max(0) as usize
 }
 
+/// Reads from `offset` until the buffer is full or the file ends.
+pub(crate) fn read_at(fd: i32, buffer: &mut [u8], offset: u64) -> usize {
+    let mut done = 0;
+    while let Some(rest) = buffer.get_mut(done..).filter(|rest| !rest.is_empty()) {
+        let at = offset.wrapping_add(done as u64);
+        // SAFETY: the buffer is writable for its length.
+        let n = unsafe { raw!(nr::PREAD64, fd, rest.as_mut_ptr(), rest.len(), at) };
+        if n <= 0 {
+            break;
+        }
+        done += n as usize;
+    }
+    done
+}
+
+/// A file in memory, closed on exec, that may be mapped executable.
+pub(crate) fn memory_file(name: &core::ffi::CStr) -> Option<i32> {
+    const MFD_CLOEXEC: usize = 1;
+    const MFD_EXEC: usize = 0x10; // Linux 6.3; refused before
+    [MFD_CLOEXEC | MFD_EXEC, MFD_CLOEXEC]
+        .into_iter()
+        // SAFETY: a NUL-terminated name.
+        .map(|flags| unsafe { raw!(nr::MEMFD_CREATE, name.as_ptr(), flags) })
+        .find_map(|fd| (fd >= 0).then_some(fd as i32))
+}
+
+/// Writes all of `bytes` at `offset`; for files of ours only.
+pub(crate) fn write_all_at(fd: i32, bytes: &[u8], offset: usize) -> bool {
+    let mut done = 0;
+    while let Some(rest) = bytes.get(done..).filter(|rest| !rest.is_empty()) {
+        // SAFETY: the bytes are readable.
+        let n = unsafe { raw!(nr::PWRITE64, fd, rest.as_ptr(), rest.len(), offset + done) };
+        if n <= 0 {
+            return false;
+        }
+        done += n as usize;
+    }
+    true
+}
+
 /// `f_type` of fstatfs(2); 0 on any error.
 pub(crate) fn filesystem_type(fd: i32) -> i64 {
     let mut statfs = [0i64; 16];
@@ -128,6 +193,15 @@ pub(crate) fn map(fd: i32, len: usize, flags: i32) -> Option<*mut u8> {
     // SAFETY: no address is asked for, so nothing mapped is replaced.
     let at = unsafe { raw!(nr::MMAP, 0, len, PROT_READ_WRITE, flags, fd, 0) };
     (!(-4095..=0).contains(&at)).then_some(at as *mut u8)
+}
+
+/// mmap(2) of `len` bytes of a file, private and read only; `None` on any error.
+pub(crate) fn map_to_read(fd: i32, len: usize) -> Option<*const u8> {
+    const PROT_READ: i32 = 1;
+    const MAP_PRIVATE: i32 = 2;
+    // SAFETY: no address is asked for, so nothing mapped is replaced.
+    let at = unsafe { raw!(nr::MMAP, 0, len, PROT_READ, MAP_PRIVATE, fd, 0) };
+    (!(-4095..=0).contains(&at)).then_some(at as *const u8)
 }
 
 pub(crate) fn unmap(at: *mut u8, len: usize) {

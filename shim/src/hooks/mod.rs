@@ -8,7 +8,7 @@ use crate::guard::{Frame, enter, seen};
 use crate::member::Target;
 use crate::sys::AT_FDCWD;
 
-mod raw;
+pub(crate) mod raw;
 mod table;
 
 pub(crate) use table::resolve_all;
@@ -38,7 +38,13 @@ macro_rules! hooks {
             $(#[$meta])*
             #[unsafe(no_mangle)]
             pub unsafe extern "C" fn $name($($arg: $ty),*) -> $ret {
-                let frame: Frame = $gate;
+                // clone's has nothing to do with files: it is about threads.
+                const ALWAYS: bool = matches!(stringify!($name).as_bytes(), b"clone" | b"__clone");
+                let frame: Frame = if !ALWAYS && crate::sites::covers() {
+                    Frame::NONE
+                } else {
+                    $gate
+                };
                 let result = match behind::$name.get(name!($name)) {
                     // SAFETY: what the next object in search order defines under
                     // this name has the signature of the row; the call is the

@@ -1,5 +1,5 @@
 //! `syscall()`, and what a system call does told from its number and arguments
-//! alone: also the dispatcher for syscall sites.
+//! alone: also for syscall sites.
 
 use core::arch::naked_asm;
 use core::ffi::{c_char, c_int, c_ulong};
@@ -9,14 +9,14 @@ use snapshim_gate::slot::Class::{self, Meta};
 use snapshim_gate::slot::Seen;
 
 use super::{O_CREAT, O_TRUNC, by_path, maps, name, names, noted, on, opens, renames};
-use crate::attach;
 use crate::guard::{Frame, leave, seen, submit};
 use crate::next::{Next, Search};
 use crate::sys::{AT_FDCWD, nr};
 use crate::thread::SHARING;
+use crate::{attach, sites};
 
 /// The numbers [`gate_for`] knows, a bit each: all others go on without a frame.
-static OURS: [u64; NUMBERS / 64] = calls::bits();
+pub(crate) static OURS: [u64; NUMBERS / 64] = calls::bits();
 
 static BEHIND: Next = Next::new();
 
@@ -123,6 +123,9 @@ unsafe extern "C" fn gated(
 ) -> isize {
     // SAFETY: the program's own call, handed on.
     let call = || unsafe { unresolved(number, a, b, c, d, e, f) };
+    if sites::covers() {
+        return call();
+    }
     if sandboxes(number, a) {
         seen(Seen::Sandbox);
         return attach::sandboxing(call);
@@ -196,7 +199,7 @@ pub(super) fn fcntl(command: usize) -> Frame {
 }
 
 /// Whether a call, if it succeeds, puts the program into a sandbox.
-fn sandboxes(number: usize, argument: usize) -> bool {
+pub(crate) fn sandboxes(number: usize, argument: usize) -> bool {
     match number {
         nr::PRCTL => prctl_sandboxes(argument),
         // Operations 0 and 1 enter one, the others only ask.
@@ -222,7 +225,7 @@ pub unsafe extern "C" fn prctl(
         Some(at) => unsafe { core::mem::transmute::<usize, Prctl>(at)(option, a, b, c, d) },
         None => -1,
     };
-    if prctl_sandboxes(option as usize) {
+    if !sites::covers() && prctl_sandboxes(option as usize) {
         seen(Seen::Sandbox);
         return attach::sandboxing(|| call() as isize) as c_int;
     }
@@ -234,10 +237,13 @@ fn utimensat(dirfd: i32, path: usize) -> Frame {
 }
 
 /// Takes the system call `number` past the gate.
-pub(crate) fn gate_for(number: usize, a: [usize; 6]) -> Frame {
-    let Some(action) = calls::action(number) else {
-        return Frame::NONE;
-    };
+fn gate_for(number: usize, args: [usize; 6]) -> Frame {
+    calls::action(number).map_or(Frame::NONE, |action| gate_action(action, args))
+}
+
+/// Takes a system call that does `action` past the gate.
+#[inline(always)]
+pub(crate) fn gate_action(action: Action, a: [usize; 6]) -> Frame {
     match action {
         Action::File(class, arg) => on(class, fd(a[usize::from(arg & 3)])),
         Action::Ioctl => ioctl(fd(a[0]), a[1]),

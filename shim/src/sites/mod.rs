@@ -1,0 +1,111 @@
+//! Syscall sites: the system call instructions inside libc, the dynamic linker and
+//! every other file mapped executable, replaced by jumps to the gate.
+//!
+//! libc calls the kernel without its own exported functions (stdio, the flush at
+//! exit, helper threads), so hooks by name see only part of what it does. Where its
+//! sites are patched, they stand aside ([`covers`]).
+//!
+//! | module | what it does |
+//! |---|---|
+//! | `objects` | which files are mapped, and their identities |
+//! | `tables` | the coordinator's site tables, found and checked |
+//! | `patch` | replacing the instructions |
+//! | `memory` | code that can be changed |
+//! | `stubs` | the code that is jumped to |
+//! | `dispatch` | what happens there |
+
+use core::sync::atomic::AtomicBool;
+use core::sync::atomic::Ordering::Relaxed;
+
+use snapshim_gate::sites::{COMPLETE, LIBC};
+
+use crate::{attach, sys};
+
+mod dispatch;
+mod memory;
+mod objects;
+mod patch;
+mod stubs;
+mod tables;
+
+use objects::{Object, Segment};
+use tables::Tables;
+
+/// libc's sites are patched, all of them: calls need not be gated by name.
+static COVERS: AtomicBool = AtomicBool::new(false);
+
+/// Whether every call that libc makes passes the gate at its site.
+#[inline(always)]
+pub(crate) fn covers() -> bool {
+    COVERS.load(Relaxed)
+}
+
+/// Patches all that is loaded. Before any of the program's own code runs, while
+/// there is one thread, and none of what is changed is in the middle of a site.
+pub(crate) fn install() {
+    let Some(tables) = Tables::find() else { return };
+    if !is_single_threaded() {
+        return;
+    }
+    objects::each_loaded(&mut |object| patch_loaded(&tables, object));
+}
+
+fn patch_loaded(tables: &Tables, object: &Object<'_>) {
+    let Some(id) = object.id() else { return };
+    tables.with(&id, |table| {
+        let code = object.segments.iter().filter(|s| s.is_code());
+        let mut all_done = true;
+        for segment in code {
+            // SAFETY: a loaded object; nobody else is there to run it.
+            all_done &= unsafe { patch::patch(object.base, segment, table) };
+        }
+        let flags = COMPLETE | LIBC;
+        if all_done && table.header.flags & flags == flags {
+            COVERS.store(true, Relaxed);
+        }
+    });
+}
+
+fn is_single_threaded() -> bool {
+    // Directories count themselves, their name and one for each directory in them.
+    const ALONE: u64 = 3;
+    // SAFETY: NUL-terminated.
+    unsafe { sys::fstatat(sys::AT_FDCWD, c"/proc/self/task".as_ptr(), 0) }
+        .is_ok_and(|stat| stat.links() == ALONE)
+}
+
+/// A file was just mapped executable: a library on its way in, of which no
+/// instruction has run yet.
+#[cold]
+fn mapped(at: usize, len: usize, fd: i32, offset: usize) {
+    const SEGMENTS: usize = 32;
+    const NOTES: usize = 512;
+    // In a sandbox no system call of ours is safe.
+    if fd < 0 || attach::is_sandboxed() {
+        return;
+    }
+    let Some(tables) = Tables::find() else { return };
+    let mut segments = [Segment::default(); SEGMENTS];
+    let Some(segments) = objects::read_segments(fd, &mut segments) else {
+        return;
+    };
+    let is_it = |s: &&Segment| s.is_code() && (s.offset & !4095) == offset as u64;
+    let Some(segment) = segments.iter().find(is_it) else {
+        return;
+    };
+    let mut notes = [0; NOTES];
+    let Some(id) = objects::read_id(fd, segments, &mut notes) else {
+        return;
+    };
+    let base = at.wrapping_sub((segment.address & !4095) as usize);
+    // What is mapped may be less than what the header says.
+    let mut segment = *segment;
+    let whole = (segment.address & 4095).saturating_add(segment.in_file);
+    if whole > len as u64 {
+        segment.in_file = (len as u64).saturating_sub(segment.address & 4095);
+    }
+    tables.with(&id, |table| {
+        // SAFETY: just mapped, and the mapping's address has not been returned yet.
+        unsafe { patch::patch(base, &segment, table) };
+    });
+}

@@ -1,0 +1,126 @@
+//! Replacing system call instructions by jumps (x86-64).
+
+use snapshim_gate::sites::{JUMP, NUMBERED, Record, SYSCALL, Table};
+
+use super::memory::{self, Code};
+use super::objects::Segment;
+use super::stubs::{GENERAL_POOL, NUMBERED_POOL};
+
+/// Replaces the sites of `table` that lie in the segment `code` of a file loaded at
+/// `base`. `false` if any was left.
+///
+/// # Safety
+/// The segment is mapped there, and no other thread runs code in it.
+pub(super) unsafe fn patch(base: usize, code: &Segment, table: &Table<'_>) -> bool {
+    let all = table.records.iter();
+    let inside = all.filter(|r| r.window().is_some_and(|w| code.holds(r.address, w.len())));
+    let address = |r: &Record| base.wrapping_add(r.address as usize);
+    let range = inside
+        .clone()
+        .fold(None, |range: Option<(usize, usize)>, r| {
+            let (at, end) = (address(r), address(r) + r.window().map_or(0, <[u8]>::len));
+            Some(range.map_or((at, end), |(a, b)| (a.min(at), b.max(end))))
+        });
+    let Some((begin, end)) = range else {
+        return true;
+    };
+    let needed = inside.clone().map(|r| trampoline_len(r, address(r))).sum();
+    let Some(mut extra) = memory::near(begin, end, needed) else {
+        return false;
+    };
+    // SAFETY: the caller's promise; the range lies in the segment.
+    let Some(mut text) = (unsafe { Code::open(begin, end) }) else {
+        extra.discard();
+        return false;
+    };
+    let mut all_done = true;
+    for record in inside {
+        all_done &= site(&mut text, &mut extra, address(record), record).is_some();
+    }
+    // The stubs must be there before anything jumps to them.
+    if !extra.seal() {
+        text.discard();
+        return false;
+    }
+    text.seal() && all_done
+}
+
+/// Bytes of code that a site may need outside this library.
+fn trampoline_len(record: &Record, at: usize) -> usize {
+    if record.shape == NUMBERED && NUMBERED_POOL.is_near(at) {
+        return 0;
+    }
+    usize::from(record.before) + usize::from(record.after) + 2 * FAR_JUMP
+}
+
+/// `jmp [rip + 0]` and the address.
+const FAR_JUMP: usize = 14;
+
+fn site(text: &mut Code, extra: &mut Code, at: usize, record: &Record) -> Option<()> {
+    let window = record.window()?;
+    if text.read(at, window.len())? != window {
+        return None;
+    }
+    let end = at.checked_add(window.len())?;
+    let (before, rest) = window.split_at(usize::from(record.before));
+    let after = rest.get(SYSCALL.len()..)?;
+    let target = if record.shape == NUMBERED {
+        let stub = NUMBERED_POOL.take(record.number as usize, end)?;
+        reach(extra, at, stub)?
+    } else {
+        // What stood before the call, then the call, then what stood after it.
+        let back = if after.is_empty() {
+            end
+        } else {
+            let begin = extra.next();
+            extra.push(after)?;
+            jump(extra, end)?;
+            begin
+        };
+        let stub = GENERAL_POOL.take(usize::MAX, back)?;
+        if before.is_empty() {
+            reach(extra, at, stub)?
+        } else {
+            let begin = extra.next();
+            extra.push(before)?;
+            jump(extra, stub)?;
+            begin
+        }
+    };
+    let mut jump = [0xcc; snapshim_gate::sites::MAX_WINDOW];
+    let jump = jump.get_mut(..window.len())?;
+    let distance = near_distance(at, target)?;
+    jump.get_mut(..JUMP)?.copy_from_slice(&near_jump(distance));
+    text.write(at, jump)
+}
+
+fn near_distance(from: usize, to: usize) -> Option<i32> {
+    let next = from.wrapping_add(JUMP);
+    i32::try_from(to.wrapping_sub(next) as isize).ok()
+}
+
+fn near_jump(distance: i32) -> [u8; JUMP] {
+    let [a, b, c, d] = distance.to_le_bytes();
+    [0xe9, a, b, c, d]
+}
+
+/// A place that a near jump from `at` can reach and that leads to `target`.
+fn reach(extra: &mut Code, at: usize, target: usize) -> Option<usize> {
+    if near_distance(at, target).is_some() {
+        return Some(target);
+    }
+    let begin = extra.next();
+    jump(extra, target)?;
+    Some(begin)
+}
+
+/// Appends a jump to `target`.
+fn jump(extra: &mut Code, target: usize) -> Option<()> {
+    match near_distance(extra.next(), target) {
+        Some(distance) => extra.push(&near_jump(distance)),
+        None => {
+            extra.push(&[0xff, 0x25, 0, 0, 0, 0])?;
+            extra.push(&target.to_le_bytes())
+        }
+    }
+}
