@@ -36,6 +36,11 @@ pub const DEFAULT_HOLD_BOUND_MS: u32 = 1_000;
 /// Longest time that may be asked for: 10 s.
 pub const MAX_HOLD_BOUND_MS: u32 = 10_000;
 
+/// Option: stdio calls that made libc write flush the rest.
+pub const STDIO_RECORDS: u32 = 1;
+/// Option: io_uring_setup fails with ENOSYS.
+pub const REFUSE_RINGS: u32 = 2;
+
 /// The head of a gate file. W: who writes the field (M the maker of the file,
 /// C the coordinator holding the set's lock, S any shim).
 #[repr(C, align(64))]
@@ -69,7 +74,8 @@ pub struct Header {
     pub high_water: AtomicU32,
     /// S. Holds broken by a waiter.
     pub breaks: AtomicU32,
-    _policy: AtomicU32,
+    /// C. What the set asks of its programs: [`STDIO_RECORDS`], [`REFUSE_RINGS`].
+    pub options: AtomicU32,
     /// C. Length of the last hold, ns.
     pub last_hold_ns: AtomicU64,
     /// C. When the gate was last opened, CLOCK_MONOTONIC, ns.

@@ -9,11 +9,12 @@ use core::ffi::{CStr, c_char};
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64};
 
-use snapshim_gate::abi::{Gate, HEADER_SIZE, MAX_SLOTS, file_size};
+use snapshim_gate::abi::{Gate, HEADER_SIZE, MAX_SLOTS, REFUSE_RINGS, STDIO_RECORDS, file_size};
 use snapshim_gate::reap::{self, Claimed};
 use snapshim_gate::slot::{Owner, PIDNS_MASK};
 use snapshim_gate::sys::ticks;
 
+use crate::hooks::stdio;
 use crate::sys;
 
 /// What is true of this process and must not be of its children: kept in a page
@@ -94,6 +95,11 @@ pub(crate) fn gate() -> Option<&'static Gate> {
     }
     // SAFETY: written before `has_gate` was set, never after.
     unsafe { (*ATTACHED.gate.get()).as_ref() }
+}
+
+/// Whether io_uring is to look as if this kernel did not have it.
+pub(crate) fn refuses_rings() -> bool {
+    gate().is_some_and(|gate| gate.header().options.load(Relaxed) & REFUSE_RINGS != 0)
 }
 
 /// Whether the program has put itself into a seccomp sandbox: from then on any
@@ -223,6 +229,7 @@ fn try_attach() -> bool {
     // SAFETY: this thread alone holds BUSY, and nobody reads before `has_gate`.
     unsafe { *ATTACHED.gate.get() = Some(gate) };
     ATTACHED.has_gate.store(true, Release);
+    stdio::want(gate.header().options.load(Relaxed) & STDIO_RECORDS != 0);
     // Who we are is asked at the first call: that the gate is mapped is all the
     // coordinator needs to see. But what an earlier image of this process left
     // counted must not wait for a call that may never come.

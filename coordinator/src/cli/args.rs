@@ -14,7 +14,7 @@ use crate::capture::Method;
 use crate::checkpoint::Options;
 use crate::commit::CommitPoint;
 use crate::hold::gate_file::Sharing;
-use crate::hold::set::{Set, Wanted};
+use crate::hold::set::{Asks, Set, Wanted};
 
 use super::usage;
 
@@ -65,6 +65,12 @@ pub struct SetArgs {
     /// Let this group (name or id) use the gate
     #[arg(long, value_name = "GROUP")]
     pub gate_group: Option<String>,
+    /// Flush what a stdio call printed whenever it made libc write, so that files end with whole calls
+    #[arg(long)]
+    pub stdio_records: bool,
+    /// What becomes of io_uring
+    #[arg(long, value_name = "HOW", default_value = "hold")]
+    pub io_uring: Rings,
     /// The limits of a checkpoint of the set.
     #[command(flatten)]
     pub limits: LimitArgs,
@@ -79,12 +85,25 @@ impl SetArgs {
             store: self.store.clone(),
             max_hold_ms: self.limits.max_hold.map(|d| d.as_millis() as u32),
             keep_last: self.limits.keep_last,
+            asks: Asks {
+                stdio_records: self.stdio_records,
+                refuse_rings: self.io_uring == Rings::Refuse,
+            },
             sharing: Sharing {
                 owner: self.gate_owner.as_deref().map(user_id).transpose()?,
                 group: self.gate_group.as_deref().map(group_id).transpose()?,
             },
         })
     }
+}
+
+/// What becomes of io_uring in the programs of a set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Rings {
+    /// Submissions wait at the gate; what was submitted before is looked for at the cut
+    Hold,
+    /// Rings cannot be made (ENOSYS), so that programs use other calls
+    Refuse,
 }
 
 /// Limits of one checkpoint, or of all of a set that do not say otherwise.

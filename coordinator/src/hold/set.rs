@@ -8,7 +8,7 @@ use std::io::{ErrorKind, Read};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::{Component, Path, PathBuf};
-use std::sync::atomic::Ordering::Acquire;
+use std::sync::atomic::Ordering::{Acquire, Relaxed};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -16,7 +16,7 @@ use rustix::fs::{self, AtFlags, FileType, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
-use snapshim_gate::abi::{DEFAULT_HOLD_BOUND_MS, DEFAULT_SLOTS, Gate};
+use snapshim_gate::abi::{DEFAULT_HOLD_BOUND_MS, DEFAULT_SLOTS, Gate, REFUSE_RINGS, STDIO_RECORDS};
 use snapshim_gate::slot::Owner;
 use snapshim_gate::table::FileId;
 
@@ -45,8 +45,29 @@ pub struct Config {
     pub max_hold_ms: u32,
     /// How many snapshots are kept unless a checkpoint asks otherwise; all if `None`.
     pub keep_last: Option<usize>,
+    /// What its programs are asked to do differently.
+    pub asks: Asks,
     /// Who else may use the gate.
     pub sharing: Sharing,
+}
+
+/// What the programs of a set are asked to do differently than they would alone.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Asks {
+    /// A stdio call that made libc write flushes the rest before it returns.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub stdio_records: bool,
+    /// io_uring looks as if the kernel did not have it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub refuse_rings: bool,
+}
+
+impl Asks {
+    /// The form in the gate.
+    fn options(self) -> u32 {
+        let option = |asked, option| if asked { option } else { 0 };
+        option(self.stdio_records, STDIO_RECORDS) | option(self.refuse_rings, REFUSE_RINGS)
+    }
 }
 
 /// The form of [`Config`] in `set.json`.
@@ -59,6 +80,8 @@ struct ConfigForm {
     max_hold_ms: u32,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     keep_last: Option<usize>,
+    #[serde(flatten)]
+    asks: Asks,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     gate_owner: Option<u32>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -74,6 +97,7 @@ impl From<ConfigForm> for Config {
             store: form.store.0,
             max_hold_ms: form.max_hold_ms,
             keep_last: form.keep_last,
+            asks: form.asks,
             sharing: Sharing {
                 owner: form.gate_owner,
                 group: form.gate_group,
@@ -92,6 +116,7 @@ impl From<Config> for ConfigForm {
             store: PathName(config.store),
             max_hold_ms: config.max_hold_ms,
             keep_last: config.keep_last,
+            asks: config.asks,
             gate_owner: config.sharing.owner,
             gate_group: config.sharing.group,
         }
@@ -111,6 +136,8 @@ pub struct Wanted {
     pub max_hold_ms: Option<u32>,
     /// How many snapshots are kept.
     pub keep_last: Option<usize>,
+    /// What the programs are asked to do differently.
+    pub asks: Asks,
     /// Who else may use the gate.
     pub sharing: Sharing,
 }
@@ -192,6 +219,7 @@ impl Wanted {
             store,
             max_hold_ms: self.max_hold_ms.unwrap_or(DEFAULT_HOLD_BOUND_MS),
             keep_last: self.keep_last,
+            asks: self.asks,
             sharing: self.sharing,
         })
     }
@@ -240,6 +268,22 @@ impl Wanted {
                 .keep_last
                 .map_or("all".into(), |n| format!("the last {n}"));
             found.push(format!("it keeps {count} of its snapshots"));
+        }
+        for (asked, present, what) in [
+            (
+                wanted.asks.stdio_records,
+                present.asks.stdio_records,
+                "--stdio-records",
+            ),
+            (
+                wanted.asks.refuse_rings,
+                present.asks.refuse_rings,
+                "--io-uring refuse",
+            ),
+        ] {
+            if asked && !present {
+                found.push(format!("it was made without {what}"));
+            }
         }
         if self.sharing.is_shared() && wanted.sharing != present.sharing {
             found.push("its gate has another owner or group".into());
@@ -356,6 +400,8 @@ impl Set {
             gate_file::create(&dir, DEFAULT_SLOTS, config.max_hold_ms, &config.sharing)?;
             Set::open_in(dir, name)?
         };
+        let options = set.config.asks.options();
+        set.gate.header().options.store(options, Relaxed);
         let file = set.open_for_lock()?;
         fs::flock(&file, FlockOperation::LockShared)
             .context(|| format!("lock {}", set.gate_path.display()))?;
@@ -990,6 +1036,10 @@ mod tests {
             store: odd,
             max_hold_ms: 7,
             keep_last: Some(2),
+            asks: Asks {
+                stdio_records: true,
+                refuse_rings: false,
+            },
             sharing: Sharing {
                 owner: Some(1),
                 group: None,

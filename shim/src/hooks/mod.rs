@@ -9,6 +9,7 @@ use crate::member::Target;
 use crate::sys::AT_FDCWD;
 
 pub(crate) mod raw;
+pub(crate) mod stdio;
 mod table;
 
 pub(crate) use table::resolve_all;
@@ -32,6 +33,7 @@ macro_rules! hooks {
             let search = Search::new();
             $( behind::$name.resolve(name!($name), &search); )*
             super::raw::resolve(&search);
+            super::stdio::resolve(&search);
         }
 
         $(

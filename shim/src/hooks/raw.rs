@@ -130,6 +130,9 @@ unsafe extern "C" fn gated(
         seen(Seen::Sandbox);
         return attach::sandboxing(call);
     }
+    if number == nr::IO_URING_SETUP && attach::refuses_rings() {
+        return super::table::no_function();
+    }
     let frame = gate_for(number, [a, b, c, d, e, f]);
     let result = call();
     leave(frame);

@@ -40,7 +40,7 @@ fn libc_result(result: isize) -> isize {
 }
 
 /// What a function that this libc lacks returns: -1, ENOSYS.
-fn no_function() -> isize {
+pub(super) fn no_function() -> isize {
     libc_result(-ENOSYS)
 }
 

@@ -7,6 +7,7 @@ use snapshim_gate::sys::syscall6;
 use crate::attach;
 use crate::guard::{leave, seen};
 use crate::hooks::raw::{gate_action, sandboxes};
+use crate::sys::ENOSYS;
 
 /// A system call as the program made it.
 #[repr(C)]
@@ -41,6 +42,7 @@ pub(super) unsafe extern "C" fn call(call: &Call) -> isize {
             seen(Seen::Sandbox);
             attach::sandboxing(make)
         }
+        Action::Ring if attach::refuses_rings() => -ENOSYS,
         _ => {
             let frame = gate_action(action, args);
             let result = make();
