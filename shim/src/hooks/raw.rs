@@ -36,6 +36,7 @@ pub(super) fn resolve(search: &Search) {
 #[cfg(target_arch = "x86_64")]
 pub unsafe extern "C" fn syscall() -> isize {
     naked_asm!(
+        ".cfi_startproc",
         "cmp rdi, {numbers}",
         "jae 2f",
         "mov r10, rdi",
@@ -56,6 +57,7 @@ pub unsafe extern "C" fn syscall() -> isize {
         "cmp r10, 1",
         "jbe {unresolved}",
         "jmp r10",
+        ".cfi_endproc",
         numbers = const NUMBERS,
         ours = sym OURS,
         clone = const nr::CLONE,
@@ -73,6 +75,7 @@ pub unsafe extern "C" fn syscall() -> isize {
 #[cfg(target_arch = "aarch64")]
 pub unsafe extern "C" fn syscall() -> isize {
     naked_asm!(
+        ".cfi_startproc",
         "cmp x0, #{numbers}",
         "b.hs 2f",
         "lsr x9, x0, #6",
@@ -99,6 +102,7 @@ pub unsafe extern "C" fn syscall() -> isize {
         "br x9",
         "3:",
         "b {unresolved}",
+        ".cfi_endproc",
         numbers = const NUMBERS,
         ours = sym OURS,
         clone = const nr::CLONE,
