@@ -4,7 +4,7 @@
 //! cargo run --release -p snapshim-tests --bin bench [-- [--check] [--quick] [PART…]]
 //! ```
 //!
-//! Parts: `calls`, `start`, `cut`; all by default.
+//! Parts: `calls`, `start`, `stdio`, `cut`; all by default.
 //!
 //! Every comparison is made of interleaved pairs, bare and shimmed in turn; the
 //! figure is the median of the paired differences or ratios, with the quartiles
@@ -22,10 +22,27 @@ use snapshim_tests::process;
 use snapshim_tests::stats::{median, percentile};
 use snapshim_tests::{Fs, Lab, Proc, product, tree};
 
-/// Added to a write to /dev/null, ns: one thread, two threads.
-const NULL_BARS: [f64; 2] = [15.0, 20.0];
-/// Start-up of /bin/true, ratio.
-const START_BAR: f64 = 1.25;
+/// A layer of interception, and its bars.
+struct Layer {
+    name: &'static str,
+    /// Added to a write to /dev/null, ns: one thread, two threads.
+    null_bars: [f64; 2],
+    /// Start-up of /bin/true, ratio.
+    start_bar: f64,
+}
+
+const LAYERS: [Layer; 2] = [
+    Layer {
+        name: "symbols",
+        null_bars: [15.0, 20.0],
+        start_bar: 1.25,
+    },
+    Layer {
+        name: "sites",
+        null_bars: [30.0, f64::INFINITY],
+        start_bar: 1.5,
+    },
+];
 /// Close to drained, median, µs.
 const CUT_BAR: f64 = 60.0;
 
@@ -55,7 +72,12 @@ fn main() -> ExitCode {
         }
     };
     type Part = fn(&Amounts) -> Vec<String>;
-    let parts: [(&str, Part); 3] = [("calls", calls), ("start", start_up), ("cut", cut)];
+    let parts: [(&str, Part); 4] = [
+        ("calls", calls),
+        ("start", start_up),
+        ("stdio", stdio),
+        ("cut", cut),
+    ];
     let all = !parts.iter().any(|(name, _)| has(name));
     let mut missed = Vec::new();
     for (name, part) in parts {
@@ -85,9 +107,15 @@ fn spread(values: &[f64], digits: usize) -> String {
     )
 }
 
-/// A shell program's environment under an open gate, by plain `LD_PRELOAD`.
-fn shimmed_environment(lab: &Lab) -> Vec<(String, String)> {
-    lab.env(&[])
+/// The environment of a program under an open gate, by plain `LD_PRELOAD`, held by
+/// `layer`: without site tables it is the symbols.
+fn shimmed_environment(lab: &Lab, layer: &Layer) -> Vec<(String, String)> {
+    let mut env = lab.env(&[]);
+    if layer.name == "symbols" {
+        env.retain(|(name, _)| name != "SNAPSHIM_SITES");
+        env.push(("SNAPSHIM_SITES".into(), "/nonexistent".into()));
+    }
+    env
 }
 
 /// ns per call of `programs/ops.c`.
@@ -104,55 +132,50 @@ fn ops(mode: &str, path: &Path, threads: usize, count: u64, env: &[(String, Stri
 }
 
 fn calls(amounts: &Amounts) -> Vec<String> {
-    let lab = Lab::new("bench-calls", Fs::Tmpfs, Duration::from_secs(600)).expect("a tmpfs");
-    let env = shimmed_environment(&lab);
+    let lab = Lab::new("bench-calls", Fs::Tmpfs, Duration::from_secs(1200)).expect("a tmpfs");
     let file = lab.data().join("block");
     let mut missed = Vec::new();
     println!("## One call under an open gate\n");
     println!("median of {} pairs [quartiles; extremes]\n", amounts.pairs);
-    println!("| call | threads | bare, ns | added, ns | ratio |");
-    println!("|---|---|---|---|---|");
-    for (what, mode, path, count) in [
-        (
-            "write, 1 byte, /dev/null",
-            "null",
-            Path::new("/dev/null"),
-            amounts.calls,
-        ),
-        (
-            "pwrite, 4 KiB, tmpfs",
-            "block",
-            file.as_path(),
-            amounts.calls / 4,
-        ),
-    ] {
-        for threads in [1, 2] {
-            let (mut bares, mut added, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
-            for pair in 0..amounts.pairs {
-                // Which of the two is first changes, so that a drift cancels.
-                let mut samples = [0.0; 2];
-                for turn in 0..2 {
-                    let shimmed = (pair + turn) % 2;
-                    let env = if shimmed == 1 { &env[..] } else { &[] };
-                    samples[shimmed] = ops(mode, path, threads, count, env);
+    println!("| layer | call | threads | bare, ns | added, ns | ratio |");
+    println!("|---|---|---|---|---|---|");
+    for layer in &LAYERS {
+        let env = shimmed_environment(&lab, layer);
+        for (what, mode, path, count) in [
+            (
+                "write, 1 byte, /dev/null",
+                "null",
+                Path::new("/dev/null"),
+                amounts.calls,
+            ),
+            (
+                "pwrite, 4 KiB, tmpfs",
+                "block",
+                file.as_path(),
+                amounts.calls / 4,
+            ),
+        ] {
+            for threads in [1, 2] {
+                let run = |shimmed: bool| {
+                    let env = if shimmed { &env[..] } else { &[] };
+                    ops(mode, path, threads, count, env)
+                };
+                let pairs = Pairs::of(amounts.pairs, run);
+                println!(
+                    "| {} | {what} | {threads} | {:.1} | {} | {} |",
+                    layer.name,
+                    median(&pairs.bare),
+                    spread(&pairs.added(), 1),
+                    spread(&pairs.ratios(), 3)
+                );
+                let bar = layer.null_bars[threads - 1];
+                let added = median(&pairs.added());
+                if mode == "null" && added > bar {
+                    missed.push(format!(
+                        "{}: {what}, {threads} threads: {added:.1} ns added, bar {bar} ns",
+                        layer.name
+                    ));
                 }
-                let [bare, shimmed] = samples;
-                bares.push(bare);
-                added.push(shimmed - bare);
-                ratios.push(shimmed / bare);
-            }
-            println!(
-                "| {what} | {threads} | {:.1} | {} | {} |",
-                median(&bares),
-                spread(&added, 1),
-                spread(&ratios, 3)
-            );
-            let bar = NULL_BARS[threads - 1];
-            if mode == "null" && median(&added) > bar {
-                missed.push(format!(
-                    "{what}, {threads} threads: {:.1} ns added, bar {bar} ns",
-                    median(&added)
-                ));
             }
         }
     }
@@ -160,46 +183,119 @@ fn calls(amounts: &Amounts) -> Vec<String> {
     missed
 }
 
+/// Interleaved measurements, bare and shimmed.
+struct Pairs {
+    bare: Vec<f64>,
+    shimmed: Vec<f64>,
+}
+
+impl Pairs {
+    fn of(count: usize, mut run: impl FnMut(bool) -> f64) -> Pairs {
+        let mut pairs = Pairs {
+            bare: Vec::new(),
+            shimmed: Vec::new(),
+        };
+        for pair in 0..count {
+            for turn in 0..2 {
+                // Which of the two is first changes, so that a drift cancels.
+                let is_shimmed = (pair + turn) % 2 == 1;
+                let sample = run(is_shimmed);
+                let samples = if is_shimmed {
+                    &mut pairs.shimmed
+                } else {
+                    &mut pairs.bare
+                };
+                samples.push(sample);
+            }
+        }
+        pairs
+    }
+
+    fn each(&self, of: impl Fn(f64, f64) -> f64) -> Vec<f64> {
+        let pairs = self.bare.iter().zip(&self.shimmed);
+        pairs.map(|(bare, shimmed)| of(*bare, *shimmed)).collect()
+    }
+
+    fn added(&self) -> Vec<f64> {
+        self.each(|bare, shimmed| shimmed - bare)
+    }
+
+    fn ratios(&self) -> Vec<f64> {
+        self.each(|bare, shimmed| shimmed / bare)
+    }
+}
+
 fn start_up(amounts: &Amounts) -> Vec<String> {
     let lab = Lab::new("bench-start", Fs::Tmpfs, Duration::from_secs(600)).expect("a tmpfs");
-    let env = shimmed_environment(&lab);
-    let spawn = |shimmed: bool| {
-        let mut command = Command::new("/bin/true");
-        command.env_clear().stdin(Stdio::null());
-        if shimmed {
-            command.envs(env.iter().cloned());
-        }
-        let start = Instant::now();
-        assert!(command.status().expect("/bin/true").success());
-        start.elapsed().as_secs_f64() * 1e6
-    };
-    let (mut bares, mut shims, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
-    for pair in 0..amounts.spawns {
-        let mut samples = [0.0; 2];
-        for turn in 0..2 {
-            let shimmed = (pair + turn) % 2;
-            samples[shimmed] = spawn(shimmed == 1);
-        }
-        bares.push(samples[0]);
-        shims.push(samples[1]);
-        ratios.push(samples[1] / samples[0]);
-    }
     println!("## Start-up of /bin/true\n");
     println!("{} spawns of each, interleaved\n", amounts.spawns);
-    println!("| bare, µs | shimmed, µs | ratio, median of pairs |");
-    println!("|---|---|---|");
-    println!(
-        "| {:.0} | {:.0} | {} |\n",
-        median(&bares),
-        median(&shims),
-        spread(&ratios, 3)
-    );
-    if median(&ratios) > START_BAR {
-        return vec![format!(
-            "start-up: {:.3} ×, bar {START_BAR} ×",
-            median(&ratios)
-        )];
+    println!("| layer | bare, µs | shimmed, µs | ratio, median of pairs |");
+    println!("|---|---|---|---|");
+    let mut missed = Vec::new();
+    for layer in &LAYERS {
+        let env = shimmed_environment(&lab, layer);
+        let pairs = Pairs::of(amounts.spawns, |shimmed| {
+            let mut command = Command::new("/bin/true");
+            command.env_clear().stdin(Stdio::null());
+            if shimmed {
+                command.envs(env.iter().cloned());
+            }
+            let start = Instant::now();
+            assert!(command.status().expect("/bin/true").success());
+            start.elapsed().as_secs_f64() * 1e6
+        });
+        let ratio = median(&pairs.ratios());
+        println!(
+            "| {} | {:.0} | {:.0} | {} |",
+            layer.name,
+            median(&pairs.bare),
+            median(&pairs.shimmed),
+            spread(&pairs.ratios(), 3)
+        );
+        if ratio > layer.start_bar {
+            missed.push(format!(
+                "{}: start-up {ratio:.3} ×, bar {} ×",
+                layer.name, layer.start_bar
+            ));
+        }
     }
+    println!();
+    missed
+}
+
+/// What `--stdio-records` costs a program that prints lines of some 200 bytes.
+fn stdio(amounts: &Amounts) -> Vec<String> {
+    let lines = amounts.calls / 10;
+    println!("## Printing records\n");
+    println!(
+        "fprintf of lines of 214 bytes on average, tmpfs; median of {} pairs [quartiles; extremes]\n",
+        amounts.pairs
+    );
+    println!("| | bare, ns a line | added, ns | ratio |");
+    println!("|---|---|---|---|");
+    for (what, options) in [("held", &[][..]), ("--stdio-records", &["--stdio-records"])] {
+        let name = format!("bench-stdio-{}", options.len());
+        let lab = Lab::new(&name, Fs::Tmpfs, Duration::from_secs(600)).expect("a tmpfs");
+        let env = lab.env(options);
+        let file = lab.data().join("lines");
+        let pairs = Pairs::of(amounts.pairs, |shimmed| {
+            let mut command = Command::new(product::program("recorder"));
+            command.arg(&file).args(["fprintf", &lines.to_string()]);
+            if shimmed {
+                command.envs(env.iter().cloned());
+            }
+            let start = Instant::now();
+            process::run(command, Duration::from_secs(60)).ok("recorder");
+            start.elapsed().as_secs_f64() * 1e9 / lines as f64
+        });
+        println!(
+            "| {what} | {:.0} | {} | {} |",
+            median(&pairs.bare),
+            spread(&pairs.added(), 1),
+            spread(&pairs.ratios(), 3)
+        );
+    }
+    println!();
     Vec::new()
 }
 
