@@ -1,0 +1,313 @@
+//! Finds the system call instructions of a file, and everything that jumps near them.
+//!
+//! Code is decoded from the starts of functions. What no symbol and no entry of the
+//! exception index describes is taken for code only where sure code branches to it;
+//! bytes that look like a system call elsewhere may be a table, are never patched,
+//! and make the table incomplete.
+
+use std::collections::{BTreeSet, HashSet};
+use std::ops::Range;
+
+use iced_x86::{Code, Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind};
+
+use super::functions::{self, Piece};
+use super::image::{Image, u32_at, u64_at};
+
+/// Most entries of a jump table that are read.
+const MAX_TABLE: usize = 4096;
+
+/// What was found.
+#[derive(Debug, Default)]
+pub struct Found {
+    /// The code around system calls: each in order of address, all instructions sure.
+    pub blocks: Vec<Vec<Instruction>>,
+    /// What jumps into them.
+    pub targets: Targets,
+    /// Addresses of bytes that may be a system call, in what may be code.
+    pub doubtful: Vec<u64>,
+}
+
+/// Where control may come from otherwise than from the instruction before.
+#[derive(Debug, Default)]
+pub struct Targets {
+    /// Direct branches: to, from.
+    branches: Vec<(u64, u64)>,
+    /// From anywhere: functions, calls, jump tables, pointers.
+    entries: Vec<u64>,
+}
+
+impl Targets {
+    /// Whether anything leads to `address` from elsewhere.
+    pub fn contains(&self, address: u64) -> bool {
+        self.is_entry(address) || self.branches_to(address).next().is_some()
+    }
+
+    /// Whether it may be reached from unknown places.
+    pub fn is_entry(&self, address: u64) -> bool {
+        self.entries.binary_search(&address).is_ok()
+    }
+
+    /// The direct branches to it.
+    pub fn branches_to(&self, address: u64) -> impl Iterator<Item = u64> {
+        let first = self.branches.partition_point(|(to, _)| *to < address);
+        let of = self.branches[first..].iter();
+        of.take_while(move |(to, _)| *to == address)
+            .map(|(_, from)| *from)
+    }
+
+    fn sort(&mut self) {
+        self.branches.sort_unstable();
+        self.branches.dedup();
+        self.entries.sort_unstable();
+        self.entries.dedup();
+    }
+}
+
+/// Whether an instruction enters the kernel.
+pub fn is_kernel_entry(instruction: &Instruction) -> bool {
+    is_syscall(instruction) || is_old_entry(instruction)
+}
+
+/// Whether it is the one that tables are about.
+pub fn is_syscall(instruction: &Instruction) -> bool {
+    instruction.code() == Code::Syscall
+}
+
+/// The 32-bit ways into the kernel, which a 64-bit program may use as well.
+pub fn is_old_entry(instruction: &Instruction) -> bool {
+    let is_80 = instruction.code() == Code::Int_imm8 && instruction.immediate8() == 0x80;
+    is_80 || instruction.mnemonic() == Mnemonic::Sysenter
+}
+
+/// Positions of bytes that would be a kernel entry if an instruction began there.
+fn candidates(bytes: &[u8]) -> impl Iterator<Item = usize> {
+    let is_one = |pair: &[u8]| matches!(pair, [0x0f, 0x05 | 0x34] | [0xcd, 0x80]);
+    let positions = bytes.windows(2).enumerate();
+    positions
+        .filter(move |(_, pair)| is_one(pair))
+        .map(|(i, _)| i)
+}
+
+/// Goes through the whole file.
+pub fn sweep(image: &Image<'_>) -> Found {
+    let mut found = Found::default();
+    let (sure, unsure) = settle(image, &mut found.blocks);
+    if found.blocks.is_empty() && unsure.is_empty() {
+        return found;
+    }
+    let blocks = found.blocks.iter();
+    let mut near: Vec<Range<u64>> = blocks
+        .map(|b| b[0].ip()..b[b.len() - 1].next_ip())
+        .collect();
+    if !unsure.is_empty() {
+        let pieces = sure.iter().filter(|p| !p.is_sure);
+        near.extend(pieces.map(|p| p.range.clone()));
+    }
+    let near = functions::united(near);
+    found.targets = targets(image, &sure, &near);
+    reach(image, &sure, &unsure, &mut found);
+    found.targets.sort();
+    found
+}
+
+/// Decodes the pieces that may hold a kernel entry. Returns all pieces, with those
+/// cut in two where decoding failed, and the unsure ones that hold candidates.
+fn settle(image: &Image<'_>, blocks: &mut Vec<Vec<Instruction>>) -> (Vec<Piece>, Vec<Range<u64>>) {
+    let mut pieces = Vec::new();
+    let mut unsure = Vec::new();
+    for piece in functions::pieces(image) {
+        let Some(bytes) = image.bytes_of(&piece.range) else {
+            continue;
+        };
+        if candidates(bytes).next().is_none() {
+            pieces.push(piece);
+            continue;
+        }
+        if !piece.is_sure {
+            unsure.push(piece.range.clone());
+            pieces.push(piece);
+            continue;
+        }
+        let mut decoder = Decoder::with_ip(64, bytes, piece.range.start, DecoderOptions::NONE);
+        let mut block = Vec::new();
+        let mut end = piece.range.end;
+        while decoder.can_decode() {
+            let instruction = decoder.decode();
+            if instruction.is_invalid() {
+                // Data among the code: what follows is not known to be in step.
+                end = instruction.ip();
+                break;
+            }
+            block.push(instruction);
+        }
+        if block.iter().any(is_kernel_entry) {
+            blocks.push(block);
+        }
+        let rest = end..piece.range.end;
+        if end > piece.range.start {
+            pieces.push(Piece {
+                range: piece.range.start..end,
+                is_sure: true,
+            });
+        }
+        if !rest.is_empty() {
+            if image
+                .bytes_of(&rest)
+                .is_some_and(|b| candidates(b).next().is_some())
+            {
+                unsure.push(rest.clone());
+            }
+            pieces.push(Piece {
+                range: rest,
+                is_sure: false,
+            });
+        }
+    }
+    (pieces, unsure)
+}
+
+/// Decodes everything for the sake of what leads into the ranges `near`.
+fn targets(image: &Image<'_>, pieces: &[Piece], near: &[Range<u64>]) -> Targets {
+    let is_near = |address: u64| {
+        let index = near.partition_point(|r| r.end <= address);
+        near.get(index).is_some_and(|r| r.contains(&address))
+    };
+    let mut targets = Targets::default();
+    let mut tables = HashSet::new();
+    let mut instruction = Instruction::default();
+    for piece in pieces {
+        if is_near(piece.range.start) {
+            targets.entries.push(piece.range.start);
+        }
+        let Some(bytes) = image.bytes_of(&piece.range) else {
+            continue;
+        };
+        let mut decoder = Decoder::with_ip(64, bytes, piece.range.start, DecoderOptions::NONE);
+        while decoder.can_decode() {
+            decoder.decode_out(&mut instruction);
+            if let Some(to) = branch_target(&instruction) {
+                if is_near(to) && is_call(&instruction) {
+                    targets.entries.push(to);
+                } else if is_near(to) {
+                    targets.branches.push((to, instruction.ip()));
+                }
+            } else if instruction.code() == Code::Lea_r64_m
+                && instruction.is_ip_rel_memory_operand()
+            {
+                let to = instruction.ip_rel_memory_address();
+                if image.is_code(to) {
+                    // A label whose address is taken.
+                    targets.entries.extend(is_near(to).then_some(to));
+                } else {
+                    tables.insert(to);
+                }
+            }
+        }
+    }
+    for table in tables {
+        let bytes = image.from(table).unwrap_or_default();
+        for entry in bytes.chunks_exact(4).take(MAX_TABLE) {
+            let offset = u32_at(entry, 0).unwrap_or(0) as i32;
+            let to = table.wrapping_add_signed(offset.into());
+            if !image.is_code(to) {
+                break;
+            }
+            targets.entries.extend(is_near(to).then_some(to));
+        }
+    }
+    let mut point = |to: u64| targets.entries.extend(is_near(to).then_some(to));
+    image.relocated(&mut point);
+    if image.is_fixed {
+        // Its pointers need no relocation, and may be anywhere in its data.
+        for segment in image.segments.iter().filter(|s| !s.is_code) {
+            let aligned = segment.range.start.next_multiple_of(8);
+            for word in image.from(aligned).unwrap_or_default().chunks_exact(8) {
+                point(u64_at(word, 0).unwrap_or(0));
+            }
+        }
+    }
+    targets
+}
+
+fn is_call(instruction: &Instruction) -> bool {
+    instruction.flow_control() == FlowControl::Call
+}
+
+/// Where a direct branch or call leads.
+fn branch_target(instruction: &Instruction) -> Option<u64> {
+    let is_near =
+        matches!(instruction.op0_kind(), OpKind::NearBranch64) && instruction.op_count() > 0;
+    is_near.then(|| instruction.near_branch_target())
+}
+
+/// Follows the branches from sure code into unsure pieces: what they reach is code.
+/// What may be a kernel entry and is not reached is doubtful.
+fn reach(image: &Image<'_>, pieces: &[Piece], unsure: &[Range<u64>], found: &mut Found) {
+    if unsure.is_empty() {
+        return;
+    }
+    let piece_of = |address: u64| {
+        let index = pieces.partition_point(|p| p.range.end <= address);
+        pieces.get(index).filter(|p| p.range.contains(&address))
+    };
+    let is_sure = |address: u64| piece_of(address).is_some_and(|p| p.is_sure);
+    let branches = found.targets.branches.iter();
+    let mut todo: Vec<u64> = branches
+        .filter(|(_, from)| is_sure(*from))
+        .map(|(to, _)| *to)
+        .collect();
+    todo.push(image.entry);
+    todo.retain(|to| !is_sure(*to));
+    let mut reached = BTreeSet::new();
+    while let Some(start) = todo.pop() {
+        let Some(piece) = piece_of(start).filter(|p| !p.is_sure) else {
+            continue;
+        };
+        let Some(bytes) = image.bytes_of(&(start..piece.range.end)) else {
+            continue;
+        };
+        let mut decoder = Decoder::with_ip(64, bytes, start, DecoderOptions::NONE);
+        while decoder.can_decode() {
+            let instruction = decoder.decode();
+            if instruction.is_invalid() || !reached.insert(instruction.ip()) {
+                break;
+            }
+            todo.extend(branch_target(&instruction));
+            let flow = instruction.flow_control();
+            let ends = [
+                FlowControl::UnconditionalBranch,
+                FlowControl::IndirectBranch,
+                FlowControl::Return,
+                FlowControl::Exception,
+            ];
+            if ends.contains(&flow) {
+                break;
+            }
+            if !decoder.can_decode() {
+                todo.push(instruction.next_ip());
+            }
+        }
+    }
+    for range in unsure {
+        let mut block: Vec<Instruction> = Vec::new();
+        for address in reached.range(range.clone()) {
+            let bytes = image.bytes_of(&(*address..range.end)).unwrap_or_default();
+            let instruction = Decoder::with_ip(64, bytes, *address, DecoderOptions::NONE).decode();
+            // Two readings of the same bytes: the later one is out of step, or hostile.
+            if block.last().is_none_or(|last| last.next_ip() <= *address) {
+                block.push(instruction);
+            }
+        }
+        let bytes = image.bytes_of(range).unwrap_or_default();
+        for at in candidates(bytes) {
+            let address = range.start + at as u64;
+            let index = block.partition_point(|i| i.next_ip() <= address);
+            if block.get(index).is_none_or(|i| i.ip() > address) {
+                found.doubtful.push(address);
+            }
+        }
+        if block.iter().any(is_kernel_entry) {
+            found.blocks.push(block);
+        }
+    }
+}
