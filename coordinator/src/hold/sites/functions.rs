@@ -88,45 +88,59 @@ fn unwound(image: &Image<'_>) -> Option<Vec<Range<u64>>> {
     }
     let count = (u32_at(bytes, 8)? as usize).min(MAX_ENTRIES);
     let relative = |offset: u32| header.start.wrapping_add_signed((offset as i32).into());
-    let mut encodings = HashMap::new();
+    let mut common = HashMap::new();
     let entries = bytes.get(12..)?.chunks_exact(8).take(count);
     let ranges = entries.filter_map(|entry| {
         let start = relative(u32_at(entry, 0)?);
         let description = relative(u32_at(entry, 4)?);
-        let size = size_of(image, description, &mut encodings).unwrap_or(0);
-        Some(start..start.checked_add(size)?)
+        let (size, is_signal) = size_of(image, description, &mut common).unwrap_or((0, false));
+        // The description of a signal's return begins a byte early, for unwinders
+        // look up the byte before the return address.
+        let early = u64::from(is_signal);
+        Some(start.checked_add(early)?..start.checked_add(size)?.max(start + early))
     });
     Some(ranges.collect())
 }
 
-/// How many bytes of code the description at `address` is about.
-fn size_of(image: &Image<'_>, address: u64, encodings: &mut HashMap<u64, u8>) -> Option<u64> {
+/// What descriptions have in common: how addresses are encoded, and whether the
+/// code is where signal handlers return to.
+type Common = (u8, bool);
+
+/// How many bytes of code the description at `address` is about, and whether it is
+/// a signal's return.
+fn size_of(
+    image: &Image<'_>,
+    address: u64,
+    known: &mut HashMap<u64, Common>,
+) -> Option<(u64, bool)> {
     let bytes = image.from(address)?;
     let back = u32_at(bytes, 4)?;
-    let common = (address + 4).checked_sub(back.into())?;
-    let encoding = match encodings.get(&common) {
+    let at = address.checked_add(4)?.checked_sub(back.into())?;
+    let (encoding, is_signal) = match known.get(&at) {
         Some(known) => *known,
         None => {
-            let found = encoding(image, common)?;
-            *encodings.entry(common).or_insert(found)
+            let found = common(image, at)?;
+            *known.entry(at).or_insert(found)
         }
     };
     // The start comes first, in the same width.
-    match encoding & 0x0f {
+    let size = match encoding & 0x0f {
         0x0 | 0x4 | 0xc => u64_at(bytes, 16),
         0x3 | 0xb => u32_at(bytes, 12).map(u64::from),
         0x2 | 0xa => u16_at(bytes, 10).map(u64::from),
         _ => None,
-    }
+    };
+    Some((size?, is_signal))
 }
 
-/// How the addresses of descriptions that refer to this common one are encoded.
-fn encoding(image: &Image<'_>, address: u64) -> Option<u8> {
+/// Reads the part that descriptions refer to.
+fn common(image: &Image<'_>, address: u64) -> Option<Common> {
     let bytes = image.from(address)?;
     let version = *bytes.get(8)?;
     let augmentation = bytes.get(9..)?.split(|b| *b == 0).next()?;
+    let is_signal = augmentation.contains(&b'S');
     if !augmentation.starts_with(b"z") {
-        return Some(0);
+        return Some((0, is_signal));
     }
     let mut rest = bytes.get(9 + augmentation.len() + 1..)?;
     skip_leb(&mut rest)?; // code alignment
@@ -139,7 +153,7 @@ fn encoding(image: &Image<'_>, address: u64) -> Option<u8> {
     skip_leb(&mut rest)?; // length of what follows
     for letter in &augmentation[1..] {
         match letter {
-            b'R' => return rest.first().copied(),
+            b'R' => return Some((*rest.first()?, is_signal)),
             b'L' => rest = rest.get(1..)?,
             b'P' => {
                 let width = match rest.first()? & 0x0f {
@@ -154,7 +168,7 @@ fn encoding(image: &Image<'_>, address: u64) -> Option<u8> {
             _ => return None,
         }
     }
-    Some(0)
+    Some((0, is_signal))
 }
 
 fn skip_leb(bytes: &mut &[u8]) -> Option<()> {

@@ -1,7 +1,7 @@
 //! The number of a system call, as far as the code before it says.
 
 use iced_x86::{
-    Code, FlowControl, Instruction, InstructionInfoFactory, OpAccess, OpKind, Register,
+    Code, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register,
 };
 
 use super::sweep::{Targets, is_syscall};
@@ -14,7 +14,8 @@ const MAX_STEPS: usize = 400;
 enum Value {
     Known(i32),
     Unknown,
-    /// Came round to where the question was asked already.
+    /// Nobody comes that way, or whoever does came through where the question was
+    /// asked already.
     Circle,
 }
 
@@ -58,7 +59,12 @@ impl Search<'_> {
                 return self.joined(register, index);
             }
             let Some(previous) = self.falls_into(index) else {
-                return Value::Unknown;
+                // Padding after a jump: nobody comes this way.
+                let is_padding = index > 0 && self.block[index].mnemonic() == Mnemonic::Nop;
+                return match is_padding {
+                    true => Value::Circle,
+                    false => Value::Unknown,
+                };
             };
             match self.effect(register, previous) {
                 Effect::None => index = previous,

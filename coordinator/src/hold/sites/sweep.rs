@@ -32,6 +32,8 @@ pub struct Found {
 pub struct Targets {
     /// Direct branches: to, from.
     branches: Vec<(u64, u64)>,
+    /// Direct calls: to, from.
+    calls: Vec<(u64, u64)>,
     /// From anywhere: functions, calls, jump tables, pointers.
     entries: Vec<u64>,
 }
@@ -173,7 +175,10 @@ fn targets(image: &Image<'_>, pieces: &[Piece], near: &[Range<u64>]) -> Targets 
         near.get(index).is_some_and(|r| r.contains(&address))
     };
     let mut targets = Targets::default();
+    // What a function that jumps through a register takes the address of may be a
+    // jump table.
     let mut tables = HashSet::new();
+    let mut leas = Vec::new();
     let mut instruction = Instruction::default();
     for piece in pieces {
         if is_near(piece.range.start) {
@@ -183,11 +188,15 @@ fn targets(image: &Image<'_>, pieces: &[Piece], near: &[Range<u64>]) -> Targets 
             continue;
         };
         let mut decoder = Decoder::with_ip(64, bytes, piece.range.start, DecoderOptions::NONE);
+        leas.clear();
+        let mut switches = false;
         while decoder.can_decode() {
             decoder.decode_out(&mut instruction);
+            switches |= instruction.flow_control() == FlowControl::IndirectBranch;
             if let Some(to) = branch_target(&instruction) {
                 if is_near(to) && is_call(&instruction) {
                     targets.entries.push(to);
+                    targets.calls.push((to, instruction.ip()));
                 } else if is_near(to) {
                     targets.branches.push((to, instruction.ip()));
                 }
@@ -199,9 +208,12 @@ fn targets(image: &Image<'_>, pieces: &[Piece], near: &[Range<u64>]) -> Targets 
                     // A label whose address is taken.
                     targets.entries.extend(is_near(to).then_some(to));
                 } else {
-                    tables.insert(to);
+                    leas.push(to);
                 }
             }
+        }
+        if switches {
+            tables.extend(leas.drain(..));
         }
     }
     for table in tables {
@@ -251,7 +263,8 @@ fn reach(image: &Image<'_>, pieces: &[Piece], unsure: &[Range<u64>], found: &mut
         pieces.get(index).filter(|p| p.range.contains(&address))
     };
     let is_sure = |address: u64| piece_of(address).is_some_and(|p| p.is_sure);
-    let branches = found.targets.branches.iter();
+    let targets = &mut found.targets;
+    let branches = targets.branches.iter().chain(&targets.calls);
     let mut todo: Vec<u64> = branches
         .filter(|(_, from)| is_sure(*from))
         .map(|(to, _)| *to)
