@@ -19,19 +19,22 @@ pub struct Piece {
     /// A symbol or the exception index says that it is code; otherwise it may be
     /// padding, a table, or code that nothing describes.
     pub is_sure: bool,
+    /// A function starts here; otherwise one only ends.
+    pub is_start: bool,
 }
 
 /// Cuts all code into pieces: at each start and each end of a function.
 pub fn pieces(image: &Image<'_>) -> Vec<Piece> {
     let mut sure: Vec<Range<u64>> = Vec::new();
-    let mut cuts: Vec<u64> = Vec::new();
+    // Of two cuts at one address, the start comes first.
+    let mut cuts: Vec<(u64, bool)> = Vec::new();
     let mut add = |start: u64, size: u64| {
         if !image.is_code(start) {
             return;
         }
-        cuts.push(start);
+        cuts.push((start, false));
         if let Some(end) = start.checked_add(size).filter(|_| size > 0) {
-            cuts.push(end);
+            cuts.push((end, true));
             sure.push(start..end);
         }
     };
@@ -47,19 +50,28 @@ pub fn pieces(image: &Image<'_>) -> Vec<Piece> {
         add(range.start, range.end - range.start);
     }
     add(image.entry, 0);
-    cuts.extend(image.code.iter().flat_map(|r| [r.start, r.end]));
+    cuts.extend(
+        image
+            .code
+            .iter()
+            .flat_map(|r| [(r.start, false), (r.end, true)]),
+    );
     cuts.sort_unstable();
-    cuts.dedup();
+    cuts.dedup_by_key(|cut| cut.0);
     let sure = united(sure);
     let mut pieces = Vec::with_capacity(cuts.len());
     for pair in cuts.windows(2) {
-        let range = pair[0]..pair[1];
+        let range = pair[0].0..pair[1].0;
         if !image.is_code(range.start) {
             continue;
         }
         let index = sure.partition_point(|r| r.end <= range.start);
         let is_sure = sure.get(index).is_some_and(|r| r.contains(&range.start));
-        pieces.push(Piece { range, is_sure });
+        pieces.push(Piece {
+            range,
+            is_sure,
+            is_start: !pair[0].1,
+        });
     }
     pieces
 }

@@ -4,7 +4,7 @@ use iced_x86::{
     Code, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register,
 };
 
-use super::sweep::{Targets, is_syscall};
+use super::sweep::{Targets, goes_on, is_syscall};
 
 /// Most steps backwards for one site.
 const MAX_STEPS: usize = 400;
@@ -113,14 +113,8 @@ impl Search<'_> {
     fn falls_into(&self, index: usize) -> Option<usize> {
         let previous = index.checked_sub(1)?;
         let instruction = &self.block[previous];
-        let goes_on = !matches!(
-            instruction.flow_control(),
-            FlowControl::UnconditionalBranch
-                | FlowControl::IndirectBranch
-                | FlowControl::Return
-                | FlowControl::Exception
-        );
-        (goes_on && instruction.next_ip() == self.block[index].ip()).then_some(previous)
+        (goes_on(instruction) && instruction.next_ip() == self.block[index].ip())
+            .then_some(previous)
     }
 
     /// What an instruction does to a register.

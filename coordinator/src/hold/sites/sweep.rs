@@ -8,13 +8,19 @@
 use std::collections::{BTreeSet, HashSet};
 use std::ops::Range;
 
-use iced_x86::{Code, Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind};
+use iced_x86::{
+    Code, Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind, Register,
+};
 
 use super::functions::{self, Piece};
 use super::image::{Image, u32_at, u64_at};
 
 /// Most entries of a jump table that are read.
 const MAX_TABLE: usize = 4096;
+/// Longest function that is taken apart, bytes.
+const MAX_FUNCTION: usize = 4 << 20;
+/// Most instructions that are followed in what nothing describes.
+const MAX_INSTRUCTIONS: usize = 1 << 22;
 
 /// What was found.
 #[derive(Debug, Default)]
@@ -81,13 +87,11 @@ pub fn is_old_entry(instruction: &Instruction) -> bool {
     is_80 || instruction.mnemonic() == Mnemonic::Sysenter
 }
 
-/// Positions of bytes that would be a kernel entry if an instruction began there.
-fn candidates(bytes: &[u8]) -> impl Iterator<Item = usize> {
-    let is_one = |pair: &[u8]| matches!(pair, [0x0f, 0x05 | 0x34] | [0xcd, 0x80]);
-    let positions = bytes.windows(2).enumerate();
-    positions
-        .filter(move |(_, pair)| is_one(pair))
-        .map(|(i, _)| i)
+/// Whether the bytes of a kernel entry are in there, at whatever place.
+fn has_candidate(bytes: &[u8]) -> bool {
+    bytes
+        .windows(2)
+        .any(|pair| matches!(pair, [0x0f, 0x05 | 0x34] | [0xcd, 0x80]))
 }
 
 /// Goes through the whole file.
@@ -121,13 +125,16 @@ fn settle(image: &Image<'_>, blocks: &mut Vec<Vec<Instruction>>) -> (Vec<Piece>,
         let Some(bytes) = image.bytes_of(&piece.range) else {
             continue;
         };
-        if candidates(bytes).next().is_none() {
+        if !has_candidate(bytes) {
             pieces.push(piece);
             continue;
         }
-        if !piece.is_sure {
+        if !piece.is_sure || bytes.len() > MAX_FUNCTION {
             unsure.push(piece.range.clone());
-            pieces.push(piece);
+            pieces.push(Piece {
+                is_sure: false,
+                ..piece
+            });
             continue;
         }
         let mut decoder = Decoder::with_ip(64, bytes, piece.range.start, DecoderOptions::NONE);
@@ -149,19 +156,17 @@ fn settle(image: &Image<'_>, blocks: &mut Vec<Vec<Instruction>>) -> (Vec<Piece>,
         if end > piece.range.start {
             pieces.push(Piece {
                 range: piece.range.start..end,
-                is_sure: true,
+                ..piece
             });
         }
         if !rest.is_empty() {
-            if image
-                .bytes_of(&rest)
-                .is_some_and(|b| candidates(b).next().is_some())
-            {
+            if image.bytes_of(&rest).is_some_and(has_candidate) {
                 unsure.push(rest.clone());
             }
             pieces.push(Piece {
                 range: rest,
                 is_sure: false,
+                is_start: false,
             });
         }
     }
@@ -181,7 +186,7 @@ fn targets(image: &Image<'_>, pieces: &[Piece], near: &[Range<u64>]) -> Targets 
     let mut leas = Vec::new();
     let mut instruction = Instruction::default();
     for piece in pieces {
-        if is_near(piece.range.start) {
+        if piece.is_start && is_near(piece.range.start) {
             targets.entries.push(piece.range.start);
         }
         let Some(bytes) = image.bytes_of(&piece.range) else {
@@ -252,48 +257,65 @@ fn branch_target(instruction: &Instruction) -> Option<u64> {
     is_near.then(|| instruction.near_branch_target())
 }
 
+/// Whether control goes on to the next instruction, sometimes at least.
+pub fn goes_on(instruction: &Instruction) -> bool {
+    !matches!(
+        instruction.flow_control(),
+        FlowControl::UnconditionalBranch
+            | FlowControl::IndirectBranch
+            | FlowControl::Return
+            | FlowControl::Exception
+    )
+}
+
 /// Follows the branches from sure code into unsure pieces: what they reach is code.
-/// What may be a kernel entry and is not reached is doubtful.
+/// What looks like a system call and is not reached is doubtful.
 fn reach(image: &Image<'_>, pieces: &[Piece], unsure: &[Range<u64>], found: &mut Found) {
     if unsure.is_empty() {
         return;
     }
-    let piece_of = |address: u64| {
+    let index_of = |address: u64| {
         let index = pieces.partition_point(|p| p.range.end <= address);
-        pieces.get(index).filter(|p| p.range.contains(&address))
+        pieces
+            .get(index)
+            .is_some_and(|p| p.range.contains(&address))
+            .then_some(index)
     };
-    let is_sure = |address: u64| piece_of(address).is_some_and(|p| p.is_sure);
-    let targets = &mut found.targets;
+    let unsure_at = |address| index_of(address).map(|i| &pieces[i]).filter(|p| !p.is_sure);
+    let targets = &found.targets;
     let branches = targets.branches.iter().chain(&targets.calls);
-    let mut todo: Vec<u64> = branches
-        .filter(|(_, from)| is_sure(*from))
-        .map(|(to, _)| *to)
-        .collect();
+    let from_sure = branches.filter(|(_, from)| unsure_at(*from).is_none());
+    let mut todo: Vec<u64> = from_sure.map(|(to, _)| *to).collect();
     todo.push(image.entry);
-    todo.retain(|to| !is_sure(*to));
+    // glibc's clone has no unwind information from the system call on.
+    for range in unsure {
+        let before = index_of(range.start).and_then(|i| i.checked_sub(1));
+        let before = before
+            .map(|i| &pieces[i])
+            .filter(|p| p.is_sure && p.range.end == range.start);
+        if before
+            .and_then(|p| decode(image, &p.range).pop())
+            .is_some_and(|last| goes_on(&last))
+        {
+            todo.push(range.start);
+        }
+    }
     let mut reached = BTreeSet::new();
     while let Some(start) = todo.pop() {
-        let Some(piece) = piece_of(start).filter(|p| !p.is_sure) else {
+        let Some(piece) = unsure_at(start) else {
             continue;
         };
         let Some(bytes) = image.bytes_of(&(start..piece.range.end)) else {
             continue;
         };
         let mut decoder = Decoder::with_ip(64, bytes, start, DecoderOptions::NONE);
-        while decoder.can_decode() {
+        while decoder.can_decode() && reached.len() < MAX_INSTRUCTIONS {
             let instruction = decoder.decode();
             if instruction.is_invalid() || !reached.insert(instruction.ip()) {
                 break;
             }
             todo.extend(branch_target(&instruction));
-            let flow = instruction.flow_control();
-            let ends = [
-                FlowControl::UnconditionalBranch,
-                FlowControl::IndirectBranch,
-                FlowControl::Return,
-                FlowControl::Exception,
-            ];
-            if ends.contains(&flow) {
+            if !goes_on(&instruction) {
                 break;
             }
             if !decoder.can_decode() {
@@ -302,7 +324,12 @@ fn reach(image: &Image<'_>, pieces: &[Piece], unsure: &[Range<u64>], found: &mut
         }
     }
     for range in unsure {
-        let mut block: Vec<Instruction> = Vec::new();
+        let before = index_of(range.start).and_then(|i| i.checked_sub(1));
+        let before = before
+            .map(|i| &pieces[i])
+            .filter(|p| p.is_sure && p.range.end == range.start);
+        let mut block = before.map(|p| decode(image, &p.range)).unwrap_or_default();
+        let taken = block.iter().filter(|i| is_kernel_entry(i)).count();
         for address in reached.range(range.clone()) {
             let bytes = image.bytes_of(&(*address..range.end)).unwrap_or_default();
             let instruction = Decoder::with_ip(64, bytes, *address, DecoderOptions::NONE).decode();
@@ -311,16 +338,115 @@ fn reach(image: &Image<'_>, pieces: &[Piece], unsure: &[Range<u64>], found: &mut
                 block.push(instruction);
             }
         }
-        let bytes = image.bytes_of(range).unwrap_or_default();
-        for at in candidates(bytes) {
-            let address = range.start + at as u64;
-            let index = block.partition_point(|i| i.next_ip() <= address);
-            if block.get(index).is_none_or(|i| i.ip() > address) {
-                found.doubtful.push(address);
-            }
-        }
-        if block.iter().any(is_kernel_entry) {
+        found
+            .doubtful
+            .extend(doubtful(image, range).into_iter().filter(|address| {
+                let index = block.partition_point(|i| i.next_ip() <= *address);
+                block.get(index).is_none_or(|i| i.ip() > *address)
+            }));
+        if block.iter().filter(|i| is_kernel_entry(i)).count() > taken {
+            // Not twice.
+            found.blocks.retain(|b| b[0].ip() != block[0].ip());
             found.blocks.push(block);
         }
     }
+}
+
+/// All instructions of a sure piece; none of one that is too long.
+fn decode(image: &Image<'_>, range: &Range<u64>) -> Vec<Instruction> {
+    let bytes = image
+        .bytes_of(range)
+        .filter(|b| b.len() <= MAX_FUNCTION)
+        .unwrap_or_default();
+    Decoder::with_ip(64, bytes, range.start, DecoderOptions::NONE)
+        .iter()
+        .collect()
+}
+
+/// System calls in a piece that nothing describes, which is read from its first byte
+/// on: code is in step after a few instructions. One is taken for data if it is
+/// among what is no instruction, or none that programs use.
+fn doubtful(image: &Image<'_>, range: &Range<u64>) -> Vec<u64> {
+    const BEFORE: usize = 8;
+    const AFTER: usize = 4;
+    let bytes = image.bytes_of(range).unwrap_or_default();
+    let mut found = Vec::new();
+    // Instructions since the last one that makes no sense.
+    let mut sane = 0;
+    let mut pending: Option<(u64, usize)> = None;
+    let mut position = 0;
+    while position < bytes.len() {
+        let ip = range.start + position as u64;
+        let instruction =
+            Decoder::with_ip(64, &bytes[position..], ip, DecoderOptions::NONE).decode();
+        position += if instruction.is_invalid() {
+            1
+        } else {
+            instruction.len()
+        };
+        if !is_usual(&instruction) {
+            sane = 0;
+            pending = None;
+            continue;
+        }
+        sane += 1;
+        if let Some((address, left)) = pending {
+            pending = (left > 1).then_some((address, left - 1));
+            if pending.is_none() {
+                found.push(address);
+            }
+        }
+        let at_start = ip - range.start < 64;
+        if is_syscall(&instruction) && (sane > BEFORE || at_start) && pending.is_none() {
+            pending = Some((ip, AFTER));
+        }
+    }
+    found.extend(pending.map(|(address, _)| address));
+    found
+}
+
+/// Whether programs have such an instruction: bytes of data often are one that
+/// belongs to kernels, or to the time of 16 bits.
+fn is_usual(instruction: &Instruction) -> bool {
+    use Mnemonic::*;
+    let is_old = matches!(
+        instruction.mnemonic(),
+        In | Out
+            | Insb
+            | Insd
+            | Insw
+            | Outsb
+            | Outsd
+            | Outsw
+            | Cli
+            | Sti
+            | Hlt
+            | Int1
+            | Int
+            | Iret
+            | Iretd
+            | Iretq
+            | Retf
+            | Enter
+            | Loop
+            | Loope
+            | Loopne
+            | Jrcxz
+            | Jecxz
+            | Xlatb
+            | Wait
+            | Cmc
+            | Stc
+            | Std
+            | Clc
+            | Lahf
+            | Sahf
+            | Pushf
+            | Popf
+    );
+    let has_odd_segment = matches!(
+        instruction.segment_prefix(),
+        Register::ES | Register::SS | Register::DS
+    );
+    !instruction.is_invalid() && !instruction.is_privileged() && !is_old && !has_odd_segment
 }
