@@ -6,7 +6,7 @@ use std::ops::Range;
 /// Most program headers that are read.
 const MAX_SEGMENTS: usize = 1024;
 /// Most bytes of code in one file.
-const MAX_CODE: u64 = 1 << 30;
+const MAX_CODE: u64 = 1 << 29;
 
 const PT_LOAD: u32 = 1;
 const PT_DYNAMIC: u32 = 2;
@@ -423,6 +423,13 @@ impl<'a> Image<'a> {
             .iter()
             .find_map(|range| build_id_in(&self.bytes[range.clone()]))
     }
+}
+
+/// Where in the file the notes are that a program header is about.
+pub fn note_range(header: &[u8]) -> Option<Range<u64>> {
+    let start = u64_at(header, 8)?;
+    let end = start.checked_add(u64_at(header, 32)?)?;
+    (u32_at(header, 0) == Some(PT_NOTE)).then_some(start..end)
 }
 
 /// The build id among notes.

@@ -6,7 +6,11 @@
 //! | [`image`], [`functions`] | reads an ELF file, and where its functions are |
 //! | [`sweep`] | finds system call instructions, and what jumps near them |
 //! | [`number`], [`window`] | the number of one, and the bytes that can be replaced |
+//! | [`cache`] | tables on disk |
+//! | [`closure`] | the files a program will have mapped |
 
+pub mod cache;
+pub mod closure;
 pub mod functions;
 pub mod image;
 pub mod number;
@@ -16,10 +20,13 @@ pub mod window;
 #[cfg(test)]
 mod tests;
 
+use std::path::{Path, PathBuf};
+
 use iced_x86::Instruction;
 use snapshim_gate::calls;
 use snapshim_gate::sites::{COMPLETE, Header, LIBC, MAX_SITES, Record, UNPATCHABLE};
 
+use cache::{Cache, Entry};
 use image::{Image, Refused};
 
 /// The table of one file.
@@ -65,6 +72,9 @@ pub fn compute(bytes: &[u8]) -> Result<Sites, Refused> {
         return Ok(sites);
     }
     let found = sweep::sweep(&image);
+    if found.targets.is_cut_short {
+        return Err(Refused::Damaged("branches are so many that they"));
+    }
     for block in &found.blocks {
         add(&image, block, &found.targets, &mut sites);
     }
@@ -163,4 +173,15 @@ pub fn library(image: &Image<'_>) -> Library {
         (Some(name), None) if name.starts_with(b"libc.musl-") => Library::Musl,
         _ => Library::Other,
     }
+}
+
+/// Computes the tables that are missing of what `program` will have mapped. A file
+/// that has none then is said to, and is no reason not to run the program.
+pub fn prepare(cache: &Cache, program: &Path) -> Vec<(PathBuf, Result<Entry, String>)> {
+    let files = closure::closure(program).into_iter();
+    let table = |file: PathBuf| {
+        let table = cache.table(&file);
+        (file, table)
+    };
+    files.map(table).collect()
 }

@@ -21,6 +21,8 @@ const MAX_TABLE: usize = 4096;
 const MAX_FUNCTION: usize = 4 << 20;
 /// Most instructions that are followed in what nothing describes.
 const MAX_INSTRUCTIONS: usize = 1 << 22;
+/// Most branches, and most entries of jump tables, that are looked at.
+const MAX_TARGETS: usize = 1 << 24;
 
 /// What was found.
 #[derive(Debug, Default)]
@@ -42,6 +44,8 @@ pub struct Targets {
     calls: Vec<(u64, u64)>,
     /// From anywhere: functions, calls, jump tables, pointers.
     entries: Vec<u64>,
+    /// There were more than are looked at.
+    pub is_cut_short: bool,
 }
 
 impl Targets {
@@ -199,7 +203,9 @@ fn targets(image: &Image<'_>, pieces: &[Piece], near: &[Range<u64>]) -> Targets 
             decoder.decode_out(&mut instruction);
             switches |= instruction.flow_control() == FlowControl::IndirectBranch;
             if let Some(to) = branch_target(&instruction) {
-                if is_near(to) && is_call(&instruction) {
+                if targets.branches.len() + targets.calls.len() > MAX_TARGETS {
+                    targets.is_cut_short = true;
+                } else if is_near(to) && is_call(&instruction) {
                     targets.entries.push(to);
                     targets.calls.push((to, instruction.ip()));
                 } else if is_near(to) {
@@ -221,9 +227,11 @@ fn targets(image: &Image<'_>, pieces: &[Piece], near: &[Range<u64>]) -> Targets 
             tables.extend(leas.drain(..));
         }
     }
+    let mut left = MAX_TARGETS;
     for table in tables {
         let bytes = image.from(table).unwrap_or_default();
-        for entry in bytes.chunks_exact(4).take(MAX_TABLE) {
+        for entry in bytes.chunks_exact(4).take(MAX_TABLE.min(left)) {
+            left -= 1;
             let offset = u32_at(entry, 0).unwrap_or(0) as i32;
             let to = table.wrapping_add_signed(offset.into());
             if !image.is_code(to) {
@@ -232,6 +240,7 @@ fn targets(image: &Image<'_>, pieces: &[Piece], near: &[Range<u64>]) -> Targets 
             targets.entries.extend(is_near(to).then_some(to));
         }
     }
+    targets.is_cut_short |= left == 0;
     let mut point = |to: u64| targets.entries.extend(is_near(to).then_some(to));
     image.relocated(&mut point);
     if image.is_fixed {
