@@ -41,7 +41,7 @@ pub fn run(args: &EnvArgs) -> Result<ExitCode> {
     };
     let set = Set::create_or_open(&name, &args.set.wanted()?)?;
     let shim = shim_file::unpack(set.place())?;
-    let variables = preload::environment(&set, &shim);
+    let variables = preload::environment(&set, &shim, None);
     if args.output.json {
         let lossy = |value: &OsStr| value.to_string_lossy().into_owned();
         let hex = |value: &OsStr| {

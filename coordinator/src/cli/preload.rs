@@ -9,6 +9,8 @@ use std::process::{Command, ExitCode};
 
 use crate::hold::set::Set;
 use crate::hold::shim_file;
+use crate::hold::sites;
+use crate::hold::sites::cache::{Cache, SITES};
 use crate::{Error, Result};
 
 use super::inherited;
@@ -23,17 +25,29 @@ pub const GATE_ID: &str = "SNAPSHIM_GATE_ID";
 /// Set while this program has started itself again without the shim.
 const SHED: &str = "SNAPSHIM_INTERNAL_SHED";
 
-/// The variables that bring a program into `set`.
-pub fn environment(set: &Set, shim: &Path) -> Vec<(&'static str, OsString)> {
+/// The variables that bring `program`, or any, into `set`. Computes the site tables
+/// that the program will look for.
+pub fn environment(
+    set: &Set,
+    shim: &Path,
+    program: Option<&Path>,
+) -> Vec<(&'static str, OsString)> {
     let existing = env::var_os(LD_PRELOAD).unwrap_or_default();
-    vec![
+    let mut variables = vec![
         (LD_PRELOAD, inject(&existing, shim)),
         (GATE, set.gate_path.clone().into_os_string()),
         (
             GATE_ID,
             format!("{}:{}", set.gate_id.dev, set.gate_id.ino).into(),
         ),
-    ]
+    ];
+    // Without tables the shim holds what its symbols see: `snapshim doctor` says so.
+    if let Ok(cache) = Cache::open(Some(shim)) {
+        // Of a program not known yet, at least the libc: ours.
+        sites::prepare(&cache, program.unwrap_or(Path::new("/proc/self/exe")));
+        variables.push((SITES, cache.path().into()));
+    }
+    variables
 }
 
 /// Takes what is only for ourselves out of a program's environment.

@@ -57,8 +57,10 @@ pub fn run(mut args: RunArgs) -> Result<ExitCode> {
     let set = Arc::new(Set::create_or_open(&name, &args.set.wanted()?)?);
     let shim = shim_file::unpack(set.place())?;
 
+    let environment = preload::environment(&set, &shim, Some(&program));
+
     let signals = Signals::block().context(|| "block signals".into())?;
-    let child = match spawn(app, &program, arguments, preload::environment(&set, &shim)) {
+    let child = match spawn(app, &program, arguments, environment) {
         Ok(child) => child,
         Err(cause) => {
             let app = Path::new(app).display();

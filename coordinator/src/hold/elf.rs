@@ -212,6 +212,42 @@ fn check_chain(path: &Path) -> Result<(), Refusal> {
     Err(Refusal { path, cause })
 }
 
+/// The program file that the kernel would load for `path`, after the interpreters of
+/// scripts, each of which is a program as well; in this order.
+pub fn interpreters(path: &Path) -> Vec<PathBuf> {
+    let mut chain = vec![path.to_owned()];
+    while chain.len() <= MAX_INTERPRETERS
+        && let Ok(Some(next)) = interpreter(&chain[chain.len() - 1])
+    {
+        chain.push(next);
+    }
+    chain
+}
+
+/// The dynamic linker an ELF file names, or which it is; `None` if there is none.
+pub fn dynamic_linker(path: &Path) -> Option<PathBuf> {
+    const MAX_NAME: u64 = 4096;
+    let file = File::open(path).ok()?;
+    let mut head = [0; EHDR_SIZE];
+    let head = read_up_to(&file, &mut head, 0).ok()?;
+    if !head.starts_with(b"\x7fELF") {
+        return None;
+    }
+    let offset = u64_at(head, 32)?;
+    for index in 0..u64::from(u16_at(head, 56)?.min(MAX_HEADERS)) {
+        let mut header = [0; PHDR_SIZE];
+        let at = offset.checked_add(index * PHDR_SIZE as u64)?;
+        file.read_exact_at(&mut header, at).ok()?;
+        if u32_at(&header, 0) == Some(PT_INTERP) {
+            let mut name = vec![0; u64_at(&header, 32)?.min(MAX_NAME) as usize];
+            file.read_exact_at(&mut name, u64_at(&header, 8)?).ok()?;
+            let name = name.split(|b| *b == 0).next()?;
+            return Some(PathBuf::from(OsStr::from_bytes(name)));
+        }
+    }
+    is_dynamic_linker(path).then(|| path.to_owned())
+}
+
 /// The interpreter of a script; `None` for a program.
 fn interpreter(path: &Path) -> Result<Option<PathBuf>, Refusal> {
     let mut head = [0; 256];
@@ -337,7 +373,7 @@ fn is_go_note(file: &File, offset: u64) -> bool {
 
 /// The dynamic linker names no interpreter, but run as a program it loads one
 /// with its preload libraries.
-fn is_dynamic_linker(path: &Path) -> bool {
+pub fn is_dynamic_linker(path: &Path) -> bool {
     let path = path.canonicalize().unwrap_or_else(|_| path.into());
     let name = path.file_name().unwrap_or_default().as_bytes();
     [&b"ld-linux"[..], b"ld-musl", b"ld-2.", b"ld.so"].iter().any(|p| name.starts_with(p))

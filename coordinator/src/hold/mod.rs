@@ -16,3 +16,4 @@ pub mod gate_file;
 pub mod process;
 pub mod set;
 pub mod shim_file;
+pub mod sites;

@@ -173,7 +173,7 @@ fn unpack_into(dir: &Path) -> std::result::Result<PathBuf, String> {
 
 /// Makes `dir` and what is missing above it. Programs that run as another user
 /// must be able to read it, so its mode does not depend on the umask.
-fn make_dirs(dir: &Path) -> std::result::Result<(), String> {
+pub(super) fn make_dirs(dir: &Path) -> std::result::Result<(), String> {
     let missing: Vec<&Path> = dir.ancestors().take_while(|a| !a.exists()).collect();
     for step in missing.into_iter().rev() {
         match fs::mkdir(step, Mode::from_raw_mode(0o755)) {
@@ -188,7 +188,7 @@ fn make_dirs(dir: &Path) -> std::result::Result<(), String> {
 
 /// Refuses a directory that somebody else could replace after it was checked:
 /// programs will load code from this path for as long as they live.
-fn check_above(dir: &Path) -> std::result::Result<(), String> {
+pub(super) fn check_above(dir: &Path) -> std::result::Result<(), String> {
     for above in dir.ancestors().skip(1) {
         let mut stat = fs::stat(above).map_err(text)?;
         // Sticky: others may write there, but not touch what is ours.
@@ -264,6 +264,7 @@ fn test_load(shim: &Path) -> std::result::Result<(), String> {
         // The test shall load the shim, not attach it.
         .env_remove("SNAPSHIM_GATE")
         .env_remove("SNAPSHIM_GATE_ID")
+        .env_remove("SNAPSHIM_SITES")
         .env_remove("LD_AUDIT")
         .stdin(Stdio::null())
         .stdout(Stdio::null())
