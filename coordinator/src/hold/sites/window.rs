@@ -1,6 +1,8 @@
 //! Which bytes around a system call instruction can be replaced by a jump.
 
-use iced_x86::{Code, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, Register};
+use iced_x86::{
+    Code, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, Register,
+};
 use snapshim_gate::sites::{JUMP, MAX_WINDOW, MOVED, NUMBERED};
 
 use super::sweep::Targets;
@@ -94,5 +96,9 @@ fn can_move(instruction: &Instruction, info: &mut InstructionInfoFactory) -> boo
             .info(instruction)
             .used_registers()
             .iter()
-            .all(|used| used.register().full_register() != Register::RSP)
+            // The moved code runs on the same stack, where what is there may be read.
+            .all(|used| {
+                used.register().full_register() != Register::RSP
+                    || matches!(used.access(), OpAccess::Read | OpAccess::CondRead)
+            })
 }
