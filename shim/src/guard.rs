@@ -1,5 +1,6 @@
 //! What every hook does before and after the real call.
 
+use core::mem::MaybeUninit;
 use core::sync::atomic::AtomicU32;
 use core::sync::atomic::Ordering::{Relaxed, SeqCst};
 
@@ -11,6 +12,7 @@ use snapshim_gate::sys::{futex_wait, futex_wake_all, monotonic_ns, ticks};
 
 use crate::attach;
 use crate::member::{self, Target};
+use crate::vectors::preserving;
 use crate::{claim, sys, thread};
 
 /// What a call has to undo when it returns. Two words: it stays in registers.
@@ -104,7 +106,15 @@ pub(crate) fn seen(what: Seen) {
 #[cold]
 #[inline(never)]
 fn enter_slowly(class: Class, fd: i32, sp: u64, target: Target) -> Frame {
-    let call = Call { class, fd, sp };
+    let mut frame = MaybeUninit::uninit();
+    preserving(&mut || {
+        frame.write(pass(Call { class, fd, sp }, target));
+    });
+    // SAFETY: `preserving` has called the closure.
+    unsafe { frame.assume_init() }
+}
+
+fn pass(call: Call, target: Target) -> Frame {
     let is_known = attach::ensure();
     let Some(gate) = attach::gate() else {
         return Frame::NONE;

@@ -17,6 +17,7 @@
 //! | `thread` | the thread's own word |
 //! | `sites` | the system call instructions inside libc and other files |
 //! | `next` | the functions behind the hooks, found without `dlsym` |
+//! | `vectors` | calls that leave the vector registers alone |
 //! | `sys` | system calls without libc |
 #![no_std]
 // The hooks carry the names and signatures of libc's functions.
@@ -36,6 +37,7 @@ mod sites;
 mod strings;
 mod sys;
 mod thread;
+mod vectors;
 
 /// Nothing in the shim panics (a test looks for panic machinery in the built
 /// library); Rust wants the handler all the same.

@@ -371,3 +371,54 @@ fn it_can_neither_panic_nor_allocate() {
         assert!(found.is_empty(), "{found:?}");
     }
 }
+
+/// The instructions of every function, by name, as objdump shows them.
+fn functions() -> BTreeMap<String, Vec<String>> {
+    let shim = product::shim();
+    let args = ["-d", "--no-show-raw-insn", "-M", "intel"];
+    let shown = tool("objdump", &[&args[..], &[shim.to_str().unwrap()]].concat());
+    let mut functions = BTreeMap::new();
+    let mut name = String::new();
+    for line in shown.out().lines() {
+        if let Some((_, rest)) = line.strip_suffix(">:").and_then(|l| l.split_once(" <")) {
+            name = rest.to_owned();
+            functions.insert(name.clone(), Vec::new());
+        } else if line.contains(":\t") {
+            let lines = functions.get_mut(&name).expect("code in a function");
+            lines.push(line.to_owned());
+        }
+    }
+    functions
+}
+
+#[test]
+#[cfg(target_arch = "x86_64")]
+fn a_patched_instruction_leaves_the_vector_registers_alone() {
+    let functions = functions();
+    let mut seen = BTreeSet::new();
+    let mut to_do = vec!["snapshim_enter".to_owned(), "snapshim_leave".to_owned()];
+    let mut preserved = false;
+    while let Some(name) = to_do.pop() {
+        if !seen.insert(name.clone()) {
+            continue;
+        }
+        // This one saves them and puts them back; whatever it calls may use them.
+        if name.contains("call_preserving") {
+            preserved = true;
+            continue;
+        }
+        let lines = functions
+            .get(&name)
+            .unwrap_or_else(|| panic!("{name} is not in the disassembly"));
+        for line in lines {
+            let uses = ["xmm", "ymm", "zmm"].iter().any(|r| line.contains(r));
+            assert!(!uses, "{name} uses a vector register: {line}");
+            let target = line.rsplit_once(" <").map(|(_, t)| t.trim_end_matches('>'));
+            let jumps = line.contains("\tcall ") || line.contains("\tj");
+            if let Some(target) = target.filter(|_| jumps) {
+                to_do.push(target.split("+0x").next().unwrap_or(target).to_owned());
+            }
+        }
+    }
+    assert!(preserved && seen.len() > 4, "the way was lost: {seen:?}");
+}

@@ -113,7 +113,7 @@ fn opens_stream(path: *const c_char, mode: *const c_char) -> Frame {
 
 /// The gate for calls on an open file.
 #[inline(always)]
-fn on(class: Class, fd: c_int) -> Frame {
+pub(crate) fn on(class: Class, fd: c_int) -> Frame {
     enter(class, fd, || Target::Fd(fd))
 }
 

@@ -245,12 +245,12 @@ fn utimensat(dirfd: i32, path: usize) -> Frame {
 
 /// Takes the system call `number` past the gate.
 fn gate_for(number: usize, args: [usize; 6]) -> Frame {
-    calls::action(number).map_or(Frame::NONE, |action| gate_action(action, args))
+    calls::action(number).map_or(Frame::NONE, |action| gate_action(action, &args))
 }
 
 /// Takes a system call that does `action` past the gate.
 #[inline(always)]
-pub(crate) fn gate_action(action: Action, a: [usize; 6]) -> Frame {
+pub(crate) fn gate_action(action: Action, a: &[usize; 6]) -> Frame {
     match action {
         Action::File(class, arg) => on(class, fd(a[usize::from(arg & 3)])),
         Action::Ioctl => ioctl(fd(a[0]), a[1]),

@@ -1,55 +1,81 @@
 //! What happens at a patched system call instruction.
 
+use core::mem::MaybeUninit;
+
 use snapshim_gate::calls::{self, Action};
 use snapshim_gate::slot::Seen;
 use snapshim_gate::sys::syscall6;
 
 use crate::attach;
-use crate::guard::{leave, seen};
+use crate::guard::{self, Frame, seen};
+use crate::hooks::on;
 use crate::hooks::raw::{gate_action, sandboxes};
 use crate::sys::ENOSYS;
+use crate::vectors::preserving;
 
 /// A system call as the program made it.
 #[repr(C)]
 pub(super) struct Call {
-    number: usize,
+    /// Its number; in the end, the result of a call that has been made.
+    number: isize,
     args: [usize; 6],
 }
 
-/// Makes the call, at the gate.
-pub(super) unsafe extern "C" fn call(call: &Call) -> isize {
-    let Call { number, args } = *call;
+/// What a stub keeps while its system call is made.
+#[repr(C, align(8))]
+pub(super) struct Kept(Frame);
+
+const _: () = assert!(size_of::<Kept>() == 16 && size_of::<Frame>() == 16);
+
+/// Before the system call. `true`: it has been made.
+///
+/// At a system call instruction the vector registers are the program's: nothing on
+/// this way may use them, but for what is called by way of [`preserving`]. A test
+/// reads the machine code.
+pub(super) unsafe extern "C" fn enter(call: &mut Call, kept: &mut MaybeUninit<Kept>) -> bool {
+    // The kernel looks at 32 bits.
+    let number = call.number as u32 as usize;
+    let frame = match calls::action(number) {
+        // What programs do most.
+        Some(Action::File(class, arg)) => on(class, call.args[usize::from(arg & 3)] as i32),
+        Some(action) => match other(call, number, action) {
+            Some(frame) => frame,
+            None => return true,
+        },
+        None => Frame::NONE,
+    };
+    kept.write(Kept(frame));
+    false
+}
+
+/// After the system call.
+pub(super) unsafe extern "C" fn leave(kept: &Kept) {
+    guard::leave(kept.0);
+}
+
+/// `None`: the call has been made.
+#[inline(never)]
+fn other(call: &mut Call, number: usize, action: Action) -> Option<Frame> {
+    let args = call.args;
     // SAFETY: the program's own call, made in its place.
     let make = || unsafe { syscall6(number, args) };
-    // The kernel looks at 32 bits.
-    let number = number as u32 as usize;
-    let Some(action) = calls::action(number) else {
-        return make();
-    };
-    match action {
+    call.number = match action {
         Action::Map if args[2] & PROT_EXEC != 0 => {
             let at = make();
-            if (-4095..0).contains(&at) {
-                return at;
+            if !(-4095..0).contains(&at) {
+                let mut mapped = || super::mapped(at as usize, args[1], args[4] as i32, args[5]);
+                preserving(&mut mapped);
             }
-            super::mapped(at as usize, args[1], args[4] as i32, args[5]);
             at
         }
-        Action::Prctl | Action::Seccomp => {
-            if !sandboxes(number, args[0]) {
-                return make();
-            }
+        Action::Prctl | Action::Seccomp if sandboxes(number, args[0]) => {
             seen(Seen::Sandbox);
             attach::sandboxing(make)
         }
         Action::Ring if attach::refuses_rings() => -ENOSYS,
-        _ => {
-            let frame = gate_action(action, args);
-            let result = make();
-            leave(frame);
-            result
-        }
-    }
+        _ => return Some(gate_action(action, &call.args)),
+    };
+    None
 }
 
 const PROT_EXEC: usize = 4;

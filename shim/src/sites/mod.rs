@@ -15,7 +15,7 @@
 //! | `dispatch` | what happens there |
 
 use core::sync::atomic::AtomicBool;
-use core::sync::atomic::Ordering::Relaxed;
+use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
 use snapshim_gate::sites::{COMPLETE, LIBC};
 
@@ -104,8 +104,15 @@ fn mapped(at: usize, len: usize, fd: i32, offset: usize) {
     if whole > len as u64 {
         segment.in_file = (len as u64).saturating_sub(segment.address & 4095);
     }
+    // Two threads that map files at once: stubs are taken by one at a time. What is
+    // left unpatched is seen by the coordinator.
+    static BUSY: AtomicBool = AtomicBool::new(false);
+    if BUSY.swap(true, Acquire) {
+        return;
+    }
     tables.with(&id, |table| {
         // SAFETY: just mapped, and the mapping's address has not been returned yet.
         unsafe { patch::patch(base, &segment, table) };
     });
+    BUSY.store(false, Release);
 }

@@ -4,7 +4,7 @@ use snapshim_gate::sites::{JUMP, NUMBERED, Record, SYSCALL, Table};
 
 use super::memory::{self, Code};
 use super::objects::Segment;
-use super::stubs::{GENERAL_POOL, NUMBERED_POOL};
+use super::stubs::{self, GENERAL, NUMBERED as NUMBERED_POOL};
 
 /// Replaces the sites of `table` that lie in the segment `code` of a file loaded at
 /// `base`. `false` if any was left.
@@ -28,17 +28,22 @@ pub(super) unsafe fn patch(base: usize, code: &Segment, table: &Table<'_>) -> bo
     let Some(mut extra) = memory::near(begin, end, needed) else {
         return false;
     };
+    let Some(mut stubs) = stubs::open() else {
+        extra.discard();
+        return false;
+    };
     // SAFETY: the caller's promise; the range lies in the segment.
     let Some(mut text) = (unsafe { Code::open(begin, end) }) else {
         extra.discard();
+        stubs.discard();
         return false;
     };
     let mut all_done = true;
     for record in inside {
-        all_done &= site(&mut text, &mut extra, address(record), record).is_some();
+        all_done &= site(&mut text, &mut stubs, &mut extra, address(record), record).is_some();
     }
     // The stubs must be there before anything jumps to them.
-    if !extra.seal() {
+    if !extra.seal() || !stubs.seal() {
         text.discard();
         return false;
     }
@@ -47,16 +52,31 @@ pub(super) unsafe fn patch(base: usize, code: &Segment, table: &Table<'_>) -> bo
 
 /// Bytes of code that a site may need outside this library.
 fn trampoline_len(record: &Record, at: usize) -> usize {
-    if record.shape == NUMBERED && NUMBERED_POOL.is_near(at) {
+    if record.shape == NUMBERED && stubs::is_near(at) {
         return 0;
     }
     usize::from(record.before) + usize::from(record.after) + 2 * FAR_JUMP
 }
 
-/// `jmp [rip + 0]` and the address.
-const FAR_JUMP: usize = 14;
+/// Bytes of a jump to anywhere.
+pub(super) const FAR_JUMP: usize = 14;
 
-fn site(text: &mut Code, extra: &mut Code, at: usize, record: &Record) -> Option<()> {
+/// `jmp [rip + 0]` and the address.
+pub(super) fn far_jump(target: usize) -> [u8; FAR_JUMP] {
+    let mut jump = [0; FAR_JUMP];
+    let (code, address) = jump.split_at_mut(6);
+    code.copy_from_slice(&[0xff, 0x25, 0, 0, 0, 0]);
+    address.copy_from_slice(&target.to_le_bytes());
+    jump
+}
+
+fn site(
+    text: &mut Code,
+    stubs: &mut Code,
+    extra: &mut Code,
+    at: usize,
+    record: &Record,
+) -> Option<()> {
     let window = record.window()?;
     if text.read(at, window.len())? != window {
         return None;
@@ -65,7 +85,7 @@ fn site(text: &mut Code, extra: &mut Code, at: usize, record: &Record) -> Option
     let (before, rest) = window.split_at(usize::from(record.before));
     let after = rest.get(SYSCALL.len()..)?;
     let target = if record.shape == NUMBERED {
-        let stub = NUMBERED_POOL.take(record.number as usize, end)?;
+        let stub = NUMBERED_POOL.take(stubs, record.number, end)?;
         reach(extra, at, stub)?
     } else {
         // What stood before the call, then the call, then what stood after it.
@@ -77,7 +97,7 @@ fn site(text: &mut Code, extra: &mut Code, at: usize, record: &Record) -> Option
             jump(extra, end)?;
             begin
         };
-        let stub = GENERAL_POOL.take(usize::MAX, back)?;
+        let stub = GENERAL.take(stubs, -1, back)?;
         if before.is_empty() {
             reach(extra, at, stub)?
         } else {
@@ -94,7 +114,8 @@ fn site(text: &mut Code, extra: &mut Code, at: usize, record: &Record) -> Option
     text.write(at, jump)
 }
 
-fn near_distance(from: usize, to: usize) -> Option<i32> {
+/// What a near jump at `from` says to lead to `to`.
+pub(super) fn near_distance(from: usize, to: usize) -> Option<i32> {
     let next = from.wrapping_add(JUMP);
     i32::try_from(to.wrapping_sub(next) as isize).ok()
 }
@@ -118,9 +139,6 @@ fn reach(extra: &mut Code, at: usize, target: usize) -> Option<usize> {
 fn jump(extra: &mut Code, target: usize) -> Option<()> {
     match near_distance(extra.next(), target) {
         Some(distance) => extra.push(&near_jump(distance)),
-        None => {
-            extra.push(&[0xff, 0x25, 0, 0, 0, 0])?;
-            extra.push(&target.to_le_bytes())
-        }
+        None => extra.push(&far_jump(target)),
     }
 }

@@ -1,176 +1,218 @@
 //! The code that patched system call instructions jump to (x86-64).
 //!
-//! A window of the program's code is replaced by `jmp stub`. There are two pools
-//! of stubs in this library's own text, and what differs between stubs lies in
-//! tables beside: the address to go on at ([`Pool::returns`]), and for the first
-//! pool the number of the call.
+//! A window of the program's code is replaced by `jmp stub`. The stubs lie in two
+//! pools in this library's own text; one is made ready for a site by writing the
+//! address to go on at, and the number, into its instructions.
 //!
 //! | pool | the window was | the stub |
 //! |---|---|---|
 //! | numbered | `mov $nr, %eax; syscall` | loads the number |
 //! | general | anything else | finds the number in `eax`; a number of no interest is called right there, on the program's own stack, for it may be clone or vfork |
 //!
-//! Being static, stubs have unwind tables: pthread_cancel and debuggers unwind by
-//! signal through a call that blocks in here, from any instruction. A stub steps
-//! over the red zone, puts the address to go on at where a return address would
-//! stand, and so looks like a call made at the end of the window.
+//! A stub steps over the red zone, calls `snapshim_enter`, makes the system call, calls
+//! `snapshim_leave` and jumps back. There is no indirect jump in it, and no return to
+//! a caller from before the system call: a processor does not predict those well after
+//! the kernel has run (7 ns a return, 50 ns a jump, measured).
+//!
+//! The pools have unwind tables: pthread_cancel and debuggers unwind by signal
+//! through a call that blocks in here, from any instruction. What they see is a call
+//! made at the end of the window.
 //!
 //! The system call instruction preserves every register but rax, rcx and r11, so
-//! this does, vector registers included; and the flags, which it also preserves,
-//! are not: no compiler relies on that.
+//! this does; but the flags, which it also preserves: no compiler relies on those.
+//! Vector registers are simply not used ([`dispatch::enter`]).
 
 use core::arch::global_asm;
 use core::sync::atomic::AtomicUsize;
-use core::sync::atomic::Ordering::{Relaxed, Release};
+use core::sync::atomic::Ordering::{Acquire, Relaxed};
 
 use super::dispatch;
+use super::memory::Code;
+use super::patch::{FAR_JUMP, far_jump, near_distance};
 use crate::hooks::raw::OURS;
 
-/// Stubs of each pool.
-const NUMBERED: usize = 1024;
-const GENERAL: usize = 512;
-/// Bytes of a stub; [`unwind_of_pool`] knows what is where in it.
-const NUMBERED_SIZE: usize = 32;
-const GENERAL_SIZE: usize = 64;
+/// Stubs of each pool: eight pages of them.
+const STUBS: usize = 512;
+/// Bytes of a stub.
+const SIZE: usize = 64;
+/// Room for jumps to what near jumps do not reach from the pools.
+const FAR_SIZE: usize = 16;
+const FARS: usize = 4096 / FAR_SIZE;
 
+/// Addresses to go on at, for the unwinder: it finds them from the stub's own.
 #[repr(C)]
-struct Table<const N: usize>([AtomicUsize; N]);
+struct Table([AtomicUsize; STUBS]);
 
-static NUMBERED_RETURNS: Table<NUMBERED> = Table([const { AtomicUsize::new(0) }; NUMBERED]);
-static NUMBERED_NUMBERS: Table<NUMBERED> = Table([const { AtomicUsize::new(0) }; NUMBERED]);
-static GENERAL_RETURNS: Table<GENERAL> = Table([const { AtomicUsize::new(0) }; GENERAL]);
+static NUMBERED_RETURNS: Table = Table([const { AtomicUsize::new(0) }; STUBS]);
+static GENERAL_RETURNS: Table = Table([const { AtomicUsize::new(0) }; STUBS]);
+static FARS_USED: AtomicUsize = AtomicUsize::new(0);
 
 unsafe extern "C" {
     static snapshim_numbered_pool: u8;
     static snapshim_general_pool: u8;
+    static snapshim_far_pool: u8;
 }
 
 /// A pool of stubs.
 pub(super) struct Pool {
-    returns: &'static [AtomicUsize],
-    numbers: &'static [AtomicUsize],
-    size: usize,
+    returns: &'static Table,
     used: AtomicUsize,
-    code: unsafe fn() -> usize,
+    /// Where in a stub the number stands, if it does, and where distances back do.
+    number_at: Option<usize>,
+    distances_at: &'static [usize],
 }
 
-pub(super) static NUMBERED_POOL: Pool = Pool {
-    returns: &NUMBERED_RETURNS.0,
-    numbers: &NUMBERED_NUMBERS.0,
-    size: NUMBERED_SIZE,
+pub(super) static NUMBERED: Pool = Pool {
+    returns: &NUMBERED_RETURNS,
     used: AtomicUsize::new(0),
-    code: || (&raw const snapshim_numbered_pool) as usize,
+    number_at: Some(9),
+    distances_at: &[34],
 };
 
-pub(super) static GENERAL_POOL: Pool = Pool {
-    returns: &GENERAL_RETURNS.0,
-    numbers: &[],
-    size: GENERAL_SIZE,
+pub(super) static GENERAL: Pool = Pool {
+    returns: &GENERAL_RETURNS,
     used: AtomicUsize::new(0),
-    code: || (&raw const snapshim_general_pool) as usize,
+    number_at: None,
+    distances_at: &[23, 56],
 };
+
+/// Where all stubs lie: from the first byte to the last.
+fn bounds() -> (usize, usize) {
+    let begin = (&raw const snapshim_numbered_pool) as usize;
+    let far = (&raw const snapshim_far_pool) as usize;
+    (begin, far + FARS * FAR_SIZE)
+}
+
+/// The pools, to be written to.
+pub(super) fn open() -> Option<Code> {
+    let (begin, end) = bounds();
+    // SAFETY: whole pages of our own text. Stubs that are in use are not changed.
+    unsafe { Code::open(begin, end) }
+}
+
+/// Whether near jumps from `at` reach every stub.
+pub(super) fn is_near(at: usize) -> bool {
+    const NEAR: usize = 0x7f00_0000;
+    let (begin, end) = bounds();
+    at.abs_diff(begin).max(at.abs_diff(end)) < NEAR
+}
 
 impl Pool {
-    /// Whether near jumps from `at` reach every stub.
-    pub(super) fn is_near(&self, at: usize) -> bool {
-        const NEAR: usize = 0x7f00_0000;
-        // SAFETY: only takes an address.
-        unsafe { (self.code)() }.abs_diff(at) < NEAR
-    }
-
-    /// The address of a stub that goes on at `back`, for call `number`. `None`:
-    /// there is none left.
-    pub(super) fn take(&self, number: usize, back: usize) -> Option<usize> {
+    /// The address of a stub that goes on at `back`, for call `number`, written to
+    /// `stubs`. `None`: there is none left.
+    pub(super) fn take(&self, stubs: &mut Code, number: i32, back: usize) -> Option<usize> {
+        let used = self.used.load(Relaxed);
+        let begin = match self.number_at {
+            Some(_) => (&raw const snapshim_numbered_pool) as usize,
+            None => (&raw const snapshim_general_pool) as usize,
+        };
+        let address = |index: usize| begin + index * SIZE;
         // A library that was unloaded and is loaded again at its old place.
-        let used = self.used.load(Relaxed).min(self.returns.len());
-        let same = |i: &usize| {
-            let of_number = self
-                .numbers
-                .get(*i)
-                .is_none_or(|n| n.load(Relaxed) == number);
-            of_number
-                && self
-                    .returns
-                    .get(*i)
-                    .is_some_and(|r| r.load(Relaxed) == back)
+        let same = |index: &usize| {
+            self.returns
+                .0
+                .get(*index)
+                .is_some_and(|r| r.load(Relaxed) == back)
+                && self.number_at.is_none_or(|at| {
+                    stubs.read(address(*index) + at, 4) == Some(&number.to_le_bytes())
+                })
         };
-        let index = match (0..used).find(same) {
-            Some(index) => index,
-            None => self.used.fetch_add(1, Relaxed),
-        };
-        let Some(slot) = self.returns.get(index) else {
-            self.used.fetch_sub(1, Relaxed);
-            return None;
-        };
-        if let Some(slot) = self.numbers.get(index) {
-            slot.store(number, Relaxed);
+        if let Some(index) = (0..used).find(same) {
+            return Some(address(index));
         }
-        slot.store(back, Release);
-        // SAFETY: only takes an address.
-        Some(unsafe { (self.code)() } + index * self.size)
+        let entry = self.returns.0.get(used)?;
+        let stub = address(used);
+        let target = match near_distance(stub, back) {
+            Some(_) => back,
+            None => take_far(stubs, back)?,
+        };
+        if let Some(at) = self.number_at {
+            stubs.write(stub + at, &number.to_le_bytes())?;
+        }
+        for at in self.distances_at {
+            // A distance counts from the end of its jump.
+            let jump = stub + at - 1;
+            stubs.write(stub + at, &near_distance(jump, target)?.to_le_bytes())?;
+        }
+        entry.store(back, Relaxed);
+        self.used.store(used + 1, Relaxed);
+        Some(stub)
     }
 }
 
-// The stubs. Their instructions have fixed lengths; `.org` makes sure of it.
+/// A jump to `target` that stubs can reach.
+fn take_far(stubs: &mut Code, target: usize) -> Option<usize> {
+    let used = FARS_USED.load(Acquire);
+    if used >= FARS {
+        return None;
+    }
+    let at = (&raw const snapshim_far_pool) as usize + used * FAR_SIZE;
+    let jump: [u8; FAR_JUMP] = far_jump(target);
+    stubs.write(at, &jump)?;
+    FARS_USED.store(used + 1, Relaxed);
+    Some(at)
+}
+
+// The stubs. Their instructions have fixed lengths, in the comments the offsets;
+// `unwind_of_pool` and `Pool` know them.
 global_asm!(
     ".section .text.snapshim_stubs,\"ax\",@progbits",
     ".balign 4096, 0xcc",
     ".hidden snapshim_numbered_pool",
     ".globl snapshim_numbered_pool",
     "snapshim_numbered_pool:",
-    ".set snapshim_i, 0",
-    ".rept {numbered}",
-    "lea rsp, [rsp - 128]",                                  // 0
-    "push qword ptr [rip + {returns} + 8 * snapshim_i]",     // 5
-    "mov eax, dword ptr [rip + {numbers} + 8 * snapshim_i]", // 11
-    "jmp snapshim_site",                                     // 17
-    ".balign 32, 0xcc",
-    ".set snapshim_i, snapshim_i + 1",
+    ".rept {stubs}",
+    "lea rsp, [rsp - 144]",    //  0: the red zone, and a frame
+    ".byte 0xb8, 0, 0, 0, 0",  //  8: mov eax, number
+    "call snapshim_enter",     // 13
+    "syscall",                 // 18
+    "call snapshim_leave",     // 20
+    "lea rsp, [rsp + 144]",    // 25
+    ".byte 0xe9, 0, 0, 0, 0",  // 33: jmp back
+    ".balign 64, 0xcc",
     ".endr",
-    ".balign 4096, 0xcc",
     ".hidden snapshim_general_pool",
     ".globl snapshim_general_pool",
     "snapshim_general_pool:",
-    ".set snapshim_i, 0",
-    ".rept {general}",
-    ".byte 0x3d", // cmp eax, {limit}                           0
+    ".rept {stubs}",
+    ".byte 0x3d",              //  0: cmp eax, limit
     ".long {limit}",
-    ".byte 0x73, 13",       // jae 20                           5
-    "mov r11d, eax",        //                                  7
-    "bt qword ptr [rip + {ours}], r11", //                     10
-    ".byte 0x72, 8",        // jc 28                           18
-    "syscall",              //                                 20
-    "jmp qword ptr [rip + {general_returns} + 8 * snapshim_i]", // 22
-    "lea rsp, [rsp - 128]", //                                 28
-    "push qword ptr [rip + {general_returns} + 8 * snapshim_i]", // 33
-    "jmp snapshim_site",    //                                 39
+    ".byte 0x73, 13",          //  5: jae 20
+    "mov r11d, eax",           //  7
+    "bt qword ptr [rip + {ours}], r11", // 10
+    ".byte 0x72, 7",           // 18: jc 27
+    "syscall",                 // 20
+    ".byte 0xe9, 0, 0, 0, 0",  // 22: jmp back
+    "lea rsp, [rsp - 144]",    // 27
+    "call snapshim_enter",     // 35
+    "syscall",                 // 40
+    "call snapshim_leave",     // 42
+    "lea rsp, [rsp + 144]",    // 47
+    ".byte 0xe9, 0, 0, 0, 0",  // 55: jmp back
     ".balign 64, 0xcc",
-    ".set snapshim_i, snapshim_i + 1",
     ".endr",
+    ".hidden snapshim_far_pool",
+    ".globl snapshim_far_pool",
+    "snapshim_far_pool:",
+    ".fill 4096, 1, 0xcc",
     ".text",
-    numbered = const NUMBERED,
-    general = const GENERAL,
+    stubs = const STUBS,
     limit = const snapshim_gate::calls::NUMBERS,
-    returns = sym NUMBERED_RETURNS,
-    numbers = sym NUMBERED_NUMBERS,
-    general_returns = sym GENERAL_RETURNS,
     ours = sym OURS,
 );
 
-// Where all stubs lead. On the stack: the address to go on at, above it the
-// program's red zone. Below, what dispatch::Call is made of.
+// What stubs call. Both keep every register but rcx and r11; `snapshim_enter` has
+// dispatch::Call on its stack and dispatch::Kept in the stub's.
 global_asm!(
     ".text",
     ".balign 64, 0xcc",
-    ".hidden snapshim_site",
-    ".globl snapshim_site",
-    "snapshim_site:",
+    ".hidden snapshim_enter",
+    ".globl snapshim_enter",
+    "snapshim_enter:",
     ".cfi_startproc",
-    ".cfi_def_cfa rsp, 136",
-    ".cfi_offset rip, -136",
     "push rbp",
-    ".cfi_adjust_cfa_offset 8",
-    ".cfi_offset rbp, -144",
+    ".cfi_def_cfa_offset 16",
+    ".cfi_offset rbp, -16",
     "mov rbp, rsp",
     ".cfi_def_cfa_register rbp",
     "push r9",
@@ -181,42 +223,12 @@ global_asm!(
     "push rdi",
     "push rax",
     "mov rdi, rsp",
-    "sub rsp, 256",
+    "lea rsi, [rbp + 16]",
     "and rsp, -16",
-    "movaps [rsp], xmm0",
-    "movaps [rsp + 16], xmm1",
-    "movaps [rsp + 32], xmm2",
-    "movaps [rsp + 48], xmm3",
-    "movaps [rsp + 64], xmm4",
-    "movaps [rsp + 80], xmm5",
-    "movaps [rsp + 96], xmm6",
-    "movaps [rsp + 112], xmm7",
-    "movaps [rsp + 128], xmm8",
-    "movaps [rsp + 144], xmm9",
-    "movaps [rsp + 160], xmm10",
-    "movaps [rsp + 176], xmm11",
-    "movaps [rsp + 192], xmm12",
-    "movaps [rsp + 208], xmm13",
-    "movaps [rsp + 224], xmm14",
-    "movaps [rsp + 240], xmm15",
-    "call {dispatch}",
-    "movaps xmm0, [rsp]",
-    "movaps xmm1, [rsp + 16]",
-    "movaps xmm2, [rsp + 32]",
-    "movaps xmm3, [rsp + 48]",
-    "movaps xmm4, [rsp + 64]",
-    "movaps xmm5, [rsp + 80]",
-    "movaps xmm6, [rsp + 96]",
-    "movaps xmm7, [rsp + 112]",
-    "movaps xmm8, [rsp + 128]",
-    "movaps xmm9, [rsp + 144]",
-    "movaps xmm10, [rsp + 160]",
-    "movaps xmm11, [rsp + 176]",
-    "movaps xmm12, [rsp + 192]",
-    "movaps xmm13, [rsp + 208]",
-    "movaps xmm14, [rsp + 224]",
-    "movaps xmm15, [rsp + 240]",
-    "lea rsp, [rbp - 48]",
+    "call {enter}",
+    "lea rsp, [rbp - 56]",
+    "test al, al",
+    "pop rax",
     "pop rdi",
     "pop rsi",
     "pop rdx",
@@ -224,30 +236,63 @@ global_asm!(
     "pop r8",
     "pop r9",
     "pop rbp",
-    ".cfi_def_cfa rsp, 136",
+    ".cfi_def_cfa rsp, 8",
     ".cfi_restore rbp",
-    // The instruction leaves the address after it in rcx as well.
-    "pop rcx",
-    ".cfi_adjust_cfa_offset -8",
-    ".cfi_register rip, rcx",
-    "lea rsp, [rsp + 128]",
-    ".cfi_adjust_cfa_offset -128",
-    "jmp rcx",
+    "jne 2f",
+    "ret",
+    // The call has been made, its result is in the place of the number: skip it and
+    // what follows it.
+    "2:",
+    "add qword ptr [rsp], 7",
+    "ret",
     ".cfi_endproc",
-    dispatch = sym dispatch::call,
+    ".balign 64, 0xcc",
+    ".hidden snapshim_leave",
+    ".globl snapshim_leave",
+    "snapshim_leave:",
+    ".cfi_startproc",
+    "push rbp",
+    ".cfi_def_cfa_offset 16",
+    ".cfi_offset rbp, -16",
+    "mov rbp, rsp",
+    ".cfi_def_cfa_register rbp",
+    "push r9",
+    "push r8",
+    "push r10",
+    "push rdx",
+    "push rsi",
+    "push rdi",
+    "push rax",
+    "lea rdi, [rbp + 16]",
+    "and rsp, -16",
+    "call {leave}",
+    "lea rsp, [rbp - 56]",
+    "pop rax",
+    "pop rdi",
+    "pop rsi",
+    "pop rdx",
+    "pop r10",
+    "pop r8",
+    "pop r9",
+    "pop rbp",
+    ".cfi_def_cfa rsp, 8",
+    ".cfi_restore rbp",
+    "ret",
+    ".cfi_endproc",
+    enter = sym dispatch::enter,
+    leave = sym dispatch::leave,
 );
 
-// The unwind tables of the pools, by hand: the return address of a stub that has
-// not pushed it yet is in its table, at the place that its own address says. The
-// expressions find the stub's page from rip (register 16, which the unwinder
-// knows: only a signal can interrupt a stub), and the table from the page, by
-// distances that the linker fills in.
+// The unwind tables of the pools, by hand: where a stub's return address is to be
+// found depends on which stub it is. The expressions find the stub's page and number
+// from rip (register 16, which the unwinder knows of the frame it comes from), and
+// the table from the page, by distances that the linker fills in.
 //
 // Opcodes (DWARF 5, 7.7.1): breg7 0 = 77 00, breg16 0 = 80 00, const1u = 08,
 // const2u = 0a, const4s = 0d, dup = 12, swap = 16, and = 1a, minus = 1c, mul = 1e,
-// plus = 22, shr = 25, ge = 2a, lit n = 30+n, deref = 06.
+// plus = 22, shl = 24, shr = 25, ge = 2a, lit n = 30 + n, deref = 06.
 macro_rules! unwind_of_pool {
-    ($pool:literal, $returns:path, $mask:literal, $shift:literal, $stepped:literal, $pushed:literal) => {
+    ($pool:literal, $returns:path, $stepped:literal, $back:literal) => {
         global_asm!(
             ".section .eh_frame,\"a\",@unwind",
             ".balign 8",
@@ -261,13 +306,13 @@ macro_rules! unwind_of_pool {
             ".byte 0x78",    // data alignment: -8
             ".byte 16",      // return address: rip
             ".byte 1, 0x1b", // addresses: pc-relative, 4 bytes
-            // CFA = rsp + (offset >= stepped) * 128 + (offset >= pushed) * 8
+            // CFA = rsp + ((offset >= stepped) - (offset >= back)) * 144
             ".byte 0x0f",
             ".uleb128 775f - 774f",
             "774:",
-            ".byte 0x77, 0, 0x80, 0, 0x08, {mask}, 0x1a, 0x12",
-            ".byte 0x08, {stepped}, 0x2a, 0x08, 128, 0x1e, 0x16",
-            ".byte 0x08, {pushed}, 0x2a, 0x38, 0x1e, 0x22, 0x22",
+            ".byte 0x77, 0, 0x80, 0, 0x08, 63, 0x1a, 0x12",
+            ".byte 0x08, {stepped}, 0x2a, 0x16, 0x08, {back}, 0x2a, 0x1c",
+            ".byte 0x08, 144, 0x1e, 0x22",
             "775:",
             ".balign 8, 0",
             "773:",
@@ -279,14 +324,14 @@ macro_rules! unwind_of_pool {
             concat!(".long ", $pool, " + snapshim_page - ."),
             ".long 4096",
             ".byte 0",
-            // rip = *((rip & 4095) / size * 8 + (rip >> 12 << 12) + (table - page))
+            // rip = *((rip & 4095) / 64 * 8 + (rip >> 12 << 12) + (table - page))
             ".byte 0x16, 16",
             ".uleb128 785f - 784f",
             "784:",
-            ".byte 0x80, 0, 0x0a, 0xff, 0x0f, 0x1a, 0x30 + {shift}, 0x25, 0x33, 0x24",
+            ".byte 0x80, 0, 0x0a, 0xff, 0x0f, 0x1a, 0x36, 0x25, 0x33, 0x24",
             ".byte 0x80, 0, 0x3c, 0x25, 0x3c, 0x24, 0x22",
             ".byte 0x0d",
-            ".long {returns} + (snapshim_page >> {shift}) * 8 - .",
+            ".long {returns} + (snapshim_page >> 6) * 8 - .",
             ".byte 0x22, 0x0d",
             concat!(".long ", $pool, " + snapshim_page - ."),
             // That distance is counted from 6 bytes further on than the other.
@@ -297,20 +342,14 @@ macro_rules! unwind_of_pool {
             ".set snapshim_page, snapshim_page + 4096",
             ".endr",
             ".text",
-            mask = const $mask,
-            shift = const $shift,
             stepped = const $stepped,
-            pushed = const $pushed,
+            back = const $back,
             returns = sym $returns,
         );
     };
 }
 
-unwind_of_pool!("snapshim_numbered_pool", NUMBERED_RETURNS, 31, 5, 5, 11);
-unwind_of_pool!("snapshim_general_pool", GENERAL_RETURNS, 63, 6, 33, 39);
+unwind_of_pool!("snapshim_numbered_pool", NUMBERED_RETURNS, 8, 33);
+unwind_of_pool!("snapshim_general_pool", GENERAL_RETURNS, 35, 55);
 
-const _: () = {
-    // Eight pages each.
-    assert!(NUMBERED * NUMBERED_SIZE == 8 * 4096);
-    assert!(GENERAL * GENERAL_SIZE == 8 * 4096);
-};
+const _: () = assert!(STUBS * SIZE == 8 * 4096);
