@@ -12,6 +12,7 @@
 //!
 //! | module | what it holds |
 //! |---|---|
+//! | [`effect`] | a script with the shim and without, compared |
 //! | [`fs`] | XFS, btrfs, ext4 and tmpfs mounts |
 //! | [`lab`] | one test's directories, set and processes |
 //! | [`process`] | processes with deadlines |
@@ -20,6 +21,7 @@
 //! | [`stats`] | what a program measured about itself; percentiles |
 //! | [`tree`] | comparing directory trees |
 
+pub mod effect;
 pub mod fs;
 pub mod lab;
 pub mod process;
