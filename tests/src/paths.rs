@@ -245,7 +245,7 @@ fn once(name: &str, tool: &str, build: impl FnOnce(&Path) -> Command) -> Result<
     if let Some(path) = done.get(name) {
         return Ok(path.clone());
     }
-    let dir = product::target_dir().join("test-programs/paths");
+    let dir = product::target_dir().join("test-programs/paths.d");
     fs::create_dir_all(&dir).expect("a directory for programs");
     let path = dir.join(name);
     let time = |p: &Path| fs::metadata(p).and_then(|m| m.modified()).ok();
