@@ -2,13 +2,12 @@
 //! says without.
 
 use std::fs;
-use std::os::unix::fs::chown;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
 use crate::process::{Ended, run};
-use crate::{Fs, Lab, tree};
+use crate::{Fs, Lab, lab, tree};
 
 /// A bash script to compare.
 #[derive(Clone, Copy, Debug)]
@@ -22,10 +21,13 @@ pub struct Script<'a> {
     pub except: &'a [&'a str],
     /// `$PROGRAMS`.
     pub programs: &'a Path,
+    /// What it says on standard output, among other things: that it does its work
+    /// without the shim is not to be taken for granted.
+    pub expect: &'a str,
     /// For everything.
     pub limit: Duration,
-    /// A user and group to run as; `snapshim run` too.
-    pub user: Option<(u32, u32)>,
+    /// A user to run it as, who is given the gate; `snapshim run` stays root.
+    pub user: Option<&'a str>,
 }
 
 /// What one run of a script left and said.
@@ -49,16 +51,28 @@ pub fn same(script: &Script) {
     let Some(lab) = Lab::new(script.name, Fs::Xfs, script.limit) else {
         return;
     };
-    if let Some((user, group)) = script.user {
-        lab.give_to(user, group);
+    if let Some(user) = script.user {
+        lab.give_to(user);
     }
     let (without, _) = effect(&lab, lab.command("env"), script);
+    assert!(
+        without.stdout.contains(script.expect),
+        "{}: it fails without the shim: exit {}, {}\n{}",
+        script.name,
+        without.code,
+        without.stdout,
+        without.stderr
+    );
     let mut said = String::new();
     for attempt in 0..ATTEMPTS {
         let options = match attempt {
             0 => ["--every", "100ms", "--max-hold", "1s"],
             _ => ["--every", "20ms", "--max-hold", "10s"],
         };
+        let mut options = options.to_vec();
+        if let Some(user) = script.user {
+            options.extend(["--gate-owner", user]);
+        }
         let (with, ended) = effect(&lab, lab.run_command(&options), script);
         let name = script.name;
         let why = || format!("{name}, attempt {attempt}; run says: {}", ended.err());
@@ -89,10 +103,11 @@ fn effect(lab: &Lab, mut command: Command, script: &Script) -> (Effect, Ended) {
     // Both runs see the same paths.
     let (data, aside) = (lab.data(), lab.beside("aside"));
     fs::create_dir_all(&aside).expect("a directory beside the data");
-    if let Some((user, group)) = script.user {
-        use std::os::unix::process::CommandExt;
-        chown(&aside, Some(user), Some(group)).expect("chown");
-        command.uid(user).gid(group);
+    if let Some(user) = script.user {
+        lab::give(&aside, user);
+        // Not runuser: it changes the environment.
+        command.args(["setpriv", "--init-groups", "--reuid", user]);
+        command.args(["--regid", &lab::group_of(user), "--"]);
     }
     let out = aside.join("stdout");
     let err = aside.join("stderr");

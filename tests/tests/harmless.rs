@@ -22,6 +22,7 @@ fn same(name: &str, script: &str, except: &[&str]) {
         name: &format!("harmless-{name}"),
         script,
         except,
+        expect: "",
         programs: programs.parent().unwrap(),
         limit: LIMIT,
         user: None,
