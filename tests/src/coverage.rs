@@ -65,7 +65,7 @@ pub struct Row {
     pub refused: Option<String>,
     /// How the processes of the set were held, and who was outside it.
     pub layers: BTreeSet<String>,
-    /// Holds that the watcher saw enough of, and their median length, ms.
+    /// Holds that the watcher saw enough of.
     pub holds: usize,
     /// Their lengths, ms.
     pub lengths: Vec<f64>,
@@ -198,10 +198,42 @@ impl Bench {
                 return row;
             }
         };
-        self.hold(&ready, holds, &mut row);
+        if let Some((set, program, watcher)) = self.start(&ready, &mut row) {
+            self.hold(&set, program, watcher, holds, &mut row);
+        }
         if compare {
             row.difference = self.compare(&ready);
         }
+        row
+    }
+
+    /// The control of all this: certificates that say verified, of a set whose files
+    /// somebody outside it changes all the time. They may say so, for that file is
+    /// left out of the set; the watcher does not know. This row must have faults.
+    pub fn control(&mut self, holds: usize) -> Row {
+        self.rows += 1;
+        let mut row = Row::default();
+        let ready = crate::paths::way("C: pwrite").prepare(&self.lab);
+        let ready = ready.expect("the program");
+        let set = format!("row-{}-control", self.rows);
+        let file = self.fresh_data();
+        let mut command = self.lab.snapshim(&["run", "--name", &set, "--watch"]);
+        command.arg(self.lab.data()).arg("--watch");
+        command.arg(&self.ballast).arg("--store").arg(&self.store);
+        command
+            .arg("--exclude")
+            .arg(&file)
+            .args(["--", "sleep", "600"]);
+        let mut idle = Proc::piped(command);
+        assert!(self.wait_for_gate(&set, &mut idle), "sleep");
+        let arguments = ready.arguments(&file, 0);
+        let mut command = Command::new(&arguments[0]);
+        command.args(&arguments[1..]);
+        let outsider = Proc::piped(command);
+        let watcher = Watcher::start(&self.lab.data(), &self.gate(&set));
+        process::wait_until(Duration::from_secs(20), || watcher.open_changes() > 5);
+        self.hold(&set, outsider, watcher, holds, &mut row);
+        self.finish(idle);
         row
     }
 
@@ -272,15 +304,11 @@ impl Bench {
         format!("exit {}: {}", ended.code(), ended.err().trim())
     }
 
-    fn hold(&self, ready: &Ready, holds: usize, row: &mut Row) {
-        let Some((set, mut proc, watcher)) = self.start(ready, row) else {
-            return;
-        };
-        let mut spans = Vec::new();
+    fn hold(&self, set: &str, mut proc: Proc, watcher: Watcher, holds: usize, row: &mut Row) {
         let mut patience = holds;
         while row.holds + row.unpublished.0 < holds {
             let before = watcher.looks();
-            let outcome = self.checkpoint(&set);
+            let outcome = self.checkpoint(set);
             // It goes on: what was (not) seen in the hold was to be seen.
             let seen = watcher.open_changes();
             let goes_on = process::wait_until(Duration::from_secs(5), || {
@@ -331,7 +359,6 @@ impl Bench {
                 ));
             }
             row.reasons.extend(reasons);
-            spans.push(looks.len());
             for (list, word) in [("writers", "layer"), ("foreign", "how")] {
                 for entry in certificate.0[list].as_array().into_iter().flatten() {
                     let text = entry[word].as_str().unwrap_or("?");

@@ -47,6 +47,23 @@ fn route(names: &[&str]) {
     }
 }
 
+#[test]
+fn the_checker_finds_what_is_not_held() {
+    let mut bench = bench();
+    let Some(bench) = bench.as_mut() else {
+        return;
+    };
+    let row = bench.control(3);
+    println!(
+        "the control: {} of {} verified, {:?}",
+        row.verified, row.holds, row.faults
+    );
+    assert!(
+        row.verified > 0 && row.changes > row.holds && !row.is_honest() && !row.is_held(),
+        "{row:?}"
+    );
+}
+
 macro_rules! routes {
     ($($test:ident: $($name:literal),+;)+) => {
         $(#[test]

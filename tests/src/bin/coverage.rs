@@ -43,11 +43,11 @@ fn main() -> ExitCode {
     let table = table(&rows, holds);
     println!("{table}");
     println!("{:.0} s", start.elapsed().as_secs_f64());
-    if let Some(file) = write {
-        if let Err(e) = std::fs::write(&file, page(&table)) {
-            eprintln!("{file}: {e}");
-            return ExitCode::FAILURE;
-        }
+    if let Some(file) = write
+        && let Err(e) = std::fs::write(&file, page(&table))
+    {
+        eprintln!("{file}: {e}");
+        return ExitCode::FAILURE;
     }
     let wrong: Vec<&Row> = rows.iter().filter(|row| !row.is_honest()).collect();
     for row in &wrong {
