@@ -416,15 +416,15 @@ static void by_fgetc(long i)
 static void by_input(long i)
 {
     /* Asking for input writes out what a line-buffered stdout holds. */
-    static FILE *null;
-    if (!null) {
-        if (!(null = fopen("/dev/null", "r")))
-            die("/dev/null");
-        setvbuf(null, NULL, _IONBF, 0);
+    static FILE *zeros;
+    if (!zeros) {
+        if (!(zeros = fopen("/dev/zero", "r")))
+            die("/dev/zero");
+        setvbuf(zeros, NULL, _IONBF, 0);
     }
     back_to_start(stdout, i);
     check(fputs(name, stdout), "fputs");
-    getc(null);
+    getc(zeros);
 }
 
 static void by_fclose(long i)
