@@ -7,8 +7,10 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-packages=(build-essential xfsprogs btrfs-progs e2fsprogs util-linux strace rsync attr acl
-    sqlite3 redis-server python3 perl git musl-tools libaio-dev liburing-dev)
+packages=(build-essential gcc-multilib xfsprogs btrfs-progs e2fsprogs util-linux strace rsync attr
+    acl sqlite3 redis-server python3 perl git musl-tools libaio-dev liburing-dev libseccomp-dev
+    libgdbm-dev openjdk-17-jdk-headless libh2-java golang-go nodejs erlang-base qemu-utils
+    postgresql mariadb-server)
 
 say() { printf '\n== %s\n' "$*"; }
 
@@ -62,6 +64,9 @@ say "tests"
 built=$(realpath "${CARGO_TARGET_DIR:-target}")/release
 export SNAPSHIM_BIN="$built/snapshim" SNAPSHIM_SO="$built/libsnapshim.so"
 cargo test --workspace "$@"
+
+say "what holds see of each way to change a file"
+cargo run --release --quiet -p snapshim-tests --bin coverage -- --quick
 
 say "the demonstration of the README"
 examples/demo.sh

@@ -1,6 +1,7 @@
 //! One test's directories, set and processes.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Mutex, MutexGuard};
@@ -148,6 +149,25 @@ impl Certificate {
     }
 }
 
+#[track_caller]
+fn user_named(name: &str) -> nix::unistd::User {
+    let found = nix::unistd::User::from_name(name).ok().flatten();
+    found.unwrap_or_else(|| panic!("no user {name}"))
+}
+
+/// Gives a directory to a user.
+#[track_caller]
+pub fn give(dir: &Path, user: &str) {
+    let user = user_named(user);
+    nix::unistd::chown(dir, Some(user.uid), Some(user.gid)).expect("chown");
+}
+
+/// The id of a user's group, as text.
+#[track_caller]
+pub fn group_of(user: &str) -> String {
+    user_named(user).gid.to_string()
+}
+
 static SERIAL: Mutex<()> = Mutex::new(());
 
 /// Keeps other tests of this binary that ask for it from running meanwhile: for
@@ -210,6 +230,16 @@ impl Lab {
     /// Where a program of this test measures itself.
     pub fn stats(&self) -> Stats {
         Stats::at(&self.shm.join("stats"))
+    }
+
+    /// Gives the directory of data to a user, and lets everybody get at the gates.
+    #[track_caller]
+    pub fn give_to(&self, user: &str) {
+        fs::create_dir_all(&self.gates).expect("a directory for gates");
+        for dir in [&self.shm, &self.gates] {
+            fs::set_permissions(dir, fs::Permissions::from_mode(0o755)).expect("chmod");
+        }
+        give(&self.data(), user);
     }
 
     /// Gives a command the environment of this test.

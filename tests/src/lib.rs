@@ -12,16 +12,22 @@
 //!
 //! | module | what it holds |
 //! |---|---|
+//! | [`coverage`] | what holds see of each of the ways to change a file |
+//! | [`effect`] | a script with the shim and without, compared |
 //! | [`fs`] | XFS, btrfs, ext4 and tmpfs mounts |
 //! | [`lab`] | one test's directories, set and processes |
+//! | [`paths`] | the ways to change a file: programs in `programs/paths` |
 //! | [`process`] | processes with deadlines |
 //! | [`product`] | building and finding `snapshim` and the C programs |
 //! | [`records`] | the checker of ordered records |
 //! | [`stats`] | what a program measured about itself; percentiles |
 //! | [`tree`] | comparing directory trees |
 
+pub mod coverage;
+pub mod effect;
 pub mod fs;
 pub mod lab;
+pub mod paths;
 pub mod process;
 pub mod product;
 pub mod records;

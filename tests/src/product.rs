@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Mutex, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use crate::process;
 
@@ -76,9 +76,18 @@ fn build() -> &'static Path {
     })
 }
 
-/// Where the C programs are.
-fn sources() -> PathBuf {
+/// Where the sources of the programs are.
+pub fn sources() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("programs")
+}
+
+/// When a source was last changed.
+pub fn newest_source() -> Option<SystemTime> {
+    [sources(), sources().join("paths")]
+        .iter()
+        .flat_map(|dir| fs::read_dir(dir).expect("the programs").flatten())
+        .filter_map(|e| e.metadata().and_then(|m| m.modified()).ok())
+        .max()
 }
 
 /// Compiles `programs/NAME.c` with threads; returns the program.
@@ -98,12 +107,7 @@ pub fn compiled(compiler: &str, source: &str, name: &str, flags: &[&str]) -> Pat
     let path = dir.join(name);
     let source = sources().join(format!("{source}.c"));
     let time = |p: &Path| fs::metadata(p).and_then(|m| m.modified()).ok();
-    let newest = fs::read_dir(sources())
-        .expect("the programs")
-        .flatten()
-        .filter_map(|e| time(&e.path()))
-        .max();
-    if time(&path) < newest {
+    if time(&path) < newest_source() {
         let unfinished = dir.join(format!("{name}.{}", std::process::id()));
         let mut command = Command::new(compiler);
         command

@@ -2,7 +2,9 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 /// The file a C program keeps its measurements in while it runs
 /// (`programs/common.h`, `struct stats`); readable also after it was killed.
@@ -48,6 +50,52 @@ impl Stats {
     /// Turns of the difficult activity that runs beside the loop.
     pub fn turns(&self) -> u64 {
         self.word(2)
+    }
+}
+
+/// Measures how long this machine keeps a thread from running that wants to: what a
+/// bound on the clock has to allow for beyond the product.
+#[derive(Debug)]
+pub struct Stalls {
+    shared: Arc<(AtomicBool, AtomicU64, AtomicU64)>,
+}
+
+impl Stalls {
+    /// Watches from now on, until dropped.
+    pub fn watch() -> Stalls {
+        const NAP: Duration = Duration::from_millis(2);
+        let shared = Arc::new(Default::default());
+        let stalls = Stalls {
+            shared: Arc::clone(&shared),
+        };
+        std::thread::spawn(move || {
+            let (end, longest, total): &(AtomicBool, AtomicU64, AtomicU64) = &shared;
+            while !end.load(Ordering::Relaxed) {
+                let start = Instant::now();
+                std::thread::sleep(NAP);
+                // Timers are late by a little on any machine.
+                let late = start.elapsed().saturating_sub(NAP * 2).as_nanos() as u64;
+                longest.fetch_max(late, Ordering::Relaxed);
+                total.fetch_add(late, Ordering::Relaxed);
+            }
+        });
+        stalls
+    }
+
+    /// The longest so far.
+    pub fn longest(&self) -> Duration {
+        Duration::from_nanos(self.shared.1.load(Ordering::Relaxed))
+    }
+
+    /// All together so far.
+    pub fn total(&self) -> Duration {
+        Duration::from_nanos(self.shared.2.load(Ordering::Relaxed))
+    }
+}
+
+impl Drop for Stalls {
+    fn drop(&mut self) {
+        self.shared.0.store(true, Ordering::Relaxed);
     }
 }
 

@@ -11,7 +11,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use snapshim_tests::process::{self, Proc};
 use snapshim_tests::records::{self, Shape};
-use snapshim_tests::{Fs, Lab, Random, lab, product, rounds};
+use snapshim_tests::stats::Stalls;
+use snapshim_tests::{Fs, Lab, Outcome, Random, lab, product, rounds};
 
 /// The hold bound of these tests.
 const BOUND: Duration = Duration::from_millis(300);
@@ -30,6 +31,7 @@ const SHAPE: Shape = Shape {
 struct Scene {
     lab: Lab,
     writer: Proc,
+    stalls: Stalls,
 }
 
 impl Scene {
@@ -46,14 +48,31 @@ impl Scene {
         options.extend(MAX_HOLD);
         let mut writer = lab.run(&options, &product::program("stubborn"), &args);
         lab.wait_for_beats(&mut writer, 3);
-        Some(Scene { lab, writer })
+        let stalls = Stalls::watch();
+        Some(Scene {
+            lab,
+            writer,
+            stalls,
+        })
     }
 
     /// Makes holds long, so that random moments fall into them: 400 more files to
-    /// copy.
+    /// copy, or as many as this machine copies in a third of the bound.
     fn add_ballast(&self) {
-        for index in 0..400 {
-            std::fs::write(self.lab.data().join(format!("ballast-{index}")), [7; 32768]).unwrap();
+        let path = |index| self.lab.data().join(format!("ballast-{index}"));
+        let mut count = 400;
+        for index in 0..count {
+            std::fs::write(path(index), [7; 32768]).unwrap();
+        }
+        let is_too_much = || {
+            let outcome = self.lab.checkpoint(&[]);
+            outcome.code == 4 || outcome.certificate().hold_us() > BOUND.as_micros() as f64 / 3.0
+        };
+        while count > 10 && is_too_much() {
+            for index in count / 2..count {
+                std::fs::remove_file(path(index)).unwrap();
+            }
+            count /= 2;
         }
     }
 
@@ -99,12 +118,12 @@ impl Scene {
             "{what}: the last {stored} snapshots: {verified} verified; longest call {:.1} ms \
              of {} allowed; {} records, {} turns",
             stats.longest().as_secs_f64() * 1e3,
-            (BOUND + MARGIN).as_millis(),
+            (BOUND + MARGIN + self.stalls.longest()).as_millis(),
             stats.beats(),
             stats.turns(),
         );
         assert!(
-            stats.longest() <= BOUND + MARGIN,
+            stats.longest() <= BOUND + MARGIN + self.stalls.longest(),
             "a call took {:?}",
             stats.longest()
         );
@@ -129,6 +148,21 @@ impl Scene {
             longest >= BOUND * 8 / 10,
             "no moment fell into a hold: {longest:?}"
         );
+    }
+
+    /// A checkpoint; another one if the machine itself stood still for so much of
+    /// the bound that this one could not be made.
+    #[track_caller]
+    fn checkpoint(&self) -> Outcome {
+        loop {
+            let stalled = self.stalls.total();
+            let outcome = self.lab.checkpoint(&[]);
+            let stalled = self.stalls.total() - stalled;
+            if outcome.code != 4 || stalled < BOUND / 3 {
+                return outcome;
+            }
+            eprintln!("the machine stalled for {stalled:?}: {}", outcome.stderr);
+        }
     }
 
     /// A checkpoint that works, within a few attempts if the machine is busy.
@@ -159,7 +193,7 @@ fn difficult(mode: &str, fs: Fs, min_verified: usize) {
     let count = rounds(100, 25);
     let (mut verified, mut reasons) = (0, std::collections::BTreeMap::new());
     for _ in 0..count {
-        let outcome = scene.lab.checkpoint(&[]);
+        let outcome = scene.checkpoint();
         assert!(
             matches!(outcome.code, 0 | 5),
             "{mode}: exit {}: {}",
@@ -245,7 +279,7 @@ fn more_short_lived_threads_than_there_are_slots() {
     };
     let mut codes = Vec::new();
     while scene.lab.stats().turns() < 6000 || codes.len() < 20 {
-        let outcome = scene.lab.checkpoint(&[]);
+        let outcome = scene.checkpoint();
         assert!(
             matches!(outcome.code, 0 | 5),
             "exit {}: {}",
@@ -371,6 +405,7 @@ fn writers_are_killed_at_200_random_moments() {
             .envs(env.clone());
         Proc::piped(command)
     };
+    let stalls = Stalls::watch();
     let mut steady = start("steady");
     lab.wait_for_beats(&mut steady, 3);
     let mut random = Random(3);
@@ -404,7 +439,7 @@ fn writers_are_killed_at_200_random_moments() {
     outcome.verified();
     let longest = lab.stats().longest();
     println!("longest call {:.1} ms", longest.as_secs_f64() * 1e3);
-    assert!(longest <= BOUND + MARGIN);
+    assert!(longest <= BOUND + MARGIN + stalls.longest());
     for (dir, certificate) in lab.stored() {
         let live = data.join("steady");
         let copy = dir.join("tree").join(live.strip_prefix("/").unwrap());
@@ -433,7 +468,7 @@ fn a_stopped_writer_blocks_no_checkpoint() {
         process::wait_until(Duration::from_secs(1), || {
             process::state(sibling.as_raw()) == Some('T')
         });
-        let outcome = scene.lab.checkpoint(&[]);
+        let outcome = scene.checkpoint();
         kill(sibling, Signal::SIGCONT).unwrap();
         *codes.entry(outcome.code).or_insert(0) += 1;
         assert!(
@@ -493,7 +528,12 @@ fn a_killed_run_leaves_the_program_and_the_set_in_order() {
         .arg("100");
     let mut writer = Proc::piped(command);
     lab.wait_for_beats(&mut writer, 3);
-    let mut scene = Scene { lab, writer };
+    let stalls = Stalls::watch();
+    let mut scene = Scene {
+        lab,
+        writer,
+        stalls,
+    };
     kill(Pid::from_raw(scene.writer.pid()), Signal::SIGKILL).unwrap();
     assert!(process::wait_until(Duration::from_secs(5), || {
         !scene.writer.is_running()

@@ -1,0 +1,11 @@
+//go:build cgo
+
+package main
+
+// #include <unistd.h>
+import "C"
+
+// Something of libc, so that the program is linked with it.
+func greet() {
+	C.getpid()
+}
