@@ -26,6 +26,7 @@ use snapshim_gate::table::FileId;
 use super::calls::{Changes, changes};
 use super::cut::{Hold, Locator};
 use super::process::{self, Doing, Mapping, Mappings, NotOurs, OpenFiles, Pid};
+use super::sites::layer::{Layer, Looker};
 use crate::capture::Member;
 use crate::store::manifest::{FileRecord, Foreign, PathName, Reason, Writer};
 
@@ -82,6 +83,8 @@ struct Found {
     aio: bool,
     /// Threads that own a slot.
     threads: u32,
+    /// What held it, as far as it was looked at.
+    layer: Option<Layer>,
 }
 
 impl Found {
@@ -94,6 +97,10 @@ impl Found {
         self.io_uring |= later.io_uring;
         self.aio |= later.aio;
         self.threads = self.threads.max(later.threads);
+        self.layer = match (self.layer.take(), later.layer) {
+            (Some(before), Some(after)) => Some(before.and(after)),
+            (one, other) => one.or(other),
+        };
     }
 }
 
@@ -127,6 +134,7 @@ pub fn scan(gate: &Gate, gate_id: FileId, members: &Members) -> Scan {
         ..Scan::default()
     };
     let attached = attached(gate);
+    let looker = Looker::default();
     let me = std::process::id();
     let my_user = nix::unistd::geteuid().as_raw();
     let my_capabilities = process::capabilities(me).unwrap_or(0);
@@ -180,6 +188,7 @@ pub fn scan(gate: &Gate, gate_id: FileId, members: &Members) -> Scan {
             io_uring: files.io_uring,
             aio: maps.aio,
             threads,
+            layer: maps.gate.then(|| looker.look(pid)),
         };
         scan.found.insert(pid, found);
     }
@@ -304,7 +313,8 @@ impl Scan {
                 pid: *pid,
                 name: f.name.clone(),
                 threads: f.threads,
-                layer: "symbols".into(),
+                layer: f.layer.as_ref().map_or("symbols", Layer::name).into(),
+                notes: f.layer.as_ref().map(Layer::all_notes).unwrap_or_default(),
             })
             .collect()
     }
