@@ -498,17 +498,17 @@ pub fn ctime_reasons(files: &[FileRecord]) -> Vec<Reason> {
     for files in by_device.values() {
         let path = &files[0].path.0;
         let kind = filesystem(path, &mountinfo);
-        let is_known = matches!(kind.as_deref(), Some("xfs" | "btrfs" | "ext4" | "tmpfs"));
+        let is_known = is_fine(kind.as_deref());
         // ext4 with 128-byte inodes keeps whole seconds.
-        let is_fine = files.iter().any(|f| f.ctime_ns % 1_000_000_000 != 0);
-        if !is_known || !is_fine {
+        let has_fractions = files.iter().any(|f| f.ctime_ns % 1_000_000_000 != 0);
+        if !is_known || !has_fractions {
             reasons.push(reason(
                 "no-fine-ctime",
                 format!(
                     "the file system of {} ({}{}) is not known to move a file's ctime with every change",
                     path.display(),
                     kind.as_deref().unwrap_or("unknown"),
-                    if is_fine { "" } else { ", without fractions of a second" }
+                    if has_fractions { "" } else { ", without fractions of a second" }
                 ),
                 None,
             ));
@@ -517,10 +517,15 @@ pub fn ctime_reasons(files: &[FileRecord]) -> Vec<Reason> {
     reasons
 }
 
+/// Whether a file system of this type is known to have multigrain timestamps.
+pub fn is_fine(kind: Option<&str>) -> bool {
+    matches!(kind, Some("xfs" | "btrfs" | "ext4" | "tmpfs"))
+}
+
 /// The name of the file system `path` is on, by the mount it is reached through:
 /// drivers share magic numbers (ext2 and ext4), and btrfs gives stat device
 /// numbers that no mount has.
-fn filesystem(path: &Path, mountinfo: &str) -> Option<String> {
+pub fn filesystem(path: &Path, mountinfo: &str) -> Option<String> {
     use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
     let stat = statx(CWD, path, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::MNT_ID).ok()?;
     let id = stat.stx_mnt_id.to_string();
@@ -532,7 +537,8 @@ fn filesystem(path: &Path, mountinfo: &str) -> Option<String> {
     rest.split(' ').next().map(str::to_owned)
 }
 
-fn has_multigrain(release: &str) -> bool {
+/// Whether this release of Linux has multigrain timestamps.
+pub fn has_multigrain(release: &str) -> bool {
     let mut parts = release.split(|c: char| !c.is_ascii_digit());
     let mut number = || {
         parts

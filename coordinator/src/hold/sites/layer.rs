@@ -422,6 +422,6 @@ mod tests {
         let looker = Looker::with(Cache::open_at(&dir).unwrap());
         let layer = looker.look(std::process::id());
         let _ = fs::remove_dir_all(&dir);
-        assert!(layer.not_sites.unwrap().ends_with("is not patched"));
+        assert!(layer.not_sites.unwrap().contains(" is not patched"));
     }
 }
