@@ -214,6 +214,7 @@ fn kind(program: &Path, libc: Option<&Path>) -> &'static str {
             Cause::Capabilities => "with file capabilities",
             Cause::NotFound | Cause::NotExecutable(_) => "unknown",
         },
+        Ok(()) if !program.exists() => "unknown",
         Ok(()) => match libc.map(library) {
             Some(Library::Glibc { .. }) => "dynamic, glibc",
             Some(Library::Musl) => "dynamic, musl",

@@ -229,13 +229,11 @@ pub fn build_id(file: &File) -> Option<Vec<u8>> {
         return None;
     }
     let headers = head.get(at..)?.chunks_exact(size).take(count);
-    headers
-        .filter_map(|h| image::note_range(h))
-        .find_map(|range| {
-            let mut notes = vec![0; (range.end - range.start).min(HEAD as u64) as usize];
-            let len = file.read_at(&mut notes, range.start).ok()?;
-            image::build_id_in(&notes[..len]).map(<[u8]>::to_vec)
-        })
+    headers.filter_map(image::note_range).find_map(|range| {
+        let mut notes = vec![0; (range.end - range.start).min(HEAD as u64) as usize];
+        let len = file.read_at(&mut notes, range.start).ok()?;
+        image::build_id_in(&notes[..len]).map(<[u8]>::to_vec)
+    })
 }
 
 /// What has to be added to a virtual address of the file if its beginning is mapped

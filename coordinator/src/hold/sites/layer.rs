@@ -69,8 +69,11 @@ impl Layer {
 pub struct Looker {
     cache: Result<Cache, String>,
     /// Tables of files, by inode and path as the map shows them.
-    known: RefCell<HashMap<(u64, Vec<u8>), Rc<Known>>>,
+    known: RefCell<Tables>,
 }
+
+/// Files by inode and path.
+type Tables = HashMap<(u64, Vec<u8>), Rc<Known>>;
 
 /// A mapped file.
 #[derive(Debug)]
