@@ -418,3 +418,63 @@ fn describe_subject(subject: &Subject) -> Vec<Vec<String>> {
     }
     rows
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The fields of the object are an interface: none may go or change its name.
+    #[test]
+    fn the_object_has_these_fields() {
+        let machine = Machine::look();
+        let me = std::process::id();
+        let dir = std::env::temp_dir().join(format!("snapshim-doctor-{me}"));
+        let cache = Cache::open_at(&dir);
+        let subjects = vec![
+            program(Path::new("/bin/true"), &machine, &cache),
+            running(me, &machine, &cache),
+        ];
+        assert_eq!(subjects[0].layer, "sites", "{:?}", subjects[0].because);
+        assert_eq!(subjects[0].kind, "dynamic, glibc");
+        let absent = program(Path::new("/no/such/program"), &machine, &cache);
+        assert_eq!((absent.layer, absent.kind), ("none", "unknown"));
+        let report = Report {
+            version: VERSION,
+            machine,
+            watched: vec![Watched {
+                path: PathName("/".into()),
+                file_system: FileSystem::look(Path::new("/")),
+            }],
+            subjects,
+        };
+        let _ = fs::remove_dir_all(&dir);
+        assert!(describe(&report).contains("held by"));
+        let value = serde_json::to_value(&report).unwrap();
+        let keys = |pointer: &str| {
+            let object = value.pointer(pointer).unwrap().as_object().unwrap();
+            let mut keys: Vec<&str> = object.keys().map(String::as_str).collect();
+            keys.sort_unstable();
+            keys.join(" ")
+        };
+        for (pointer, expected) in [
+            ("", "machine subjects version watched"),
+            (
+                "/machine",
+                "cgroup2 fine_ctime freezer kernel privileged ptrace_scope",
+            ),
+            ("/watched/0", "fine_ctime kind path reflink"),
+            (
+                "/subjects/0",
+                "advice because chain files kind layer libc name pid process",
+            ),
+            ("/subjects/0/libc", "build_id flavour path version"),
+            ("/subjects/0/files/0", "complete path sites table"),
+            (
+                "/subjects/1/process",
+                "aio hidden io_uring no_new_privs seccomp set shared_writable shim threads tracer",
+            ),
+        ] {
+            assert_eq!(keys(pointer), expected, "{pointer}");
+        }
+    }
+}

@@ -427,4 +427,104 @@ mod tests {
         let _ = fs::remove_dir_all(&dir);
         assert!(layer.not_sites.unwrap().contains(" is not patched"));
     }
+
+    /// A process that is patched by hand, with jumps into the shim, and stopped.
+    struct Patched {
+        child: std::process::Child,
+        dir: PathBuf,
+        looker: Looker,
+    }
+
+    impl Patched {
+        fn new() -> Patched {
+            let dir = std::env::temp_dir().join(format!("snapshim-patched-{}", std::process::id()));
+            let cache = Cache::open_at(&dir.join("sites")).unwrap();
+            let shim = dir.join("libsnapshim-test.so");
+            fs::write(&shim, crate::hold::shim_file::SHIM).unwrap();
+            let mut command = std::process::Command::new("/bin/sleep");
+            command
+                .arg("60")
+                .env("LD_PRELOAD", &shim)
+                .env_remove("SNAPSHIM_GATE");
+            Patched {
+                child: command.spawn().unwrap(),
+                dir,
+                looker: Looker::with(cache),
+            }
+        }
+
+        /// Where each record of each file is in memory, once the program has begun.
+        fn sites(&self) -> Vec<u64> {
+            let pid = self.child.id();
+            let asleep = |pid| {
+                matches!(
+                    crate::hold::process::doing(pid, pid),
+                    crate::hold::process::Doing::Call {
+                        number: 230 | 35,
+                        ..
+                    }
+                )
+            };
+            while !asleep(pid) {
+                std::thread::sleep(std::time::Duration::from_millis(5));
+            }
+            let cache = self.looker.cache.as_ref().unwrap();
+            let map = Map::of(pid).unwrap();
+            let mut sites = Vec::new();
+            for instance in map.instances() {
+                let known = self.looker.known(cache, pid, instance.line).unwrap();
+                let bias = cache::load_bias(&known.file, instance.start).unwrap();
+                let records = &known.table.as_ref().unwrap().records;
+                sites.extend(records.iter().map(|r| bias.wrapping_add(r.address)));
+            }
+            sites
+        }
+
+        fn patch(&self, at: u64, target: u64) -> [u8; JUMP] {
+            let path = format!("/proc/{}/mem", self.child.id());
+            let memory = File::options().read(true).write(true).open(path).unwrap();
+            let mut before = [0; JUMP];
+            memory.read_exact_at(&mut before, at).unwrap();
+            let offset = target.wrapping_sub(at + JUMP as u64) as u32;
+            let [a, b, c, d] = offset.to_le_bytes();
+            memory.write_all_at(&[JMP, a, b, c, d], at).unwrap();
+            before
+        }
+    }
+
+    impl Drop for Patched {
+        fn drop(&mut self) {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+            let _ = fs::remove_dir_all(&self.dir);
+        }
+    }
+
+    #[test]
+    fn a_process_is_held_by_its_sites_if_all_are_patched() {
+        let patched = Patched::new();
+        let pid = patched.child.id();
+        let sites = patched.sites();
+        assert!(sites.len() > 50, "{}", sites.len());
+        let look = || patched.looker.look(pid);
+        assert_eq!(
+            look().not_sites.as_deref(),
+            Some("libc.so.6 is not patched")
+        );
+        let map = Map::of(pid).unwrap();
+        let shim = map
+            .lines
+            .iter()
+            .find(|l| l.is_shim() && l.is_executable)
+            .unwrap()
+            .range
+            .start;
+        for site in &sites {
+            patched.patch(*site, shim);
+        }
+        assert_eq!(look(), Layer::default());
+        // A jump to elsewhere is none of ours.
+        patched.patch(sites[0], sites[1]);
+        assert_eq!(look().name(), "symbols");
+    }
 }
