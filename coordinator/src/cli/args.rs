@@ -42,6 +42,8 @@ pub enum Command {
     Status(StatusArgs),
     /// Print the environment that brings programs into a set, for a shell to eval
     Env(EnvArgs),
+    /// Say what will hold a program or a process, and what would make it better
+    Doctor(DoctorArgs),
 }
 
 /// What a set is; for the commands that start one.
@@ -274,6 +276,24 @@ pub struct EnvArgs {
     /// Whether for programs.
     #[command(flatten)]
     pub output: JsonArgs,
+}
+
+/// `snapshim doctor`.
+#[derive(Debug, Args)]
+#[command(override_usage = "snapshim doctor [OPTIONS] (<PID>… | -- <APP> [ARGS]…)")]
+pub struct DoctorArgs {
+    /// Processes to look at
+    #[arg(value_name = "PID")]
+    pub pids: Vec<u32>,
+    /// Say also what the file system of this path offers; may be given several times
+    #[arg(long, value_name = "PATH")]
+    pub watch: Vec<PathBuf>,
+    /// Whether for programs.
+    #[command(flatten)]
+    pub output: JsonArgs,
+    /// The program to look at, and its arguments
+    #[arg(last = true, value_names = ["APP", "ARGS"])]
+    pub command: Vec<OsString>,
 }
 
 /// Parses a duration: numbers with units, such as `200ms`, `1.5s`, `1m30s`.

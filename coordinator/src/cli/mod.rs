@@ -7,6 +7,7 @@
 
 pub mod args;
 pub mod checkpoint;
+pub mod doctor;
 pub mod env;
 pub mod inherited;
 pub mod list;
@@ -52,6 +53,7 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         Command::Show(args) => show::run(&args),
         Command::Status(args) => status::run(&args),
         Command::Env(args) => env::run(&args),
+        Command::Doctor(args) => doctor::run(&args),
     }
 }
 

@@ -44,7 +44,10 @@ pub fn environment(
     // Without tables the shim holds what its symbols see: `snapshim doctor` says so.
     if let Ok(cache) = Cache::open(Some(shim)) {
         // Of a program not known yet, at least the libc: ours.
-        sites::prepare(&cache, program.unwrap_or(Path::new("/proc/self/exe")));
+        let own = env::current_exe().ok();
+        if let Some(program) = program.or(own.as_deref()) {
+            sites::prepare(&cache, program);
+        }
         variables.push((SITES, cache.path().into()));
     }
     variables

@@ -12,6 +12,7 @@ use snapshim_gate::word;
 use crate::Result;
 use crate::hold::process;
 use crate::hold::set::{Set, is_owner_alive};
+use crate::hold::sites::layer::{Layer, Looker};
 use crate::store::Store;
 use crate::store::manifest::{PathName, VERSION};
 
@@ -69,6 +70,11 @@ struct Writer {
     /// Whether it is in another pid namespace.
     elsewhere: bool,
     alive: bool,
+    /// `sites` or `symbols`; absent if it cannot be looked at from here.
+    layer: Option<&'static str>,
+    /// Why not a better layer, and what else is known of it.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    notes: Vec<String>,
     threads: u32,
     /// Threads that are waiting at the gate.
     parked: u32,
@@ -131,6 +137,7 @@ fn report(set: &Set) -> Result<Report> {
 /// The processes behind the slots. Sums saturate: the numbers are the programs'.
 fn writers(slots: &[Slot]) -> Vec<Writer> {
     let here = process::pid_namespace(std::process::id());
+    let looker = Looker::default();
     let mut writers: BTreeMap<(u32, u32, u64), Writer> = BTreeMap::new();
     for slot in slots {
         let Some(owner) = Owner::unpack(slot.owner.load(Acquire)) else {
@@ -142,6 +149,7 @@ fn writers(slots: &[Slot]) -> Vec<Writer> {
             .or_insert_with(|| {
                 let elsewhere = here != Some(owner.pidns);
                 let alive = elsewhere || is_owner_alive(owner, start);
+                let layer = (alive && !elsewhere).then(|| looker.look(owner.pid));
                 Writer {
                     pid: owner.pid,
                     name: if alive && !elsewhere {
@@ -151,6 +159,8 @@ fn writers(slots: &[Slot]) -> Vec<Writer> {
                     },
                     elsewhere,
                     alive,
+                    layer: layer.as_ref().map(Layer::name),
+                    notes: layer.map(|l| l.all_notes()).unwrap_or_default(),
                     threads: 0,
                     parked: 0,
                     waits: 0,
@@ -228,7 +238,9 @@ fn describe(report: &Report) -> String {
     if report.writers.is_empty() {
         return text;
     }
-    let head = ["PID", "NAME", "THREADS", "WAITS", "LONGEST", "SEEN"];
+    let head = [
+        "PID", "NAME", "LAYER", "THREADS", "WAITS", "LONGEST", "SEEN",
+    ];
     let mut rows = vec![head.map(str::to_owned).to_vec()];
     for writer in &report.writers {
         let seen: Vec<String> = writer
@@ -245,6 +257,7 @@ fn describe(report: &Report) -> String {
         rows.push(vec![
             writer.pid.to_string(),
             name,
+            writer.layer.unwrap_or("-").into(),
             writer.threads.to_string(),
             writer.waits.to_string(),
             output::micros(writer.longest_wait_us),
@@ -253,5 +266,10 @@ fn describe(report: &Report) -> String {
     }
     text.push('\n');
     text.push_str(&output::table(&rows));
+    for writer in &report.writers {
+        for note in &writer.notes {
+            text.push_str(&format!("{}: {}\n", writer.pid, output::name(note)));
+        }
+    }
     text
 }

@@ -80,9 +80,13 @@ impl Refusal {
             Cause::Machine(_) | Cause::Class => {
                 "use a build of the program for this machine, of the same width as snapshim"
             }
-            Cause::Static { .. } => "use a dynamically linked build of the program",
+            Cause::Static { .. } => {
+                "use a dynamically linked build of the program, or start it as usual and take \
+                 snapshots from outside with `snapshim snap`; `snapshim doctor -- APP` says more"
+            }
             Cause::SetId | Cause::Capabilities => {
-                "run snapshim as the user it would run as, or use a copy without these rights"
+                "run snapshim as the user it would run as, or use a copy without these rights, or \
+                 take snapshots from outside with `snapshim snap`; `snapshim doctor -- APP` says more"
             }
         }
     }

@@ -26,6 +26,7 @@ use snapshim_gate::table::FileId;
 use super::calls::{Changes, changes};
 use super::cut::{Hold, Locator};
 use super::process::{self, Doing, Mapping, Mappings, NotOurs, OpenFiles, Pid};
+use super::sites::layer::{Layer, Looker};
 use crate::capture::Member;
 use crate::store::manifest::{FileRecord, Foreign, PathName, Reason, Writer};
 
@@ -82,6 +83,8 @@ struct Found {
     aio: bool,
     /// Threads that own a slot.
     threads: u32,
+    /// What held it, as far as it was looked at.
+    layer: Option<Layer>,
 }
 
 impl Found {
@@ -94,6 +97,10 @@ impl Found {
         self.io_uring |= later.io_uring;
         self.aio |= later.aio;
         self.threads = self.threads.max(later.threads);
+        self.layer = match (self.layer.take(), later.layer) {
+            (Some(before), Some(after)) => Some(before.and(after)),
+            (one, other) => one.or(other),
+        };
     }
 }
 
@@ -127,6 +134,7 @@ pub fn scan(gate: &Gate, gate_id: FileId, members: &Members) -> Scan {
         ..Scan::default()
     };
     let attached = attached(gate);
+    let looker = Looker::default();
     let me = std::process::id();
     let my_user = nix::unistd::geteuid().as_raw();
     let my_capabilities = process::capabilities(me).unwrap_or(0);
@@ -180,6 +188,7 @@ pub fn scan(gate: &Gate, gate_id: FileId, members: &Members) -> Scan {
             io_uring: files.io_uring,
             aio: maps.aio,
             threads,
+            layer: maps.gate.then(|| looker.look(pid)),
         };
         scan.found.insert(pid, found);
     }
@@ -304,7 +313,8 @@ impl Scan {
                 pid: *pid,
                 name: f.name.clone(),
                 threads: f.threads,
-                layer: "symbols".into(),
+                layer: f.layer.as_ref().map_or("symbols", Layer::name).into(),
+                notes: f.layer.as_ref().map(Layer::all_notes).unwrap_or_default(),
             })
             .collect()
     }
@@ -488,17 +498,17 @@ pub fn ctime_reasons(files: &[FileRecord]) -> Vec<Reason> {
     for files in by_device.values() {
         let path = &files[0].path.0;
         let kind = filesystem(path, &mountinfo);
-        let is_known = matches!(kind.as_deref(), Some("xfs" | "btrfs" | "ext4" | "tmpfs"));
+        let is_known = is_fine(kind.as_deref());
         // ext4 with 128-byte inodes keeps whole seconds.
-        let is_fine = files.iter().any(|f| f.ctime_ns % 1_000_000_000 != 0);
-        if !is_known || !is_fine {
+        let has_fractions = files.iter().any(|f| f.ctime_ns % 1_000_000_000 != 0);
+        if !is_known || !has_fractions {
             reasons.push(reason(
                 "no-fine-ctime",
                 format!(
                     "the file system of {} ({}{}) is not known to move a file's ctime with every change",
                     path.display(),
                     kind.as_deref().unwrap_or("unknown"),
-                    if is_fine { "" } else { ", without fractions of a second" }
+                    if has_fractions { "" } else { ", without fractions of a second" }
                 ),
                 None,
             ));
@@ -507,10 +517,15 @@ pub fn ctime_reasons(files: &[FileRecord]) -> Vec<Reason> {
     reasons
 }
 
+/// Whether a file system of this type is known to have multigrain timestamps.
+pub fn is_fine(kind: Option<&str>) -> bool {
+    matches!(kind, Some("xfs" | "btrfs" | "ext4" | "tmpfs"))
+}
+
 /// The name of the file system `path` is on, by the mount it is reached through:
 /// drivers share magic numbers (ext2 and ext4), and btrfs gives stat device
 /// numbers that no mount has.
-fn filesystem(path: &Path, mountinfo: &str) -> Option<String> {
+pub fn filesystem(path: &Path, mountinfo: &str) -> Option<String> {
     use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
     let stat = statx(CWD, path, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::MNT_ID).ok()?;
     let id = stat.stx_mnt_id.to_string();
@@ -522,7 +537,8 @@ fn filesystem(path: &Path, mountinfo: &str) -> Option<String> {
     rest.split(' ').next().map(str::to_owned)
 }
 
-fn has_multigrain(release: &str) -> bool {
+/// Whether this release of Linux has multigrain timestamps.
+pub fn has_multigrain(release: &str) -> bool {
     let mut parts = release.split(|c: char| !c.is_ascii_digit());
     let mut number = || {
         parts

@@ -6,6 +6,8 @@
 //! | [`shim_file`], [`elf`] | the shared library, and which programs it can enter |
 //! | [`cut`] | shutting, draining and opening the gate |
 //! | [`evidence`] | who can change the members, and what proves that nobody did |
+//! | [`sites`] | where system calls are in ELF files, and whether they are patched |
+//! | [`inspect`] | what `doctor` says of the machine and of processes |
 //! | [`process`], [`calls`] | what `/proc` and the system call numbers say |
 
 pub mod calls;
@@ -13,6 +15,7 @@ pub mod cut;
 pub mod elf;
 pub mod evidence;
 pub mod gate_file;
+pub mod inspect;
 pub mod process;
 pub mod set;
 pub mod shim_file;

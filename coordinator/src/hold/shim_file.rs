@@ -23,7 +23,7 @@ use super::gate_file::{self, Sharing};
 use crate::{Error, Result};
 
 /// `libsnapshim.so`, as built with this binary.
-static SHIM: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/libsnapshim.so"));
+pub(super) static SHIM: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/libsnapshim.so"));
 
 /// The hidden command that the test of [`unpack`] runs, with the path to look for.
 pub const LOAD_TEST: &str = "internal-load-test";

@@ -176,8 +176,11 @@ pub struct Writer {
     pub name: String,
     /// Threads that own a slot.
     pub threads: u32,
-    /// The layer that held it: `symbols`, or `none`.
+    /// The layer that held it: `sites`, `symbols`, or `none`.
     pub layer: String,
+    /// Why not a better layer, and what else is known of it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
 }
 
 /// A process outside the set that had a member open for writing or mapped writable.

@@ -229,11 +229,31 @@ pub fn build_id(file: &File) -> Option<Vec<u8>> {
         return None;
     }
     let headers = head.get(at..)?.chunks_exact(size).take(count);
-    headers
-        .filter_map(|h| image::note_range(h))
-        .find_map(|range| {
-            let mut notes = vec![0; (range.end - range.start).min(HEAD as u64) as usize];
-            let len = file.read_at(&mut notes, range.start).ok()?;
-            image::build_id_in(&notes[..len]).map(<[u8]>::to_vec)
-        })
+    headers.filter_map(image::note_range).find_map(|range| {
+        let mut notes = vec![0; (range.end - range.start).min(HEAD as u64) as usize];
+        let len = file.read_at(&mut notes, range.start).ok()?;
+        image::build_id_in(&notes[..len]).map(<[u8]>::to_vec)
+    })
+}
+
+/// What has to be added to a virtual address of the file if its beginning is mapped
+/// at `start`.
+pub fn load_bias(file: &File, start: u64) -> Option<u64> {
+    let headers = program_headers(file)?;
+    let first = headers.chunks_exact(56).find_map(image::first_address)?;
+    Some(start.wrapping_sub(first))
+}
+
+/// The program headers of an ELF file, as far as they are in its first page.
+fn program_headers(file: &File) -> Option<Vec<u8>> {
+    let mut head = [0; HEAD];
+    let len = file.read_at(&mut head, 0).ok()?;
+    let head = &head[..len];
+    if !head.starts_with(b"\x7fELF\x02\x01") || image::u16_at(head, 54)? != 56 {
+        return None;
+    }
+    let at = usize::try_from(image::u64_at(head, 32)?).ok()?;
+    let len = usize::from(image::u16_at(head, 56)?) * 56;
+    let rest = head.get(at..)?;
+    Some(rest[..len.min(rest.len())].to_vec())
 }

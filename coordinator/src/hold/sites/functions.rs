@@ -56,9 +56,15 @@ pub fn pieces(image: &Image<'_>) -> Vec<Piece> {
             .iter()
             .flat_map(|r| [(r.start, false), (r.end, true)]),
     );
+    let sure = united(sure);
+    let is_inside = |address: u64| {
+        let index = sure.partition_point(|r| r.end <= address);
+        sure.get(index).is_some_and(|r| r.start < address)
+    };
+    // Unwind information may stop in the middle of a function: glibc's clone.
+    cuts.retain(|(address, is_end)| !is_end || !is_inside(*address));
     cuts.sort_unstable();
     cuts.dedup_by_key(|cut| cut.0);
-    let sure = united(sure);
     let mut pieces = Vec::with_capacity(cuts.len());
     for pair in cuts.windows(2) {
         let range = pair[0].0..pair[1].0;

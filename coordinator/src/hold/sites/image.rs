@@ -432,6 +432,14 @@ pub fn note_range(header: &[u8]) -> Option<Range<u64>> {
     (u32_at(header, 0) == Some(PT_NOTE)).then_some(start..end)
 }
 
+/// The address the beginning of the file is loaded at, if this program header says so.
+pub fn first_address(header: &[u8]) -> Option<u64> {
+    const PAGE: u64 = 4096;
+    let (offset, address) = (u64_at(header, 8)?, u64_at(header, 16)?);
+    let is_first = u32_at(header, 0) == Some(PT_LOAD) && offset < PAGE;
+    is_first.then(|| address.wrapping_sub(offset))
+}
+
 /// The build id among notes.
 pub fn build_id_in(mut notes: &[u8]) -> Option<&[u8]> {
     loop {

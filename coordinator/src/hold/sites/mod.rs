@@ -8,11 +8,13 @@
 //! | [`number`], [`window`] | the number of one, and the bytes that can be replaced |
 //! | [`cache`] | tables on disk |
 //! | [`closure`] | the files a program will have mapped |
+//! | [`layer`] | whether the sites of a running process are patched |
 
 pub mod cache;
 pub mod closure;
 pub mod functions;
 pub mod image;
+pub mod layer;
 pub mod number;
 pub mod sweep;
 pub mod window;

@@ -1,48 +1,365 @@
-use super::*;
 use std::fs;
+use std::process::Command;
+
+use iced_x86::{Decoder, DecoderOptions};
+use snapshim_gate::calls::action;
+use snapshim_gate::sites::{JUMP, MOVED, NUMBERED, Table};
+
+use super::*;
+
+const LIBC: &str = "/lib/x86_64-linux-gnu/libc.so.6";
+const LINKER: &str = "/lib64/ld-linux-x86-64.so.2";
+const LIBRARIES: &str = "/usr/lib/x86_64-linux-gnu";
+
+fn of(path: &str) -> Sites {
+    compute(&fs::read(path).unwrap()).unwrap()
+}
+
+/// How many system call instructions objdump finds, which decodes from symbols on.
+fn counted(path: &str) -> usize {
+    let output = Command::new("objdump").args(["-d", path]).output();
+    let text = output.expect("objdump (package binutils)").stdout;
+    let lines = text.split(|b| *b == b'\n');
+    lines.filter(|l| l.ends_with(b"\tsyscall")).count()
+}
+
 #[test]
-fn survey() {
-    let mut args: Vec<String> = std::env::var("SURVEY")
-        .map(|s| s.split(' ').map(str::to_owned).collect())
-        .unwrap_or_default();
-    if args.is_empty() {
-        args = vec!["/lib/x86_64-linux-gnu/libc.so.6".into()];
+fn every_call_of_the_usual_libraries_is_found() {
+    let uring = format!("{LIBRARIES}/liburing.so.2");
+    for path in [LIBC, LINKER, &uring] {
+        if !Path::new(path).exists() {
+            assert_eq!(path, uring, "it must be there");
+            continue;
+        }
+        let sites = of(path);
+        assert_eq!(sites.calls, counted(path), "{path}");
+        assert!(sites.missed.is_empty(), "{path}");
+        assert_ne!(sites.flags & COMPLETE, 0);
+        assert_eq!(sites.flags & super::LIBC != 0, path == LIBC);
     }
-    for path in args {
-        let Ok(bytes) = fs::read(&path) else { continue };
-        let t = std::time::Instant::now();
-        match compute(&bytes) {
-            Ok(s) => {
-                let unknown = s.records.iter().filter(|r| r.number < 0).count();
-                let easy = s.records.iter().filter(|r| r.shape == 0).count();
-                let after = s.records.iter().filter(|r| r.after > 0).count();
-                if s.calls > 0 || !s.missed.is_empty() {
-                    println!(
-                        "{path}: flags {} calls {} records {} easy {easy} unknown {unknown} after {after} missed {} {:x?} in {:?}",
-                        s.flags,
-                        s.calls,
-                        s.records.len(),
-                        s.missed.len(),
-                        &s.missed[..s.missed.len().min(6)],
-                        t.elapsed()
-                    );
-                } else if t.elapsed().as_millis() > 100 {
-                    println!("{path}: none, {:?}", t.elapsed())
-                }
-                if std::env::var_os("DUMP").is_some() {
-                    for r in &s.records {
-                        println!(
-                            "{:#x}\t{}\t{}\t{}\t{}",
-                            r.address + u64::from(r.before),
-                            r.number,
-                            r.shape,
-                            r.before,
-                            r.after
-                        );
-                    }
-                }
-            }
-            Err(e) => println!("{path}: {e}"),
+}
+
+/// Debian 12's, which was taken apart by hand: how many sites each number has.
+#[test]
+fn the_libc_that_was_taken_apart_by_hand() {
+    let build = fs::File::open(LIBC).ok().and_then(|f| cache::build_id(&f));
+    if build.is_none_or(|id| !id.starts_with(&[0x93, 0xac, 0x61, 0xec])) {
+        eprintln!("another libc: nothing to compare with");
+        return;
+    }
+    let sites = of(LIBC);
+    for (number, expected) in [
+        (1, 3),   // write
+        (18, 2),  // pwrite64
+        (20, 10), // writev
+        (296, 2), // pwritev
+        (328, 2), // pwritev2
+        (40, 1),  // sendfile
+        (326, 2), // copy_file_range
+        (275, 2), // splice
+        (77, 1),  // ftruncate
+        (76, 1),  // truncate
+        (285, 4), // fallocate
+        (9, 1),   // mmap
+        (257, 6), // openat
+        (85, 2),  // creat
+        (3, 7),   // close
+        (436, 2), // close_range
+        (72, 6),  // fcntl
+        (16, 7),  // ioctl
+        (74, 2),  // fsync
+        (264, 1), // renameat
+        (56, 0),  // clone
+        (435, 0), // clone3
+        (58, 0),  // vfork
+        (59, 0),  // execve
+        (15, 0),  // rt_sigreturn
+        (231, 0), // exit_group
+    ] {
+        let found = sites.records.iter().filter(|r| r.number == number);
+        assert_eq!(found.count(), expected, "number {number}");
+    }
+    let numbered = sites.records.iter().filter(|r| r.shape == NUMBERED).count();
+    let unknown = sites.records.iter().filter(|r| r.number < 0).count();
+    assert_eq!((sites.calls, sites.records.len()), (526, 111));
+    assert_eq!((numbered, unknown), (93, 4));
+}
+
+/// What every record must be, whatever file it is of.
+fn check(path: &Path, bytes: &[u8], sites: &Sites) {
+    let image = Image::parse(bytes).unwrap();
+    let mut end = 0;
+    for record in &sites.records {
+        let window = record.window().expect("a sound record");
+        let at = record.address;
+        let name = path.display();
+        assert!(at >= end, "{name}: windows overlap at {at:#x}");
+        assert!(window.len() >= JUMP);
+        end = at + window.len() as u64;
+        assert_eq!(image.bytes_of(&(at..end)), Some(window), "{name}: {at:#x}");
+        assert!(record.number < 0 || action(record.number as usize).is_some());
+        let mut position = 0;
+        for instruction in &mut Decoder::with_ip(64, window, at, DecoderOptions::NONE) {
+            let is_site = position == usize::from(record.before);
+            assert_eq!(sweep::is_syscall(&instruction), is_site, "{name}: {at:#x}");
+            assert!(!instruction.is_invalid() && !instruction.is_ip_rel_memory_operand());
+            position += instruction.len();
+        }
+        assert_eq!(position, window.len(), "{name}: {at:#x}");
+        assert!(matches!(record.shape, NUMBERED | MOVED));
+    }
+    let file = sites.to_bytes();
+    let mut words = vec![0_u64; file.len() / 8];
+    for (word, chunk) in words.iter_mut().zip(file.chunks_exact(8)) {
+        *word = u64::from_le_bytes(chunk.try_into().unwrap());
+    }
+    // SAFETY: the bytes of the words, as long as they are.
+    let aligned = unsafe { std::slice::from_raw_parts(words.as_ptr().cast::<u8>(), file.len()) };
+    let table = Table::read(aligned).expect("a table the shim can read");
+    assert_eq!(table.records.len(), sites.records.len());
+    assert_eq!(table.header.flags, sites.flags);
+}
+
+#[test]
+fn all_libraries_of_this_machine() {
+    const LARGE: u64 = 8 << 20;
+    let is_full = std::env::var_os("SNAPSHIM_TEST_FULL").is_some();
+    let mut seen = std::collections::HashSet::new();
+    let (mut tables, mut records) = (0, 0);
+    for entry in fs::read_dir(LIBRARIES).unwrap().flatten() {
+        let Ok(path) = entry.path().canonicalize() else {
+            continue;
+        };
+        let is_library = path.to_string_lossy().contains(".so");
+        let Ok(meta) = path.metadata() else { continue };
+        if !is_library || !meta.is_file() || !seen.insert(path.clone()) {
+            continue;
+        }
+        if meta.len() > LARGE && !is_full {
+            continue;
+        }
+        let bytes = fs::read(&path).unwrap();
+        if let Ok(sites) = compute(&bytes) {
+            check(&path, &bytes, &sites);
+            tables += 1;
+            records += sites.records.len();
         }
     }
+    assert!(
+        tables > 10 && records > 100,
+        "{tables} tables, {records} records"
+    );
+}
+
+/// Assembles a library; each function gets unwind information.
+fn assembled(name: &str, functions: &[(&str, &str)], rest: &str) -> Vec<u8> {
+    let dir = std::env::temp_dir().join(format!("snapshim-sites-{}-{name}", std::process::id()));
+    fs::create_dir_all(&dir).unwrap();
+    let mut source = String::from(".text\n");
+    for (name, body) in functions {
+        source += &format!(
+            ".globl {name}\n.hidden {name}\n.type {name},@function\n.balign 16\n{name}:\n.cfi_startproc\n{body}\n\
+             .cfi_endproc\n.size {name},.-{name}\n"
+        );
+    }
+    source += rest;
+    source += "\n.section .note.GNU-stack,\"\",@progbits\n";
+    let (input, output) = (dir.join("a.s"), dir.join("a.so"));
+    fs::write(&input, source).unwrap();
+    let status = Command::new("cc")
+        .args(["-shared", "-nostdlib", "-Wl,-s,--build-id=none", "-o"])
+        .args([&output, &input])
+        .status()
+        .expect("cc");
+    assert!(status.success());
+    let bytes = fs::read(&output).unwrap();
+    let _ = fs::remove_dir_all(&dir);
+    bytes
+}
+
+const COMPARE: &str = "cmp $0xfffffffffffff000,%rax";
+
+#[test]
+fn shapes_and_numbers() {
+    let into = format!("mov $1,%eax\n1: syscall\n{COMPARE}\nja 1b\nret");
+    let table = format!(
+        "lea table(%rip),%rdx\nmovslq (%rdx,%rdi,4),%rcx\nadd %rdx,%rcx\njmp *%rcx\n\
+         mov $1,%eax\ncase: syscall\n{COMPARE}\nret"
+    );
+    let bytes = assembled(
+        "shapes",
+        &[
+            ("f0", "mov $1,%eax\nsyscall\nret"),
+            ("f1", &into),
+            ("f2", &table),
+            // No instruction begins at these bytes.
+            ("f3", "mov $0x050f0000,%ecx\nmov $0x1050f,%edx\nret"),
+            ("f4", "mov $39,%eax\nsyscall\nret"),
+            (
+                "f5",
+                "mov %rcx,%r10\nmov %rdi,%rsi\nxor %edx,%edx\nmov $77,%r8d\nmov %r8d,%eax\nsyscall\nret",
+            ),
+            // Two ways, one number.
+            (
+                "f6",
+                "mov $1,%eax\ntest %edi,%edi\nje 1f\nmov $2,%esi\n1: mov %rsi,%rdx\nmov %rdx,%r9\nsyscall\nret",
+            ),
+            // Two ways, two numbers.
+            (
+                "f7",
+                "mov $1,%eax\ntest %edi,%edi\nje 1f\nmov $2,%eax\n1: mov %rsi,%rdx\nmov %rdx,%r9\nsyscall\nret",
+            ),
+            ("f8", "mov %rdi,%rax\nmov %rsi,%rdi\nsyscall\nret"),
+        ],
+        ".section .rodata\n.balign 4\ntable: .long case-table, f0-table\n",
+    );
+    let sites = compute(&bytes).unwrap();
+    check(Path::new("shapes"), &bytes, &sites);
+    let found: Vec<(i32, u8, u8, u8)> = sites
+        .records
+        .iter()
+        .map(|r| (r.number, r.shape, r.before, r.after))
+        .collect();
+    let expected = [
+        (1, NUMBERED, 5, 0),
+        (-1, MOVED, 0, 6), // something jumps to the call itself
+        (-1, MOVED, 0, 6), // a jump table does
+        (77, MOVED, 3, 0),
+        (1, MOVED, 3, 0),
+        (-1, MOVED, 3, 0),
+        (-1, MOVED, 3, 0),
+    ];
+    assert_eq!(found, expected);
+    assert_eq!((sites.calls, sites.flags), (8, COMPLETE));
+}
+
+#[test]
+fn what_cannot_be_patched_makes_a_table_incomplete() {
+    for (name, body) in [
+        ("alone", "syscall\nret"),
+        (
+            "stack",
+            "push %rbx\nmov %edi,%eax\npop %rbx\nsyscall\npop %rbx\nret",
+        ),
+        ("relative", "mov %edi,%eax\nlea f(%rip),%rsi\nsyscall\nret"),
+        (
+            "entered",
+            "mov %edi,%eax\n1: mov %edi,%edi\nsyscall\njmp 1b",
+        ),
+        ("old", "mov $4,%eax\nint $0x80\nret"),
+        ("stored", "mov %edi,%eax\nmov %rsi,8(%rsp)\nsyscall\nret"),
+    ] {
+        let bytes = assembled(name, &[("f", body)], "");
+        let sites = compute(&bytes).unwrap();
+        assert_eq!(sites.flags & COMPLETE, 0, "{name}: {sites:?}");
+        assert_eq!((sites.records.len(), sites.missed.len()), (0, 1), "{name}");
+    }
+}
+
+#[test]
+fn what_nothing_describes_is_code_only_if_code_leads_there() {
+    // Hand-written code without a symbol or unwind information, called from code.
+    let called = ".balign 16\nhidden: mov $1,%eax\nsyscall\nret\n";
+    let sites = compute(&assembled("called", &[("f", "call hidden\nret")], called)).unwrap();
+    assert_eq!((sites.records.len(), sites.flags), (1, COMPLETE));
+    // The same, called by nobody that can be seen: it may be code.
+    let sites = compute(&assembled("uncalled", &[("f", "ret")], called)).unwrap();
+    assert_eq!((sites.records.len(), sites.flags), (0, 0));
+    // A table among code.
+    let table =
+        ".balign 16\n.byte 0x06,0x0e,0xcc,0x1e,0x6c,0xf4,0x62,0x07,0x0f,0x05,0x9a,0x41,0x0e\n";
+    let sites = compute(&assembled("table", &[("f", "ret")], table)).unwrap();
+    assert_eq!((sites.records.len(), sites.flags), (0, COMPLETE));
+}
+
+#[test]
+fn hostile_files_are_refused_or_read() {
+    assert_eq!(compute(b"").unwrap_err(), Refused::NotElf);
+    assert_eq!(
+        compute(b"\x7fELF").unwrap_err(),
+        Refused::Damaged("ELF headers")
+    );
+    let mut seed = 88_172_645_463_325_252_u64;
+    let mut next = move || {
+        seed ^= seed << 13;
+        seed ^= seed >> 7;
+        seed ^= seed << 17;
+        seed as usize
+    };
+    let small = assembled("hostile", &[("f", "mov $1,%eax\nsyscall\nret")], "");
+    let original = fs::read(LINKER).unwrap();
+    for round in 0..3000 {
+        let mut bytes = if round % 20 == 0 {
+            original.clone()
+        } else {
+            small.clone()
+        };
+        // Headers at either end, dynamic section, symbols: anywhere, often near the start.
+        for _ in 0..1 + next() % 12 {
+            let reach = if next() % 2 == 0 { 1024 } else { bytes.len() };
+            let at = 4 + next() % (reach.min(bytes.len()) - 4);
+            bytes[at] = [0, 1, 0x7f, 0x80, 0xff, next() as u8][next() % 6];
+        }
+        if next() % 4 == 0 {
+            bytes.truncate(next() % bytes.len());
+        }
+        if let Ok(sites) = compute(&bytes) {
+            check(Path::new("hostile"), &bytes, &sites);
+        }
+    }
+    for len in 0..small.len().min(4096) {
+        let _ = compute(&small[..len]);
+    }
+}
+
+#[test]
+fn libraries_that_cancel_by_address_are_left_alone() {
+    assert!(!Library::Glibc { minor: 36 }.cancels_by_address());
+    assert!(!Library::Glibc { minor: 40 }.cancels_by_address());
+    assert!(Library::Glibc { minor: 41 }.cancels_by_address());
+    assert!(Library::Musl.cancels_by_address() && !Library::Other.cancels_by_address());
+    let musl = Path::new("/lib/ld-musl-x86_64.so.1");
+    if let Ok(bytes) = fs::read(musl) {
+        let sites = compute(&bytes).unwrap();
+        assert_eq!(sites.flags, UNPATCHABLE | super::LIBC);
+        assert!(sites.records.is_empty());
+    }
+}
+
+#[test]
+fn tables_are_kept() {
+    let dir = std::env::temp_dir().join(format!("snapshim-tables-{}", std::process::id()));
+    let tables = dir.join("sites");
+    let cache = Cache::open_at(&tables).unwrap();
+    let first = cache.table(Path::new(LIBC)).unwrap();
+    let again = cache.table(Path::new(LIBC)).unwrap();
+    assert!(!first.was_there && again.was_there && again.is_complete() && again.is_libc());
+    assert_eq!(first.records.len(), again.records.len());
+    // What is no table, or another version's, is computed again.
+    let file = tables.join(&first.name);
+    fs::write(&file, "nonsense").unwrap();
+    assert!(!cache.table(Path::new(LIBC)).unwrap().was_there);
+    // Without a build id.
+    let bytes = assembled("kept", &[("f", "ret")], "");
+    let plain = dir.join("plain.so");
+    fs::write(&plain, &bytes).unwrap();
+    let name = cache.table(&plain).unwrap().name;
+    assert!(
+        name.starts_with("f-") && name.split('-').count() == 5,
+        "{name}"
+    );
+    assert!(cache.table(Path::new("/proc")).is_err());
+    assert!(cache.table(Path::new("/etc/passwd")).is_err());
+    use std::os::unix::fs::PermissionsExt;
+    let mode = |p: &Path| p.metadata().unwrap().permissions().mode() & 0o7777;
+    assert_eq!((mode(&tables), mode(&file)), (0o755, 0o644));
+    assert_eq!(
+        fs::read_dir(&tables).unwrap().count(),
+        2,
+        "nothing is left behind"
+    );
+    fs::set_permissions(&tables, fs::Permissions::from_mode(0o777)).unwrap();
+    assert!(Cache::open_at(&tables).is_err());
+    assert!(Cache::open_at(Path::new("relative")).is_err());
+    fs::remove_dir_all(&dir).unwrap();
 }
