@@ -56,10 +56,13 @@ pub(super) unsafe extern "C" fn leave(kept: &Kept) {
 /// `None`: the call has been made.
 #[inline(never)]
 fn other(call: &mut Call, number: usize, action: Action) -> Option<Frame> {
-    let args = call.args;
+    let Call {
+        number: result,
+        args,
+    } = call;
     // SAFETY: the program's own call, made in its place.
-    let make = || unsafe { syscall6(number, args) };
-    call.number = match action {
+    let make = || unsafe { syscall6(number, *args) };
+    *result = match action {
         Action::Map if args[2] & PROT_EXEC != 0 => {
             let at = make();
             if !(-4095..0).contains(&at) {
@@ -73,7 +76,7 @@ fn other(call: &mut Call, number: usize, action: Action) -> Option<Frame> {
             attach::sandboxing(make)
         }
         Action::Ring if attach::refuses_rings() => -ENOSYS,
-        _ => return Some(gate_action(action, &call.args)),
+        _ => return Some(gate_action(action, args)),
     };
     None
 }
