@@ -138,6 +138,13 @@ pub(crate) fn owner(tid: u32) -> Owner {
 /// run before libc's own has set `environ`.
 static EARLY_ENVIRONMENT: AtomicPtr<*const c_char> = AtomicPtr::new(core::ptr::null_mut());
 
+/// Whether libc itself has not begun yet: there cannot be a second thread.
+#[cfg(target_arch = "x86_64")]
+pub(crate) fn is_early() -> bool {
+    // SAFETY: libc's variable; null until its constructor has run.
+    unsafe { environ }.is_null()
+}
+
 /// The first look for a gate, from the constructor.
 pub(crate) fn at_start(environment: *mut *const c_char) {
     EARLY_ENVIRONMENT.store(environment, Relaxed);

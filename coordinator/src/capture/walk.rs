@@ -262,7 +262,12 @@ impl<V: Visitor> Walk<'_, V> {
         let mut buffer = std::mem::take(&mut self.buffer);
         let mut entries = RawDir::new(fd, &mut buffer);
         while let Some(entry) = entries.next() {
-            let entry = entry.map_err(|cause| unreadable(&self.dirs.path(node), cause))?;
+            let entry = match entry {
+                Ok(entry) => entry,
+                // Removed while it was listed: gone, with all that was in it.
+                Err(Errno::NOENT) => break,
+                Err(cause) => return Err(unreadable(&self.dirs.path(node), cause)),
+            };
             let name = entry.file_name();
             if matches!(name.to_bytes(), b"." | b"..") {
                 continue;

@@ -28,14 +28,13 @@ pub(super) struct Code {
 }
 
 enum Kind {
-    /// Nothing at all.
-    Empty,
     /// Text, writable for now.
     InPlace,
     /// Fresh pages of ours, writable, not yet executable.
     Fresh,
-    /// Text whose changed copy is in this memory file.
-    Copy(i32),
+    /// Text whose changed copy is in this memory file; whether that is mapped in its
+    /// place, where what is written to it is then seen at once.
+    Copy(i32, bool),
 }
 
 impl Code {
@@ -56,7 +55,7 @@ impl Code {
                 sys::close(file);
                 return None;
             }
-            Kind::Copy(file)
+            Kind::Copy(file, false)
         };
         Some(Code {
             begin,
@@ -82,8 +81,7 @@ impl Code {
     pub(super) fn write(&mut self, at: usize, bytes: &[u8]) -> Option<()> {
         let offset = self.offset(at, bytes.len())?;
         match self.kind {
-            Kind::Empty => None,
-            Kind::Copy(file) => sys::write_all_at(file, bytes, offset).then_some(()),
+            Kind::Copy(file, _) => sys::write_all_at(file, bytes, offset).then_some(()),
             Kind::InPlace | Kind::Fresh => {
                 // SAFETY: the pages are ours to write, and long enough.
                 unsafe { core::ptr::copy(bytes.as_ptr(), at as *mut u8, bytes.len()) };
@@ -104,13 +102,22 @@ impl Code {
         Some(())
     }
 
+    /// Makes what was written so far take effect, for pages of text.
+    pub(super) fn publish(&mut self) -> bool {
+        if let Kind::Copy(file, is_mapped) = &mut self.kind {
+            *is_mapped = *is_mapped || map_over(self.begin, self.len, *file);
+            return *is_mapped;
+        }
+        true
+    }
+
     /// Makes the pages executable, with their new content.
-    pub(super) fn seal(self) -> bool {
+    pub(super) fn seal(mut self) -> bool {
+        let is_published = self.publish();
         let Code {
             begin, len, kind, ..
         } = self;
         match kind {
-            Kind::Empty => true,
             // Refused or not, it can be run.
             Kind::InPlace => {
                 protect(begin, len, PROT_READ | PROT_EXEC);
@@ -125,35 +132,31 @@ impl Code {
                 };
                 // SAFETY: our own pages.
                 let bytes = unsafe { core::slice::from_raw_parts(begin as *const u8, len) };
-                sys::write_all_at(file, bytes, 0) && map_over(begin, len, file)
+                let done = sys::write_all_at(file, bytes, 0) && map_over(begin, len, file);
+                sys::close(file);
+                done
             }
-            Kind::Copy(file) => map_over(begin, len, file),
+            Kind::Copy(file, _) => {
+                sys::close(file);
+                is_published
+            }
         }
     }
 
     /// Leaves everything as it was.
     pub(super) fn discard(self) {
         match self.kind {
-            Kind::Empty => {}
             Kind::InPlace => {
                 protect(self.begin, self.len, PROT_READ | PROT_EXEC);
             }
             Kind::Fresh => sys::unmap(self.begin as *mut u8, self.len),
-            Kind::Copy(file) => sys::close(file),
+            Kind::Copy(file, _) => sys::close(file),
         }
     }
 }
 
 /// Fresh pages for `needed` bytes, from which all between `begin` and `end` is near.
 pub(super) fn near(begin: usize, end: usize, needed: usize) -> Option<Code> {
-    if needed == 0 {
-        return Some(Code {
-            begin: 0,
-            len: 0,
-            used: 0,
-            kind: Kind::Empty,
-        });
-    }
     let len = needed.checked_add(PAGE - 1)? & !(PAGE - 1);
     let is_near = |at: usize| {
         let (low, high) = (begin.min(at), end.max(at + len));
@@ -205,11 +208,10 @@ fn protect(begin: usize, len: usize, protection: usize) -> bool {
     unsafe { raw!(nr::MPROTECT, begin, len, protection) == 0 }
 }
 
-/// Maps `file` over what is mapped, and closes it.
+/// Maps `file` over what is mapped.
 fn map_over(begin: usize, len: usize, file: i32) -> bool {
     let (protection, flags) = (PROT_READ | PROT_EXEC, MAP_PRIVATE | MAP_FIXED);
     // SAFETY: replaces pages by a copy of themselves, in which only sites differ.
     let at = unsafe { raw!(nr::MMAP, begin, len, protection, flags, file, 0) };
-    sys::close(file);
     at == begin as isize
 }

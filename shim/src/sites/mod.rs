@@ -28,6 +28,7 @@ mod patch;
 mod stubs;
 mod tables;
 
+use memory::Code;
 use objects::{Object, Segment};
 use tables::Tables;
 
@@ -47,17 +48,29 @@ pub(crate) fn install() {
     if !is_single_threaded() {
         return;
     }
-    objects::each_loaded(&mut |object| patch_loaded(&tables, object));
+    let mut stubs = None;
+    objects::each_loaded(&mut |object| patch_loaded(&tables, object, &mut stubs));
+    if let Some(stubs) = stubs {
+        stubs.seal();
+    }
 }
 
-fn patch_loaded(tables: &Tables, object: &Object<'_>) {
+/// Patches one object. The stubs are opened for the first that needs any.
+fn patch_loaded(tables: &Tables, object: &Object<'_>, stubs: &mut Option<Code>) {
     let Some(id) = object.id() else { return };
     tables.with(&id, |table| {
+        if table.records.is_empty() {
+            return;
+        }
+        if stubs.is_none() {
+            *stubs = stubs::open();
+        }
+        let Some(stubs) = stubs else { return };
         let code = object.segments.iter().filter(|s| s.is_code());
         let mut all_done = true;
         for segment in code {
             // SAFETY: a loaded object; nobody else is there to run it.
-            all_done &= unsafe { patch::patch(object.base, segment, table) };
+            all_done &= unsafe { patch::patch(object.base, segment, table, stubs) };
         }
         let flags = COMPLETE | LIBC;
         if all_done && table.header.flags & flags == flags {
@@ -67,6 +80,9 @@ fn patch_loaded(tables: &Tables, object: &Object<'_>) {
 }
 
 fn is_single_threaded() -> bool {
+    if attach::is_early() {
+        return true;
+    }
     // Directories count themselves, their name and one for each directory in them.
     const ALONE: u64 = 3;
     // SAFETY: NUL-terminated.
@@ -111,8 +127,13 @@ fn mapped(at: usize, len: usize, fd: i32, offset: usize) {
         return;
     }
     tables.with(&id, |table| {
-        // SAFETY: just mapped, and the mapping's address has not been returned yet.
-        unsafe { patch::patch(base, &segment, table) };
+        if !table.records.is_empty()
+            && let Some(mut stubs) = stubs::open()
+        {
+            // SAFETY: just mapped, and the mapping's address has not been returned yet.
+            unsafe { patch::patch(base, &segment, table, &mut stubs) };
+            stubs.seal();
+        }
     });
     BUSY.store(false, Release);
 }

@@ -7,11 +7,16 @@ use super::objects::Segment;
 use super::stubs::{self, GENERAL, NUMBERED as NUMBERED_POOL};
 
 /// Replaces the sites of `table` that lie in the segment `code` of a file loaded at
-/// `base`. `false` if any was left.
+/// `base`, by jumps to stubs that are written to `stubs`. `false` if any was left.
 ///
 /// # Safety
 /// The segment is mapped there, and no other thread runs code in it.
-pub(super) unsafe fn patch(base: usize, code: &Segment, table: &Table<'_>) -> bool {
+pub(super) unsafe fn patch(
+    base: usize,
+    code: &Segment,
+    table: &Table<'_>,
+    stubs: &mut Code,
+) -> bool {
     let all = table.records.iter();
     let inside = all.filter(|r| r.window().is_some_and(|w| code.holds(r.address, w.len())));
     let address = |r: &Record| base.wrapping_add(r.address as usize);
@@ -24,38 +29,66 @@ pub(super) unsafe fn patch(base: usize, code: &Segment, table: &Table<'_>) -> bo
     let Some((begin, end)) = range else {
         return true;
     };
-    let needed = inside.clone().map(|r| trampoline_len(r, address(r))).sum();
-    let Some(mut extra) = memory::near(begin, end, needed) else {
-        return false;
-    };
-    let Some(mut stubs) = stubs::open() else {
-        extra.discard();
-        return false;
+    let mut room = if stubs::is_near(begin) && stubs::is_near(end) {
+        Room { own: None, stubs }
+    } else {
+        let needed = inside.clone().map(loose_len).sum();
+        let Some(own) = memory::near(begin, end, needed) else {
+            return false;
+        };
+        let own = Some(own);
+        Room { own, stubs }
     };
     // SAFETY: the caller's promise; the range lies in the segment.
     let Some(mut text) = (unsafe { Code::open(begin, end) }) else {
-        extra.discard();
-        stubs.discard();
+        room.discard();
         return false;
     };
     let mut all_done = true;
     for record in inside {
-        all_done &= site(&mut text, &mut stubs, &mut extra, address(record), record).is_some();
+        all_done &= site(&mut text, &mut room, address(record), record).is_some();
     }
     // The stubs must be there before anything jumps to them.
-    if !extra.seal() || !stubs.seal() {
+    if !room.seal() {
         text.discard();
         return false;
     }
     text.seal() && all_done
 }
 
-/// Bytes of code that a site may need outside this library.
-fn trampoline_len(record: &Record, at: usize) -> usize {
-    if record.shape == NUMBERED && stubs::is_near(at) {
-        return 0;
-    }
+/// Bytes of code that a site may need near by.
+fn loose_len(record: &Record) -> usize {
     usize::from(record.before) + usize::from(record.after) + 2 * FAR_JUMP
+}
+
+/// Where code can be put that a site's jump reaches.
+struct Room<'a> {
+    stubs: &'a mut Code,
+    /// Pages near the file, if the stubs are not.
+    own: Option<Code>,
+}
+
+impl Room<'_> {
+    fn next(&self) -> usize {
+        self.own.as_ref().map_or_else(stubs::loose, Code::next)
+    }
+
+    fn push(&mut self, bytes: &[u8]) -> Option<()> {
+        match &mut self.own {
+            Some(own) => own.push(bytes),
+            None => stubs::push_loose(self.stubs, bytes),
+        }
+    }
+
+    fn seal(self) -> bool {
+        self.own.is_none_or(Code::seal) && self.stubs.publish()
+    }
+
+    fn discard(self) {
+        if let Some(own) = self.own {
+            own.discard();
+        }
+    }
 }
 
 /// Bytes of a jump to anywhere.
@@ -70,13 +103,7 @@ pub(super) fn far_jump(target: usize) -> [u8; FAR_JUMP] {
     jump
 }
 
-fn site(
-    text: &mut Code,
-    stubs: &mut Code,
-    extra: &mut Code,
-    at: usize,
-    record: &Record,
-) -> Option<()> {
+fn site(text: &mut Code, room: &mut Room<'_>, at: usize, record: &Record) -> Option<()> {
     let window = record.window()?;
     if text.read(at, window.len())? != window {
         return None;
@@ -85,25 +112,25 @@ fn site(
     let (before, rest) = window.split_at(usize::from(record.before));
     let after = rest.get(SYSCALL.len()..)?;
     let target = if record.shape == NUMBERED {
-        let stub = NUMBERED_POOL.take(stubs, record.number, end)?;
-        reach(extra, at, stub)?
+        let stub = NUMBERED_POOL.take(room.stubs, record.number, end)?;
+        reach(room, at, stub)?
     } else {
         // What stood before the call, then the call, then what stood after it.
         let back = if after.is_empty() {
             end
         } else {
-            let begin = extra.next();
-            extra.push(after)?;
-            jump(extra, end)?;
+            let begin = room.next();
+            room.push(after)?;
+            jump(room, end)?;
             begin
         };
-        let stub = GENERAL.take(stubs, -1, back)?;
+        let stub = GENERAL.take(room.stubs, -1, back)?;
         if before.is_empty() {
-            reach(extra, at, stub)?
+            reach(room, at, stub)?
         } else {
-            let begin = extra.next();
-            extra.push(before)?;
-            jump(extra, stub)?;
+            let begin = room.next();
+            room.push(before)?;
+            jump(room, stub)?;
             begin
         }
     };
@@ -126,19 +153,19 @@ fn near_jump(distance: i32) -> [u8; JUMP] {
 }
 
 /// A place that a near jump from `at` can reach and that leads to `target`.
-fn reach(extra: &mut Code, at: usize, target: usize) -> Option<usize> {
+fn reach(room: &mut Room<'_>, at: usize, target: usize) -> Option<usize> {
     if near_distance(at, target).is_some() {
         return Some(target);
     }
-    let begin = extra.next();
-    jump(extra, target)?;
+    let begin = room.next();
+    jump(room, target)?;
     Some(begin)
 }
 
 /// Appends a jump to `target`.
-fn jump(extra: &mut Code, target: usize) -> Option<()> {
-    match near_distance(extra.next(), target) {
-        Some(distance) => extra.push(&near_jump(distance)),
-        None => extra.push(&far_jump(target)),
+fn jump(room: &mut Room<'_>, target: usize) -> Option<()> {
+    match near_distance(room.next(), target) {
+        Some(distance) => room.push(&near_jump(distance)),
+        None => room.push(&far_jump(target)),
     }
 }

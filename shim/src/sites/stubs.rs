@@ -24,20 +24,19 @@
 
 use core::arch::global_asm;
 use core::sync::atomic::AtomicUsize;
-use core::sync::atomic::Ordering::{Acquire, Relaxed};
+use core::sync::atomic::Ordering::Relaxed;
 
 use super::dispatch;
 use super::memory::Code;
-use super::patch::{FAR_JUMP, far_jump, near_distance};
+use super::patch::{far_jump, near_distance};
 use crate::hooks::raw::OURS;
 
 /// Stubs of each pool: eight pages of them.
 const STUBS: usize = 512;
 /// Bytes of a stub.
 const SIZE: usize = 64;
-/// Room for jumps to what near jumps do not reach from the pools.
-const FAR_SIZE: usize = 16;
-const FARS: usize = 4096 / FAR_SIZE;
+/// Bytes beside the stubs, for code of any kind.
+const LOOSE: usize = 4 * 4096;
 
 /// Addresses to go on at, for the unwinder: it finds them from the stub's own.
 #[repr(C)]
@@ -45,12 +44,12 @@ struct Table([AtomicUsize; STUBS]);
 
 static NUMBERED_RETURNS: Table = Table([const { AtomicUsize::new(0) }; STUBS]);
 static GENERAL_RETURNS: Table = Table([const { AtomicUsize::new(0) }; STUBS]);
-static FARS_USED: AtomicUsize = AtomicUsize::new(0);
+static LOOSE_USED: AtomicUsize = AtomicUsize::new(0);
 
 unsafe extern "C" {
     static snapshim_numbered_pool: u8;
     static snapshim_general_pool: u8;
-    static snapshim_far_pool: u8;
+    static snapshim_loose_pool: u8;
 }
 
 /// A pool of stubs.
@@ -79,8 +78,8 @@ pub(super) static GENERAL: Pool = Pool {
 /// Where all stubs lie: from the first byte to the last.
 fn bounds() -> (usize, usize) {
     let begin = (&raw const snapshim_numbered_pool) as usize;
-    let far = (&raw const snapshim_far_pool) as usize;
-    (begin, far + FARS * FAR_SIZE)
+    let loose = (&raw const snapshim_loose_pool) as usize;
+    (begin, loose + LOOSE)
 }
 
 /// The pools, to be written to.
@@ -142,15 +141,23 @@ impl Pool {
 
 /// A jump to `target` that stubs can reach.
 fn take_far(stubs: &mut Code, target: usize) -> Option<usize> {
-    let used = FARS_USED.load(Acquire);
-    if used >= FARS {
-        return None;
-    }
-    let at = (&raw const snapshim_far_pool) as usize + used * FAR_SIZE;
-    let jump: [u8; FAR_JUMP] = far_jump(target);
-    stubs.write(at, &jump)?;
-    FARS_USED.store(used + 1, Relaxed);
+    let at = loose();
+    push_loose(stubs, &far_jump(target))?;
     Some(at)
+}
+
+/// Where [`push_loose`] puts the next byte.
+pub(super) fn loose() -> usize {
+    (&raw const snapshim_loose_pool) as usize + LOOSE_USED.load(Relaxed)
+}
+
+/// Appends code to what lies beside the stubs.
+pub(super) fn push_loose(stubs: &mut Code, bytes: &[u8]) -> Option<()> {
+    let used = LOOSE_USED.load(Relaxed);
+    let end = used.checked_add(bytes.len()).filter(|end| *end <= LOOSE)?;
+    stubs.write(loose(), bytes)?;
+    LOOSE_USED.store(end, Relaxed);
+    Some(())
 }
 
 // The stubs. Their instructions have fixed lengths, in the comments the offsets;
@@ -191,12 +198,13 @@ global_asm!(
     ".byte 0xe9, 0, 0, 0, 0",  // 55: jmp back
     ".balign 64, 0xcc",
     ".endr",
-    ".hidden snapshim_far_pool",
-    ".globl snapshim_far_pool",
-    "snapshim_far_pool:",
-    ".fill 4096, 1, 0xcc",
+    ".hidden snapshim_loose_pool",
+    ".globl snapshim_loose_pool",
+    "snapshim_loose_pool:",
+    ".fill {loose}, 1, 0xcc",
     ".text",
     stubs = const STUBS,
+    loose = const LOOSE,
     limit = const snapshim_gate::calls::NUMBERS,
     ours = sym OURS,
 );
