@@ -57,6 +57,16 @@ changes! {
     Changes::Submitted => SYS_io_submit SYS_io_uring_enter;
 }
 
+/// Whether a system call makes a process or thread, and may wait for it to let go of
+/// its parent's memory (vfork).
+pub fn makes_process(number: i64) -> bool {
+    #[cfg(target_arch = "x86_64")]
+    if number == nix::libc::SYS_vfork {
+        return true;
+    }
+    [nix::libc::SYS_clone, nix::libc::SYS_clone3].contains(&number)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -69,5 +79,6 @@ mod tests {
         assert_eq!(changes(nix::libc::SYS_unlinkat), Some(Changes::Name));
         assert_eq!(changes(nix::libc::SYS_read), None);
         assert_eq!(changes(nix::libc::SYS_futex), None);
+        assert!(makes_process(nix::libc::SYS_clone3) && !makes_process(nix::libc::SYS_write));
     }
 }
