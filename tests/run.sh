@@ -8,7 +8,9 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 packages=(build-essential xfsprogs btrfs-progs e2fsprogs util-linux strace rsync attr acl
-    sqlite3 redis-server python3 perl git musl-tools libaio-dev liburing-dev)
+    sqlite3 redis-server python3 perl git musl-tools libaio-dev liburing-dev
+    golang-go gcc-multilib liblmdb-dev python3-lmdb lmdb-utils rrdtool libkyotocabinet-dev kyotocabinet-utils
+    openjdk-17-jdk-headless)
 
 say() { printf '\n== %s\n' "$*"; }
 
