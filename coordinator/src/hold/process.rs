@@ -115,6 +115,11 @@ pub fn tracer(pid: Pid, tid: Pid) -> Option<Pid> {
     status_number(&format!("/proc/{pid}/task/{tid}/status"), "TracerPid:")
 }
 
+/// How many threads a process has, by the kernel's own count; `None` if it is gone.
+pub fn thread_count(pid: Pid) -> Option<usize> {
+    status_number(&format!("/proc/{pid}/status"), "Threads:").map(|n| n as usize)
+}
+
 /// The process that a thread belongs to; `None` if it is gone.
 pub fn group(tid: Pid) -> Option<Pid> {
     status_number(&format!("/proc/{tid}/status"), "Tgid:")

@@ -8,8 +8,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::guardian::Watch;
-use super::protocol::Answer;
+use super::guardian::{Watch, say};
+use super::protocol::{self, Answer};
 use super::sigstop::{Schedules, schedules};
 use super::{Held, Method, Target};
 use crate::hold::process::{self, Pid};
@@ -45,10 +45,9 @@ impl Freezer {
             let frozen = self.freeze(&dir, &members, watch);
             answers.extend(members.into_iter().map(|target| {
                 let answer = match &frozen {
-                    Ok(was_stopped) => Answer::Held(Held {
+                    Ok(()) => Answer::Held(Held {
                         method: Method::Freezer,
                         threads: schedules(target.pid).len() as u32,
-                        was_stopped: *was_stopped,
                     }),
                     Err(cause) => Answer::Not(cause.clone()),
                 };
@@ -58,8 +57,8 @@ impl Freezer {
         answers
     }
 
-    /// Freezes one; whether it was frozen before.
-    fn freeze(&mut self, dir: &Path, members: &[Target], watch: &Watch) -> Result<bool, String> {
+    /// Freezes one.
+    fn freeze(&mut self, dir: &Path, members: &[Target], watch: &Watch) -> Result<(), String> {
         let known: Vec<Pid> = self
             .frozen
             .iter()
@@ -75,6 +74,9 @@ impl Freezer {
         }
         let was_frozen = is_frozen(dir);
         if !was_frozen {
+            for target in members {
+                say(&protocol::undo(*target, Method::Freezer)).ok_or("nobody waits for it")?;
+            }
             fs::write(dir.join(FREEZE), "1").map_err(|cause| {
                 format!(
                     "cannot freeze {}: {cause}; run this as root, or allow --outside ptrace",
@@ -97,7 +99,7 @@ impl Freezer {
             was_frozen,
             processes: members.iter().map(|t| (*t, schedules(t.pid))).collect(),
         });
-        Ok(was_frozen)
+        Ok(())
     }
 
     /// Whether one of them has run since, and which.

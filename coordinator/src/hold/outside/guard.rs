@@ -1,6 +1,5 @@
 //! The coordinator's end of the pipes to its guardian.
 
-use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
@@ -10,7 +9,7 @@ use nix::libc;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::protocol::{self, Answer};
-use super::{Held, Method, Methods, Target, freezer, guardian, sigstop};
+use super::{Method, Methods, Target, freezer, guardian, sigstop};
 use crate::error::Context;
 use crate::{Error, Result};
 
@@ -26,6 +25,8 @@ pub(super) struct Guard {
     to: Option<ChildStdin>,
     from: ChildStdout,
     buffer: Vec<u8>,
+    /// What outlives the guardian.
+    undo: Vec<(Target, Method)>,
     /// When everything is let go at the latest.
     until: Option<Instant>,
 }
@@ -51,6 +52,7 @@ impl Guard {
             to: Some(to),
             from,
             buffer: Vec::new(),
+            undo: Vec::new(),
             until: None,
         };
         let line = guard.line(Instant::now() + START)?;
@@ -81,7 +83,7 @@ impl Guard {
     }
 
     /// Lets everybody go; the longest stop. An error: somebody had been let go before.
-    pub(super) fn release(mut self, held: &BTreeMap<Target, Held>) -> Result<Duration> {
+    pub(super) fn release(mut self) -> Result<Duration> {
         let until = self.until.unwrap_or_else(|| Instant::now() + END);
         let answer = self.say("release").and_then(|()| self.line(until));
         let released = answer.and_then(|line| {
@@ -91,21 +93,22 @@ impl Guard {
         });
         match &released {
             Ok(_) => self.end(),
-            Err(_) => self.give_up(held),
+            Err(_) => self.give_up(),
         }
         released
     }
 
     /// Ends the guardian, which lets everybody go; what it did not undo is undone here.
-    pub(super) fn give_up(mut self, held: &BTreeMap<Target, Held>) {
+    pub(super) fn give_up(mut self) {
         self.end();
-        for (target, held) in held {
-            match held.method {
+        // What it said last, to the end of the pipe: it is dead.
+        while self.line(Instant::now() + END).is_ok() {}
+        for (target, method) in &self.undo {
+            match method {
                 // Let go of by the kernel.
                 Method::Ptrace => {}
-                Method::Freezer if !held.was_stopped => freezer::thaw(*target),
-                Method::Sigstop if !held.was_stopped => sigstop::resume(*target),
-                Method::Freezer | Method::Sigstop => {}
+                Method::Freezer => freezer::thaw(*target),
+                Method::Sigstop => sigstop::resume(*target),
             }
         }
     }
@@ -135,7 +138,12 @@ impl Guard {
         loop {
             if let Some(end) = self.buffer.iter().position(|b| *b == b'\n') {
                 let line: Vec<u8> = self.buffer.drain(..=end).collect();
-                return Ok(String::from_utf8_lossy(&line[..end]).into_owned());
+                let line = String::from_utf8_lossy(&line[..end]).into_owned();
+                match protocol::read_undo(&line) {
+                    Some(undo) => self.undo.push(undo),
+                    None => return Ok(line),
+                }
+                continue;
             }
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {

@@ -188,7 +188,8 @@ impl Guardian {
     }
 }
 
-fn say(line: &str) -> Option<()> {
+/// Says one line; `None` if nobody listens any more.
+pub(super) fn say(line: &str) -> Option<()> {
     let mut stdout = std::io::stdout().lock();
     stdout.write_all(format!("{line}\n").as_bytes()).ok()?;
     stdout.flush().ok()

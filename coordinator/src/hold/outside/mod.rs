@@ -133,8 +133,6 @@ pub struct Held {
     pub method: Method,
     /// How many threads it had.
     pub threads: u32,
-    /// The stop was there before: what undoes ours must not undo it.
-    was_stopped: bool,
 }
 
 /// What came of the stops.
@@ -299,7 +297,7 @@ impl Outside {
         let Some(guard) = self.guard.take() else {
             return Ok(());
         };
-        let longest = guard.release(&self.report.held).map_err(|e| {
+        let longest = guard.release().map_err(|e| {
             Error::aborted(format!(
                 "programs that were stopped went on before everything was captured: {}",
                 e.message
@@ -316,7 +314,7 @@ impl Outside {
 impl Drop for Outside {
     fn drop(&mut self) {
         if let Some(guard) = self.guard.take() {
-            guard.give_up(&self.report.held);
+            guard.give_up();
         }
     }
 }

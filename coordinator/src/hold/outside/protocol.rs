@@ -3,7 +3,7 @@
 //! | the coordinator says | the guardian answers |
 //! |---|---|
 //! | (nothing, at the start) | `ready` |
-//! | `stop LEFT_US METHODS PID:START …` | `held PID:START METHOD THREADS was\|ours`, `gone PID:START` or `not PID:START CAUSE` for each, then `end` |
+//! | `stop LEFT_US METHODS PID:START …` | `held PID:START METHOD THREADS`, `gone PID:START` or `not PID:START CAUSE` for each, then `end`; before it stops one in a way that would outlive it, `undo PID:START METHOD` |
 //! | `release` | `released US`, or `fell CAUSE` if somebody went on before |
 //!
 //! The end of either pipe is the end of the other side.
@@ -52,14 +52,22 @@ fn read_target(word: &str) -> Option<Target> {
 pub(super) fn answer(target: Target, answer: &Answer) -> String {
     let who = write_target(target);
     match answer {
-        Answer::Held(held) => {
-            let whose = if held.was_stopped { "was" } else { "ours" };
-            format!("held {who} {} {} {whose}", held.method, held.threads)
-        }
+        Answer::Held(held) => format!("held {who} {} {}", held.method, held.threads),
         Answer::Gone => format!("gone {who}"),
         // One line, whatever a process calls itself.
         Answer::Not(cause) => format!("not {who} {}", cause.replace(['\n', '\r'], " ")),
     }
+}
+
+/// What the coordinator has to undo if the guardian cannot.
+pub(super) fn undo(target: Target, method: Method) -> String {
+    format!("undo {} {method}", write_target(target))
+}
+
+/// The same, out of a line.
+pub(super) fn read_undo(line: &str) -> Option<(Target, Method)> {
+    let (who, method) = line.strip_prefix("undo ")?.split_once(' ')?;
+    Some((read_target(who)?, method.parse().ok()?))
 }
 
 /// An answer out of a line.
@@ -75,7 +83,6 @@ pub(super) fn read_answer(line: &str) -> Option<(Target, Answer)> {
             Answer::Held(Held {
                 method: words.next()?.parse().ok()?,
                 threads: words.next()?.parse().ok()?,
-                was_stopped: words.next()? == "was",
             })
         }
         _ => return None,
@@ -100,10 +107,9 @@ mod tests {
         let held = Held {
             method: Method::Sigstop,
             threads: 3,
-            was_stopped: true,
         };
         for (given, expected) in [
-            (Answer::Held(held), "held 7:99 sigstop 3 was"),
+            (Answer::Held(held), "held 7:99 sigstop 3"),
             (Answer::Gone, "gone 7:99"),
             (Answer::Not("a b\nc".into()), "not 7:99 a b c"),
         ] {
@@ -112,7 +118,9 @@ mod tests {
             let (who, back) = read_answer(&line).unwrap();
             assert_eq!((who, answer(target, &back)), (target, line));
         }
-        assert!(read_answer("held 7:99 magic 3 was").is_none());
+        assert!(read_answer("held 7:99 magic 3").is_none());
+        let line = undo(target, Method::Freezer);
+        assert_eq!(read_undo(&line), Some((target, Method::Freezer)));
         assert!(read_stop("stop x ptrace").is_none() && read_answer("end").is_none());
     }
 }

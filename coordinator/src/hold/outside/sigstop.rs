@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use rustix::process::{Pid as RawPid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
-use super::guardian::Watch;
-use super::protocol::Answer;
+use super::guardian::{Watch, say};
+use super::protocol::{self, Answer};
 use super::{Held, Method, Target};
 use crate::hold::process::{self, Pid, Schedule};
 
@@ -64,7 +64,6 @@ impl Stopper {
                     let held = Held {
                         method: Method::Sigstop,
                         threads,
-                        was_stopped: stopped.was_stopped,
                     };
                     answers.push((target, Answer::Held(held)));
                     self.stopped.push(stopped);
@@ -119,6 +118,7 @@ fn send_stop(target: Target) -> Result<Stopped, Answer> {
     }
     let was_stopped = stopped_threads(target.pid).is_some();
     if !was_stopped {
+        say(&protocol::undo(target, Method::Sigstop)).ok_or(Answer::Gone)?;
         pidfd_send_signal(&process, Signal::STOP).map_err(|cause| {
             Answer::Not(format!(
                 "no signal can be sent to it: {cause}; run this as root"

@@ -126,6 +126,10 @@ impl Tracer {
         if self.tracees.contains_key(&tid) {
             return Ok(());
         }
+        // Workers of an io_uring run none of its code; what they have begun shall end.
+        if process::task(pid, tid).is_some_and(|t| t.is_io_worker) {
+            return Ok(());
+        }
         match process::tracer(pid, tid) {
             // Made by a thread that is traced.
             Some(tracer) if tracer == std::process::id() => {
@@ -148,8 +152,8 @@ impl Tracer {
             Err(cause) => {
                 return match process::task(pid, tid) {
                     None => Ok(()),
-                    // Kernel threads of its io_uring cannot be traced, nor can the dead.
-                    Some(task) if task.is_io_worker || matches!(task.state, 'Z' | 'X') => Ok(()),
+                    // The dead cannot be traced.
+                    Some(task) if matches!(task.state, 'Z' | 'X') => Ok(()),
                     Some(_) => Err(refusal(cause)),
                 };
             }
@@ -213,7 +217,9 @@ impl Tracer {
         }
     }
 
-    /// Whether a process is stopped as a whole: every thread that is listed now.
+    /// Whether a process is stopped as a whole: every thread there is now. A list of threads
+    /// may end early where one ends as it is read; so their number, and a second list,
+    /// must agree with it.
     fn confirm(&mut self, target: Target) -> Option<Answer> {
         let pid = target.pid;
         let is_coming = |(of, state): &(Pid, State)| *of == pid && *state == State::Coming;
@@ -222,7 +228,8 @@ impl Tracer {
         }
         let mut threads = 0;
         let mut all = true;
-        for tid in process::threads(pid) {
+        let listed = process::threads(pid);
+        for tid in listed.iter().copied() {
             let task = process::task(pid, tid);
             let state = self.tracees.get(&tid).map(|(_, state)| *state);
             match (state, task.map(|t| t.state)) {
@@ -247,13 +254,17 @@ impl Tracer {
         if !all {
             return None;
         }
+        let count = process::thread_count(pid);
+        let is_whole = count == Some(listed.len()) && process::threads(pid) == listed;
+        if !is_whole && target.is_there() {
+            return None;
+        }
         if threads == 0 {
             return Some(Answer::Gone);
         }
         Some(Answer::Held(Held {
             method: Method::Ptrace,
             threads,
-            was_stopped: false,
         }))
     }
 
