@@ -604,3 +604,71 @@ fn programs_the_shim_cannot_enter() {
         writer.end();
     }
 }
+
+/// Real stores that write through mappings: started under no shim, snapshotted, and
+/// each copy opened and checked by the store's own code.
+#[test]
+fn real_mapped_stores() {
+    let _alone = lab::serial();
+    let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("programs");
+    let python = |mode: &str| {
+        let script = sources.join("stores.py").to_str().unwrap().to_owned();
+        vec!["/usr/bin/python3".to_owned(), script, mode.to_owned()]
+    };
+    let store = |mode: &str| {
+        let flags = ["-pthread", "-llmdb", "-lkyotocabinet"];
+        let program = product::compiled("cc", "stores", "stores", &flags);
+        vec![program.to_str().unwrap().to_owned(), mode.to_owned()]
+    };
+    let java = sources.join("Mapped.java").to_str().unwrap().to_owned();
+    let java = vec!["java".to_owned(), "-Xmx64m".to_owned(), java];
+    for (name, writer, checker) in [
+        ("lmdb", store("lmdb"), store("check-lmdb")),
+        ("kyoto", store("kyoto"), store("check-kyoto")),
+        ("sqlite", python("sqlite"), python("check-sqlite")),
+        ("mmap", python("mmap"), python("check-mmap")),
+        ("rrd", python("rrd"), python("check-rrd")),
+        ("java", java, python("check-mmap")),
+    ] {
+        let Some(lab) = Lab::new(&format!("outside-store-{name}"), Fs::Xfs, LIMIT) else {
+            return;
+        };
+        let start = |words: &[String], dir: &Path| {
+            let mut command = lab.command(&words[0]);
+            command.args(&words[1..]).arg(dir);
+            command
+        };
+        let mut proc = Proc::piped(start(&writer, &lab.data()));
+        lab.wait_for_beats(&mut proc, 10);
+        let is_whole = |certificate: &Certificate| {
+            // A store may mend its files when it opens them: not those of the snapshot.
+            let copy = lab.beside("opened");
+            let _ = fs::remove_dir_all(&copy);
+            let from = certificate.copy_of(&lab.data());
+            process::tool(
+                "cp",
+                &["-a", from.to_str().unwrap(), copy.to_str().unwrap()],
+            );
+            let ended = process::run(start(&checker, &copy), Duration::from_secs(30));
+            (ended.code() == 0, ended.err())
+        };
+        let count = rounds(100, 8);
+        let mut longest = 0;
+        for _ in 0..count {
+            let outcome = snap(&lab, &["--keep-last", "2"]);
+            let certificate = outcome.verified();
+            longest = longest.max(certificate.0["stop_us"].as_u64().unwrap());
+            let (whole, why) = is_whole(certificate);
+            assert!(whole, "{name}: {why}");
+        }
+        let mut off = 0;
+        for _ in 0..count {
+            let outcome = snap(&lab, &["--keep-last", "2", "--outside", "none"]);
+            off += usize::from(outcome.code != 0 && !is_whole(outcome.certificate()).0);
+        }
+        println!(
+            "{name}: 0 of {count} inconsistent, stopped {longest} µs at most; {off} of {count} without the hold"
+        );
+        proc.end();
+    }
+}
