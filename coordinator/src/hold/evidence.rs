@@ -324,9 +324,9 @@ fn mapped_reason(target: Target, name: &str, path: &Path, report: &Report) -> Re
 fn settled(pid: Pid, view: View<'_>, members: &Members) -> Result<(OpenFiles, Mappings), NotOurs> {
     let mut tries = 1;
     loop {
-        let files = process::open_files(pid)?;
+        let files = process::open_files(pid, |id| members.path(id).is_some())?;
         let maps = process::mappings(pid, view.gate_id())?;
-        let is_suspect = !maps.gate && files.writable.iter().any(|id| members.path(*id).is_some());
+        let is_suspect = !maps.gate && !files.writable.is_empty();
         if !is_suspect || tries >= view.tries || view.gate.is_none() {
             return Ok((files, maps));
         }

@@ -232,7 +232,7 @@ pub fn file_behind(pid: Pid, fd: i64) -> Option<(FileId, u32)> {
     Some((id, meta.mode()))
 }
 
-/// The files a process has open for writing, and whether it has an io_uring.
+/// The files that matter and a process has open for writing, and whether it has an io_uring.
 #[derive(Debug, Default)]
 pub struct OpenFiles {
     /// Identity of each.
@@ -241,8 +241,8 @@ pub struct OpenFiles {
     pub io_uring: bool,
 }
 
-/// The descriptors of a process; an empty answer if it is gone.
-pub fn open_files(pid: Pid) -> Result<OpenFiles, NotOurs> {
+/// The descriptors of a process on files that matter; an empty answer if it is gone.
+pub fn open_files(pid: Pid, matters: impl Fn(FileId) -> bool) -> Result<OpenFiles, NotOurs> {
     let mut found = OpenFiles::default();
     let entries = match fs::read_dir(format!("/proc/{pid}/fd")) {
         Ok(entries) => entries,
@@ -265,12 +265,17 @@ pub fn open_files(pid: Pid) -> Result<OpenFiles, NotOurs> {
         let Ok(meta) = fs::metadata(entry.path()) else {
             continue;
         };
+        let id = FileId {
+            dev: meta.dev(),
+            ino: meta.ino(),
+        };
+        // This look may be one under a hold: no more system calls than it needs.
+        if !matters(id) {
+            continue;
+        }
         let info = format!("/proc/{pid}/fdinfo/{}", entry.file_name().to_string_lossy());
         if meta.is_file() && fs::read_to_string(info).map_or(true, |i| is_writable(&i)) {
-            found.writable.push(FileId {
-                dev: meta.dev(),
-                ino: meta.ino(),
-            });
+            found.writable.push(id);
         }
     }
     Ok(found)
