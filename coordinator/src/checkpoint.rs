@@ -9,9 +9,12 @@ use snapshim_gate::table::FileId;
 
 use crate::capture::{self, Captured, Method, Moved, Scope};
 use crate::commit::CommitPoint;
+use crate::hold::clock::Clock;
 use crate::hold::cut::{self, Hold, Shut};
-use crate::hold::evidence::{self, Members, Scan, reason};
-use crate::hold::set::Set;
+use crate::hold::evidence::{self, Members, Scan, View, reason};
+use crate::hold::outside::{Methods, Outside, Report};
+use crate::hold::process::Pid;
+use crate::hold::set::{Config, Set};
 use crate::store::manifest::{FileRecord, Manifest, PathName, Reason, VERSION};
 use crate::store::{Draft, Store};
 use crate::{Error, Exit, Result};
@@ -19,6 +22,9 @@ use crate::{Error, Exit, Result};
 /// How often a checkpoint is tried again when it was aborted by chance: a thread
 /// woke up in the wrong moment.
 const TRIES: u32 = 5;
+/// How often those that came meanwhile are stopped as well; one more that comes after
+/// that is a reason.
+const ROUNDS: u32 = 6;
 
 /// What a checkpoint is asked to do.
 #[derive(Clone, Debug)]
@@ -31,6 +37,8 @@ pub struct Options {
     pub max_hold: Duration,
     /// How to capture.
     pub capture: Method,
+    /// How processes that the gate cannot hold are held.
+    pub outside: Methods,
     /// Delete all but the newest so many snapshots afterwards.
     pub keep_last: Option<usize>,
     /// Only this file.
@@ -56,7 +64,27 @@ struct Cut {
     drain: Duration,
     reasons: Vec<Reason>,
     scan: Scan,
+    report: Report,
     moved: Vec<Moved>,
+}
+
+/// What a snapshot is made of.
+#[derive(Clone, Copy)]
+struct Subject<'a> {
+    name: &'a str,
+    config: &'a Config,
+    /// The set with the gate of its programs; `None` if there is none.
+    set: Option<&'a Set>,
+}
+
+impl<'a> Subject<'a> {
+    /// How processes are looked at.
+    fn view(&self) -> View<'a> {
+        View {
+            gate: self.set.map(|set| (&set.gate, set.gate_id)),
+            tries: View::PATIENT,
+        }
+    }
 }
 
 /// Makes a snapshot of the set.
@@ -65,16 +93,45 @@ pub fn checkpoint(set: &Set, options: &Options, progress: &mut dyn FnMut(&str)) 
     if cut::recover(&set.gate) {
         progress("the gate was left shut by a coordinator that died; opened it");
     }
-    let store = Store::open_or_create(&set.config.store, &set.name)?;
+    let subject = Subject {
+        name: &set.name,
+        config: &set.config,
+        set: Some(set),
+    };
+    snapshot(subject, options, progress)
+}
+
+/// Makes a snapshot of files that no set is about: whoever writes to them is held from
+/// outside.
+pub fn snap(
+    name: &str,
+    config: &Config,
+    options: &Options,
+    progress: &mut dyn FnMut(&str),
+) -> Result<Outcome> {
+    let subject = Subject {
+        name,
+        config,
+        set: None,
+    };
+    snapshot(subject, options, progress)
+}
+
+fn snapshot(
+    subject: Subject<'_>,
+    options: &Options,
+    progress: &mut dyn FnMut(&str),
+) -> Result<Outcome> {
+    let store = Store::open_or_create(&subject.config.store, subject.name)?;
     let store_lock = store.lock(options.wait)?;
     for left in store.sweep(&store_lock)? {
         progress(&format!("removed {left}, left half done"));
     }
-    let scope = scope(set, options);
+    let scope = scope(subject, options);
     let mut tries = 1;
     let (draft, cut) = loop {
         let draft = store.begin(&store_lock)?;
-        match take(set, options, &scope, &draft) {
+        match take(subject, options, &scope, &draft) {
             Ok(cut) => break (draft, cut),
             // The hold limit itself is a matter for the user, not for another try.
             Err(e) if e.exit == Exit::Aborted && e.is_chance && tries < TRIES => {
@@ -84,7 +141,7 @@ pub fn checkpoint(set: &Set, options: &Options, progress: &mut dyn FnMut(&str)) 
             Err(e) => return Err(e),
         }
     };
-    let (manifest, captured) = certify(set, options, draft.id(), cut);
+    let (manifest, captured) = certify(subject, options, draft.id(), cut);
     let files = captured.finish()?;
     let manifest = with_files(manifest, files);
     let path = draft.publish(&manifest)?;
@@ -99,61 +156,163 @@ pub fn checkpoint(set: &Set, options: &Options, progress: &mut dyn FnMut(&str)) 
     })
 }
 
-/// What to capture: the whole set, or one file of it.
-fn scope(set: &Set, options: &Options) -> Scope {
+/// What to capture: everything, or one file of it.
+fn scope(subject: Subject<'_>, options: &Options) -> Scope {
     Scope {
         roots: match &options.only {
             Some(path) => vec![path.clone()],
-            None => set.config.roots.clone(),
+            None => subject.config.roots.clone(),
         },
-        excludes: set.config.excludes.clone(),
+        excludes: subject.config.excludes.clone(),
     }
 }
 
-/// One hold: everything in here until [`Hold::open`] makes programs wait.
-fn take(set: &Set, options: &Options, scope: &Scope, draft: &Draft) -> Result<Cut> {
+/// What bounds a hold, with a gate and without.
+enum Bound<'a> {
+    Gate(Hold<'a>),
+    Clock(Clock),
+}
+
+impl Bound<'_> {
+    fn drain(&mut self) -> Result<Duration> {
+        match self {
+            Bound::Gate(hold) => hold.drain(),
+            Bound::Clock(clock) => Ok(clock.elapsed()),
+        }
+    }
+
+    fn goes_on(&self) -> bool {
+        match self {
+            Bound::Gate(hold) => hold.goes_on(),
+            Bound::Clock(clock) => !clock.left().is_zero(),
+        }
+    }
+
+    fn left(&self) -> Duration {
+        match self {
+            Bound::Gate(hold) => hold.left(),
+            Bound::Clock(clock) => clock.left(),
+        }
+    }
+
+    fn hidden_calls(&self, held: &[Pid], outside: &Outside) -> Vec<Reason> {
+        match self {
+            Bound::Gate(hold) => evidence::hidden_calls(hold, held, outside),
+            Bound::Clock(_) => Vec::new(),
+        }
+    }
+
+    /// Ends the hold; how long it was.
+    ///
+    /// The gate opens first, and then those held from outside are let go. A call that the
+    /// drain ignored because its thread sleeps is only known to have slept on while
+    /// that thread is still stopped; and whoever waits at the gate finds it open
+    /// when he goes on.
+    fn end(self, outside: &mut Outside) -> Result<Duration> {
+        match self {
+            Bound::Gate(hold) => {
+                let held = hold.open()?;
+                outside.release()?;
+                Ok(held)
+            }
+            Bound::Clock(clock) => {
+                outside.release()?;
+                Ok(clock.elapsed())
+            }
+        }
+    }
+}
+
+/// One hold: everything in here until [`Bound::end`] makes programs wait.
+fn take(subject: Subject<'_>, options: &Options, scope: &Scope, draft: &Draft) -> Result<Cut> {
     let bound_ms = options
         .max_hold
         .as_millis()
         .clamp(1, u128::from(MAX_HOLD_BOUND_MS)) as u32;
-    set.gate.header().hold_bound_ms.store(bound_ms, Relaxed);
+    let gate = subject.set.map(|set| &set.gate);
+    if let Some(gate) = gate {
+        gate.header().hold_bound_ms.store(bound_ms, Relaxed);
+    }
     // A waiter's clock starts after ours: give up before it has to.
     let limit = Duration::from_millis(u64::from(bound_ms)) * 9 / 10;
 
     let prepared = capture::prepare(scope, &draft.tree(), options.capture)?;
-    let overflow = evidence::overflow(&set.gate);
+    let overflow = gate.map(evidence::overflow);
     let members = Members::new(prepared.members());
-    let before = evidence::scan(&set.gate, set.gate_id, &members);
-    let held = before.held();
+    let mut outside = Outside::new(&options.outside);
+    let view = subject.view();
+    let patience = match outside.is_enabled() {
+        true => View::BRIEF,
+        false => View::PATIENT,
+    };
+    let mut seen = evidence::scan(view.tries(patience), &members);
+    let held = seen.held();
+    let mut targets = seen.outside();
+    if outside.is_enabled() && !targets.is_empty() {
+        // What it cannot do, it will say when it is asked to stop somebody.
+        let _ = outside.prepare();
+    }
     let shut = match &options.only {
         None => Shut::Devices(prepared.devices()),
         Some(path) => Shut::Only(identity(path)?),
     };
 
-    let mut hold = Hold::close(&set.gate, set.gate_id, shut, limit)?;
-    let drain = hold.drain()?;
+    let mut hold = match subject.set {
+        Some(set) => Bound::Gate(Hold::close(&set.gate, set.gate_id, shut, limit)?),
+        None => Bound::Clock(Clock::start(limit)),
+    };
+    let mut drain = hold.drain()?;
+    let mapped = evidence::mapped_since(&seen, view, &members);
+    targets.extend(mapped.iter().map(|m| m.target));
+    for _ in 0..ROUNDS {
+        if !outside.stop(&targets, hold.left()) {
+            break;
+        }
+        // Whoever came since, a child of one that is stopped now, say.
+        let now = evidence::scan(view.tries(View::ONCE), &members);
+        targets = now.outside();
+        seen = seen.and(now);
+    }
+    if outside.is_used() {
+        // A thread that was ignored because it slept does so elsewhere now.
+        let settled = hold.drain()?;
+        if subject.set.is_none() {
+            drain = settled;
+        }
+        outside.drain_rings(&seen.rings(), hold.left() / 4);
+    }
     let time = jiff::Timestamp::now();
-    let mut reasons = evidence::hidden_calls(&hold, &held);
-    reasons.extend(evidence::mapped_since(
-        &before,
-        &set.gate,
-        set.gate_id,
-        &members,
-    ));
+    let mut reasons = hold.hidden_calls(&held, &outside);
     let captured = prepared.capture(&mut || hold.goes_on())?;
     let moved = captured.moved();
-    let held_for = hold.open()?;
+    // Children of those that were stopped, made the moment they go on, are no evidence
+    // against the hold: so this look comes before its end. Otherwise it can wait.
+    let captured_members = Members::new(captured.members());
+    let look = |tries| evidence::scan(view.tries(tries), &captured_members);
+    let early = outside.is_used().then(|| look(View::ONCE));
+    let held_for = hold.end(&mut outside)?;
 
     // Whoever came since the first look, and files that did.
-    let after = evidence::scan(&set.gate, set.gate_id, &Members::new(captured.members()));
-    reasons.extend(evidence::overflow_reasons(&set.gate, overflow));
+    let after = match early {
+        Some(mut after) => {
+            after.settle(view, &captured_members, outside.report());
+            after
+        }
+        None => look(View::PATIENT),
+    };
+    let report = outside.into_report();
+    reasons.extend(mapped.iter().filter_map(|m| m.reason(&report)));
+    if let (Some(gate), Some(before)) = (gate, overflow) {
+        reasons.extend(evidence::overflow_reasons(gate, before));
+    }
     Ok(Cut {
         captured,
         time,
         hold: held_for,
         drain,
         reasons,
-        scan: before.and(after),
+        scan: seen.and(after),
+        report,
         moved,
     })
 }
@@ -184,7 +343,7 @@ fn with_files(mut manifest: Manifest, files: Vec<FileRecord>) -> Manifest {
 }
 
 /// The verdict, without the list of files.
-fn certify(set: &Set, options: &Options, id: &str, cut: Cut) -> (Manifest, Captured) {
+fn certify(subject: Subject<'_>, options: &Options, id: &str, cut: Cut) -> (Manifest, Captured) {
     let Cut {
         captured,
         time,
@@ -192,9 +351,12 @@ fn certify(set: &Set, options: &Options, id: &str, cut: Cut) -> (Manifest, Captu
         drain,
         mut reasons,
         scan,
+        report,
         moved,
     } = cut;
-    reasons.extend(scan.reasons());
+    // FICLONE waits for direct I/O in flight on its file.
+    let aio_is_done = matches!(captured.method().as_str(), "reflink" | "none");
+    reasons.extend(scan.reasons(&report, aio_is_done));
     // One entry for each file would bury the cause.
     if let Some(first) = moved.first() {
         reasons.push(reason(
@@ -215,7 +377,7 @@ fn certify(set: &Set, options: &Options, id: &str, cut: Cut) -> (Manifest, Captu
     let manifest = Manifest {
         version: VERSION,
         id: id.to_owned(),
-        set: set.name.clone(),
+        set: subject.name.to_owned(),
         time: time.to_string(),
         commit_point: CommitPoint::Write.to_string(),
         commit_point_asked: options.at.to_string(),
@@ -224,11 +386,12 @@ fn certify(set: &Set, options: &Options, id: &str, cut: Cut) -> (Manifest, Captu
         assumptions: scan.assumptions(),
         hold_us: hold.as_micros() as u64,
         drain_us: drain.as_micros() as u64,
+        stop_us: report.longest.map(|d| d.as_micros() as u64),
         capture: captured.method(),
-        roots: set.config.roots.iter().cloned().map(PathName).collect(),
+        roots: subject.config.roots.iter().cloned().map(PathName).collect(),
         files: Vec::new(),
-        writers: scan.writers(),
-        foreign: scan.foreign(),
+        writers: scan.writers(&report),
+        foreign: scan.foreign(&report),
         unknown: serde_json::Map::new(),
     };
     (manifest, captured)

@@ -258,6 +258,13 @@ impl Lab {
         command
     }
 
+    /// The same, with arguments.
+    pub fn command_with(&self, program: &str, args: &[&str]) -> Command {
+        let mut command = self.command(program);
+        command.args(args);
+        command
+    }
+
     /// `snapshim` with `args`.
     pub fn snapshim(&self, args: &[&str]) -> Command {
         let mut command = self.command(product::snapshim());

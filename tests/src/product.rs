@@ -130,3 +130,26 @@ pub fn compiled(compiler: &str, source: &str, name: &str, flags: &[&str]) -> Pat
     done.insert(name.to_owned(), path.clone());
     path
 }
+
+/// Compiles `programs/NAME.go` to a static program.
+pub fn go_program(name: &str) -> PathBuf {
+    static LOCK: Mutex<()> = Mutex::new(());
+    let _one = LOCK.lock().unwrap_or_else(|e| e.into_inner());
+    assert!(
+        process::installed("go"),
+        "this test needs go: apt-get install golang-go"
+    );
+    let dir = target_dir().join("test-programs");
+    fs::create_dir_all(&dir).expect("a directory for programs");
+    let path = dir.join(format!("{name}-go"));
+    let mut command = Command::new("go");
+    command
+        .env("CGO_ENABLED", "0")
+        .env("GOCACHE", dir.join("go-cache"))
+        .arg("build")
+        .arg("-o")
+        .arg(&path)
+        .arg(sources().join(format!("{name}.go")));
+    process::run(command, Duration::from_secs(300)).ok("go build");
+    path
+}

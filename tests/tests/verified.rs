@@ -15,6 +15,10 @@ use snapshim_tests::{Certificate, Fs, Lab, lab, product, rounds};
 
 const LIMIT: Duration = Duration::from_secs(180);
 
+/// Nobody is stopped from outside: these tests are about what the gate holds, and
+/// what is said of the rest. tests/outside.rs is about stopping it.
+const GATE_ONLY: &[&str] = &["--outside", "none"];
+
 /// The records `suspect` writes.
 const SHAPE: Shape = Shape {
     files: 2,
@@ -41,7 +45,13 @@ fn verdict(lab: &Lab, certificate: &Certificate) -> Verdict {
 /// A published checkpoint; if it is verified, it is consistent.
 #[track_caller]
 fn honest(lab: &Lab, what: &str) -> Outcome {
-    let outcome = lab.checkpoint(&[]);
+    honest_by(lab, what, GATE_ONLY)
+}
+
+/// The same, with options.
+#[track_caller]
+fn honest_by(lab: &Lab, what: &str, options: &[&str]) -> Outcome {
+    let outcome = lab.checkpoint(options);
     assert!(
         matches!(outcome.code, 0 | 5),
         "{what}: exit {}: {}",
@@ -120,7 +130,11 @@ fn a_foreign_writer_is_named_and_a_reader_is_not() {
                 text.contains("hold") || text.contains(&other.pid().to_string()),
                 "{text}"
             );
-            assert!(lab.checkpoint(&["--capture", "copy"]).code == 5);
+            assert!(
+                lab.checkpoint(&["--capture", "copy", "--outside", "none"])
+                    .code
+                    == 5
+            );
         }
         other.end();
         honest(&lab, "afterwards").verified();
@@ -136,6 +150,17 @@ fn a_foreign_writer_is_named_and_a_reader_is_not() {
 
 /// Checkpoints `suspect MODE` under `run`; returns how many were verified.
 fn checkpoints_of(mode: &str, program: &Path, fs_kind: Fs, count: usize) -> Option<usize> {
+    checkpoints_by(mode, program, fs_kind, count, GATE_ONLY)
+}
+
+/// The same, with options.
+fn checkpoints_by(
+    mode: &str,
+    program: &Path,
+    fs_kind: Fs,
+    count: usize,
+    options: &[&str],
+) -> Option<usize> {
     let _alone = lab::serial();
     let lab = Lab::new(&format!("verified-{mode}"), fs_kind, LIMIT)?;
     let mut command = lab.run_command(&["--keep-last", "2"]);
@@ -151,7 +176,7 @@ fn checkpoints_of(mode: &str, program: &Path, fs_kind: Fs, count: usize) -> Opti
     let (mut verified, mut inconsistent) = (0, 0);
     let mut reasons = std::collections::BTreeMap::new();
     for _ in 0..count {
-        let outcome = honest(&lab, mode);
+        let outcome = honest_by(&lab, mode, options);
         verified += usize::from(outcome.code == 0);
         let certificate = outcome.certificate();
         inconsistent += usize::from(!verdict(&lab, certificate).is_consistent());
@@ -162,7 +187,7 @@ fn checkpoints_of(mode: &str, program: &Path, fs_kind: Fs, count: usize) -> Opti
     writer.signal(Signal::SIGTERM);
     let ended = writer.wait(Duration::from_secs(20)).ok(mode);
     println!(
-        "{mode} on {}: {verified} of {count} verified, {inconsistent} inconsistent and not called \
+        "{mode} on {} {options:?}: {verified} of {count} verified, {inconsistent} inconsistent and not called \
          verified; {reasons:?}; {}",
         fs_kind.name(),
         ended.out().trim()
@@ -234,6 +259,28 @@ fn kernel_aio() {
     never_verified("aio", &suspect());
 }
 
+/// What a ring or context has in flight is known once its process is stopped; what AIO
+/// has in flight is waited for by a reflink only.
+#[test]
+fn io_uring_and_aio_of_a_stopped_program() {
+    let count = rounds(100, 15);
+    for (mode, fs_kind, expected) in [
+        ("uring", Fs::Xfs, count),
+        ("uring", Fs::Tmpfs, count),
+        ("aio", Fs::Xfs, count),
+        ("aio", Fs::Btrfs, count),
+        ("aio", Fs::Tmpfs, 0),
+    ] {
+        let verified = checkpoints_by(mode, &suspect(), fs_kind, count, &["--outside", "ptrace"]);
+        assert_eq!(
+            verified.unwrap_or(expected),
+            expected,
+            "{mode} on {}",
+            fs_kind.name()
+        );
+    }
+}
+
 #[test]
 fn a_static_program() {
     let flags = ["-pthread", "-static"];
@@ -267,7 +314,7 @@ fn a_child_without_the_shim() {
         .arg("writes")
         .arg(&member);
     let _proc = ready(command);
-    let outcome = lab.checkpoint(&[]);
+    let outcome = lab.checkpoint(GATE_ONLY);
     let certificate = outcome.unverified();
     let child = lab.processes_named("hold")[0];
     assert!(certificate.blames(child), "{:?}", certificate.0);

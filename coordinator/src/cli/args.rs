@@ -14,7 +14,8 @@ use crate::capture::Method;
 use crate::checkpoint::Options;
 use crate::commit::CommitPoint;
 use crate::hold::gate_file::Sharing;
-use crate::hold::set::{Asks, Set, Wanted};
+use crate::hold::outside::Methods;
+use crate::hold::set::{Asks, Config, Set, Wanted};
 
 use super::usage;
 
@@ -34,6 +35,8 @@ pub enum Command {
     Run(RunArgs),
     /// Take a snapshot of the files of a running set
     Checkpoint(CheckpointArgs),
+    /// Take a snapshot of files whatever programs have them open, none of them in a set
+    Snap(SnapArgs),
     /// List the snapshots of a set
     List(ListArgs),
     /// Show one snapshot
@@ -125,9 +128,31 @@ pub struct HowArgs {
     /// The point of the program's own work to take the snapshot at: write (between complete calls)
     #[arg(long, value_name = "POINT", value_parser = parse_point)]
     pub at: Option<CommitPoint>,
+    /// By what means.
+    #[command(flatten)]
+    pub means: MeansArgs,
+}
+
+/// By what means a snapshot is made.
+#[derive(Debug, Args)]
+pub struct MeansArgs {
     /// How the files are captured [default: auto]
     #[arg(long, value_name = "METHOD")]
     pub capture: Option<Capture>,
+    /// How programs that the shim cannot hold are stopped meanwhile: ptrace, freezer, sigstop,
+    /// several of them to be tried in order (ptrace,freezer), or none [default: ptrace]
+    #[arg(long, value_name = "HOW")]
+    pub outside: Option<Methods>,
+}
+
+impl MeansArgs {
+    fn method(&self) -> Method {
+        match self.capture.unwrap_or_default() {
+            Capture::Auto => Method::Auto,
+            Capture::Reflink => Method::Reflink,
+            Capture::Copy => Method::Copy,
+        }
+    }
 }
 
 /// A way to capture that can be asked for.
@@ -146,7 +171,11 @@ impl HowArgs {
     /// The flag that was given, if any.
     pub fn given(&self) -> Option<&'static str> {
         let at = self.at.map(|_| "--at");
-        at.or(self.capture.map(|_| "--capture"))
+        at.or(self.means.capture.map(|_| "--capture")).or(self
+            .means
+            .outside
+            .as_ref()
+            .map(|_| "--outside"))
     }
 
     /// What a checkpoint of `set` is asked to do.
@@ -156,11 +185,8 @@ impl HowArgs {
             at: self.at.unwrap_or(CommitPoint::Write),
             wait,
             max_hold: limits.max_hold.unwrap_or(usual),
-            capture: match self.capture.unwrap_or_default() {
-                Capture::Auto => Method::Auto,
-                Capture::Reflink => Method::Reflink,
-                Capture::Copy => Method::Copy,
-            },
+            capture: self.means.method(),
+            outside: self.means.outside.clone().unwrap_or_default(),
             keep_last: limits.keep_last.or(set.config.keep_last),
             only: None,
         }
@@ -213,6 +239,63 @@ pub struct CheckpointArgs {
     /// Whether for programs.
     #[command(flatten)]
     pub output: JsonArgs,
+}
+
+/// `snapshim snap`.
+#[derive(Debug, Args)]
+pub struct SnapArgs {
+    /// The files and directories to take a snapshot of
+    #[arg(value_name = "PATH", required = true)]
+    pub paths: Vec<PathBuf>,
+    /// Name the snapshots are kept under [default: the name of the first path]
+    #[arg(long, value_name = "N")]
+    pub name: Option<String>,
+    /// Where the snapshots go [default: .snapshim beside the first path]
+    #[arg(long, value_name = "DIR")]
+    pub store: Option<PathBuf>,
+    /// A file or directory to leave out; may be given several times
+    #[arg(long, value_name = "PATH")]
+    pub exclude: Vec<PathBuf>,
+    /// By what means.
+    #[command(flatten)]
+    pub means: MeansArgs,
+    /// Wait this long for another snapshot of the same name
+    #[arg(long, value_name = "DUR", value_parser = parse_duration, default_value = "10s")]
+    pub wait: Duration,
+    /// Its limits.
+    #[command(flatten)]
+    pub limits: LimitArgs,
+    /// Whether for programs.
+    #[command(flatten)]
+    pub output: JsonArgs,
+}
+
+impl SnapArgs {
+    /// What these ask for, as of a set.
+    pub fn wanted(&self) -> Wanted {
+        Wanted {
+            roots: self.paths.clone(),
+            excludes: self.exclude.clone(),
+            store: self.store.clone(),
+            max_hold_ms: self.limits.max_hold.map(|d| d.as_millis() as u32),
+            keep_last: self.limits.keep_last,
+            asks: Asks::default(),
+            sharing: Sharing::default(),
+        }
+    }
+
+    /// How the snapshot is to be made.
+    pub fn options(&self, config: &Config) -> Options {
+        Options {
+            at: CommitPoint::Write,
+            wait: self.wait,
+            max_hold: Duration::from_millis(config.max_hold_ms.into()),
+            capture: self.means.method(),
+            outside: self.means.outside.clone().unwrap_or_default(),
+            keep_last: config.keep_last,
+            only: None,
+        }
+    }
 }
 
 /// `snapshim list`.

@@ -38,20 +38,29 @@ pub fn run(args: &CheckpointArgs) -> Result<ExitCode> {
         }
         options.only = Some(only);
     }
+    let outcome = checkpoint(&set, &options, &mut tell)?;
+    report(outcome, args.output.json)
+}
+
+/// Says how it goes on.
+pub(super) fn tell(what: &str) {
+    output::note(&format!("snapshim: {}", output::name(what)));
+}
+
+/// Says what came of it.
+pub(super) fn report(outcome: Outcome, json: bool) -> Result<ExitCode> {
     let Outcome {
         manifest,
         path,
         pruned,
-    } = checkpoint(&set, &options, &mut |what| {
-        output::note(&format!("snapshim: {}", output::name(what)));
-    })?;
+    } = outcome;
     for reason in &manifest.reasons {
         output::note(&format!(
             "snapshim: not verified: {}",
             output::name(&reason.text)
         ));
     }
-    if args.output.json {
+    if json {
         let path = PathName(path);
         output::json(&Report {
             manifest: &manifest,

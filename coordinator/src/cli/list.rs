@@ -40,6 +40,8 @@ struct Summary {
     verified: bool,
     hold_us: u64,
     drain_us: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stop_us: Option<u64>,
     capture: String,
     files: u64,
     bytes: u64,
@@ -54,6 +56,7 @@ impl From<&Manifest> for Summary {
             verified: manifest.verified,
             hold_us: manifest.hold_us,
             drain_us: manifest.drain_us,
+            stop_us: manifest.stop_us,
             capture: manifest.capture.clone(),
             files: files().count() as u64,
             bytes: files().fold(0, |sum, f| sum.saturating_add(f.size)),

@@ -17,6 +17,7 @@ pub mod preload;
 pub mod run;
 pub mod show;
 pub mod signals;
+pub mod snap;
 pub mod snapshots;
 pub mod status;
 
@@ -25,6 +26,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
+use crate::hold::outside::guardian;
 use crate::{Error, Exit, Result};
 
 use args::{Cli, Command};
@@ -32,7 +34,8 @@ use args::{Cli, Command};
 /// The whole program.
 pub fn main() -> ExitCode {
     let arguments: Vec<OsString> = std::env::args_os().collect();
-    if let Some(code) = preload::load_test(&arguments) {
+    let hidden = guardian::main(&arguments).or_else(|| preload::load_test(&arguments));
+    if let Some(code) = hidden {
         return code;
     }
     let result = preload::shed(&arguments).and_then(|()| match Cli::try_parse_from(&arguments) {
@@ -49,6 +52,7 @@ fn dispatch(command: Command) -> Result<ExitCode> {
     match command {
         Command::Run(args) => run::run(args),
         Command::Checkpoint(args) => checkpoint::run(&args),
+        Command::Snap(args) => snap::run(&args),
         Command::List(args) => list::run(&args),
         Command::Show(args) => show::run(&args),
         Command::Status(args) => status::run(&args),

@@ -69,6 +69,9 @@ fn describe(manifest: &Manifest, tree: &str) -> String {
             output::micros(manifest.drain_us)
         ),
     );
+    if let Some(stop) = manifest.stop_us {
+        row("stopped", format!("{} from outside", output::micros(stop)));
+    }
     row("capture", output::name(&manifest.capture));
     for root in &manifest.roots {
         row("watched", path(root));
@@ -87,7 +90,15 @@ fn describe(manifest: &Manifest, tree: &str) -> String {
         let (name, how) = (output::name(&foreign.name), output::name(&foreign.how));
         row(
             "foreign",
-            format!("{} {name}: {} ({how})", foreign.pid, path(&foreign.path)),
+            format!(
+                "{} {name}: {} ({how}{})",
+                foreign.pid,
+                path(&foreign.path),
+                foreign
+                    .held_by
+                    .as_deref()
+                    .map_or(String::new(), |l| format!(", held by {}", output::name(l)))
+            ),
         );
     }
     let mut text = output::table(&rows);

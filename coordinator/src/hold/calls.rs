@@ -36,6 +36,16 @@ pub fn changes(number: i64) -> Option<Changes> {
     }
 }
 
+/// Whether a system call makes a process or thread, and may wait for it to let go of
+/// its parent's memory (vfork).
+pub fn makes_process(number: i64) -> bool {
+    #[cfg(target_arch = "x86_64")]
+    if number == nix::libc::SYS_vfork {
+        return true;
+    }
+    [nix::libc::SYS_clone, nix::libc::SYS_clone3].contains(&number)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -50,5 +60,6 @@ mod tests {
         assert_eq!(changes(nix::libc::SYS_futex), None);
         assert_eq!(changes(-1), None);
         assert_eq!(changes(i64::MAX), None);
+        assert!(makes_process(nix::libc::SYS_clone3) && !makes_process(nix::libc::SYS_write));
     }
 }

@@ -340,6 +340,16 @@ impl<'a> Hold<'a> {
         self.stands() && self.since.elapsed() < self.limit
     }
 
+    /// How long it has lasted.
+    pub fn elapsed(&self) -> Duration {
+        self.since.elapsed()
+    }
+
+    /// How much longer it may last.
+    pub fn left(&self) -> Duration {
+        self.limit.saturating_sub(self.elapsed())
+    }
+
     /// Threads whose calls were ignored, as (process, thread).
     pub fn parked(&self) -> Vec<(Pid, Pid)> {
         self.parked.iter().map(|p| (p.pid, p.tid)).collect()

@@ -25,6 +25,7 @@ use snapshim_gate::table::FileId;
 
 use super::calls::{Changes, changes};
 use super::cut::{Hold, Locator};
+use super::outside::{Outside, Report, Target};
 use super::process::{self, Doing, Mapping, Mappings, NotOurs, OpenFiles, Pid};
 use super::sites::layer::{Layer, Looker};
 use crate::capture::Member;
@@ -71,6 +72,8 @@ impl Members {
 #[derive(Debug, Default)]
 struct Found {
     name: String,
+    /// When it started.
+    start: u64,
     /// Its hooks look at the gate.
     is_held: bool,
     /// Members it had open for writing while its hooks looked at the gate.
@@ -88,8 +91,16 @@ struct Found {
 }
 
 impl Found {
+    fn target(&self, pid: Pid) -> Target {
+        Target {
+            pid,
+            start: self.start,
+        }
+    }
+
     fn merge(&mut self, later: Found) {
         self.name = later.name;
+        self.start = later.start;
         self.is_held |= later.is_held;
         self.open.extend(later.open);
         self.open_unheld.extend(later.open_unheld);
@@ -127,13 +138,51 @@ fn map_counts(gate: &Gate) -> MapCounts {
         .collect()
 }
 
+/// What a look at all processes is for.
+#[derive(Clone, Copy, Debug)]
+pub struct View<'a> {
+    /// The gate and the identity of its file; `None` if there is no set.
+    pub gate: Option<(&'a Gate, FileId)>,
+    /// How often a process is looked at that may be in the middle of its end or of an exec.
+    pub tries: u32,
+}
+
+/// Time between these looks.
+const PAUSE: Duration = Duration::from_millis(5);
+
+impl View<'_> {
+    /// For looks at a time at which nobody is held.
+    pub const PATIENT: u32 = 20;
+    /// The same, if whoever is in the middle of something can be held from outside.
+    pub const BRIEF: u32 = 2;
+    /// For looks under a hold.
+    pub const ONCE: u32 = 1;
+
+    /// The same view, with so many tries.
+    #[must_use]
+    pub fn tries(self, tries: u32) -> Self {
+        View { tries, ..self }
+    }
+
+    /// The gate's identity; one that no file has, if there is no gate.
+    fn gate_id(&self) -> FileId {
+        self.gate.map_or(FileId { dev: 0, ino: 0 }, |(_, id)| id)
+    }
+}
+
 /// Looks at all processes.
-pub fn scan(gate: &Gate, gate_id: FileId, members: &Members) -> Scan {
+pub fn scan(view: View<'_>, members: &Members) -> Scan {
     let mut scan = Scan {
-        maps: map_counts(gate),
+        maps: view
+            .gate
+            .map(|(gate, _)| map_counts(gate))
+            .unwrap_or_default(),
         ..Scan::default()
     };
-    let attached = attached(gate);
+    let attached = view
+        .gate
+        .map(|(gate, _)| attached(gate))
+        .unwrap_or_default();
     let looker = Looker::default();
     let me = std::process::id();
     let my_user = nix::unistd::geteuid().as_raw();
@@ -143,7 +192,7 @@ pub fn scan(gate: &Gate, gate_id: FileId, members: &Members) -> Scan {
             continue;
         }
         let threads = attached.get(&pid).copied().unwrap_or_default();
-        let Ok((files, maps)) = settled(pid, gate_id, members) else {
+        let Ok((files, maps)) = settled(pid, view, members) else {
             match (process::owner(pid), process::capabilities(pid)) {
                 (None, _) | (_, None) => {}
                 _ if threads > 0 => {
@@ -181,6 +230,7 @@ pub fn scan(gate: &Gate, gate_id: FileId, members: &Members) -> Scan {
         };
         let found = Found {
             name: process::name(pid),
+            start: process::start_time(pid).unwrap_or(0),
             is_held: maps.gate,
             open,
             open_unheld,
@@ -215,7 +265,10 @@ fn may_store(pid: Pid, maps: &Mappings, members: &Members) -> BTreeSet<PathBuf> 
 /// Looks, at the cut, at the mappings of processes that have made a shared writable
 /// one since `before`: what was mapped and stored into then, and is unmapped before
 /// the next look, would leave no other trace. New ones wait at the gate.
-pub fn mapped_since(before: &Scan, gate: &Gate, gate_id: FileId, members: &Members) -> Vec<Reason> {
+pub fn mapped_since(before: &Scan, view: View<'_>, members: &Members) -> Vec<Mapped> {
+    let Some((gate, gate_id)) = view.gate else {
+        return Vec::new();
+    };
     let locator = Locator::default();
     let is_new = |(i, now): &(usize, (u64, u32))| now.1 > 0 && before.maps.get(*i) != Some(now);
     let pids: BTreeSet<Pid> = map_counts(gate)
@@ -224,25 +277,51 @@ pub fn mapped_since(before: &Scan, gate: &Gate, gate_id: FileId, members: &Membe
         .filter(is_new)
         .filter_map(|(_, (owner, _))| locator.process(Owner::unpack(owner)?))
         .collect();
-    let mut reasons = Vec::new();
+    let mut found = Vec::new();
     for pid in pids {
         let mapped = match process::mappings(pid, gate_id) {
             Ok(maps) => may_store(pid, &maps, members),
             Err(NotOurs) => continue, // The scans say so.
         };
         if let Some(path) = mapped.first() {
-            reasons.push(mapped_reason(pid, &process::name(pid), path));
+            found.push(Mapped {
+                target: Target {
+                    pid,
+                    start: process::start_time(pid).unwrap_or(0),
+                },
+                name: process::name(pid),
+                path: path.clone(),
+            });
         }
     }
-    reasons
+    found
 }
 
-fn mapped_reason(pid: Pid, name: &str, path: &Path) -> Reason {
+/// A process that has mapped a member since the first look.
+#[derive(Debug)]
+pub struct Mapped {
+    /// The process.
+    pub target: Target,
+    name: String,
+    path: PathBuf,
+}
+
+impl Mapped {
+    /// What this speaks against, unless the process was held.
+    pub fn reason(&self, report: &Report) -> Option<Reason> {
+        let held = report.is_settled(self.target);
+        (!held).then(|| mapped_reason(self.target, &self.name, &self.path, report))
+    }
+}
+
+fn mapped_reason(target: Target, name: &str, path: &Path, report: &Report) -> Reason {
+    let pid = target.pid;
     reason(
         "mapped-writable",
         format!(
-            "{name} ({pid}) has {} mapped shared and can write to it: stores into a mapping cannot be held",
-            path.display()
+            "{name} ({pid}) has {} mapped shared and can write to it{}: stores into a mapping cannot be held by the gate",
+            path.display(),
+            report.cause(target)
         ),
         Some(pid),
     )
@@ -251,15 +330,13 @@ fn mapped_reason(pid: Pid, name: &str, path: &Path) -> Reason {
 /// The descriptors and mappings of a process, as of a moment at which it is not in
 /// the middle of its end or of an exec: then it has files open, but its memory,
 /// and with it the gate, is gone, or not there yet.
-fn settled(pid: Pid, gate_id: FileId, members: &Members) -> Result<(OpenFiles, Mappings), NotOurs> {
-    const TRIES: u32 = 20;
-    const PAUSE: Duration = Duration::from_millis(5);
+fn settled(pid: Pid, view: View<'_>, members: &Members) -> Result<(OpenFiles, Mappings), NotOurs> {
     let mut tries = 1;
     loop {
-        let files = process::open_files(pid)?;
-        let maps = process::mappings(pid, gate_id)?;
-        let is_suspect = !maps.gate && files.writable.iter().any(|id| members.path(*id).is_some());
-        if !is_suspect || tries == TRIES {
+        let files = process::open_files(pid, |id| members.path(id).is_some())?;
+        let maps = process::mappings(pid, view.gate_id())?;
+        let is_suspect = !maps.gate && !files.writable.is_empty();
+        if !is_suspect || tries >= view.tries || view.gate.is_none() {
             return Ok((files, maps));
         }
         tries += 1;
@@ -293,6 +370,41 @@ impl Scan {
         self.found.iter().filter_map(held).collect()
     }
 
+    /// The processes that no gate can hold, or not wholly.
+    pub fn outside(&self) -> BTreeSet<Target> {
+        let needs = |(pid, f): (&Pid, &Found)| {
+            let is_out = !f.open_unheld.is_empty() || !f.mapped.is_empty();
+            (is_out || f.io_uring || f.aio).then(|| f.target(*pid))
+        };
+        self.found.iter().filter_map(needs).collect()
+    }
+
+    /// The processes that have an io_uring.
+    pub fn rings(&self) -> BTreeSet<Target> {
+        let has = |(pid, f): (&Pid, &Found)| f.io_uring.then(|| f.target(*pid));
+        self.found.iter().filter_map(has).collect()
+    }
+
+    /// Looks once more, and patiently, at those that seemed to be without the gate: they
+    /// may have been in the middle of an exec. For after the hold.
+    pub fn settle(&mut self, view: View<'_>, members: &Members, report: &Report) {
+        self.found.retain(|pid, found| {
+            let is_open = !found.open_unheld.is_empty() && found.mapped.is_empty();
+            if !is_open || report.is_settled(found.target(*pid)) {
+                return true;
+            }
+            match settled(*pid, view, members) {
+                Ok((files, _)) if files.writable.is_empty() && !process::is_alive(*pid) => false,
+                Ok((_, maps)) if maps.gate => {
+                    found.is_held = true;
+                    found.open.append(&mut found.open_unheld);
+                    true
+                }
+                _ => true,
+            }
+        });
+    }
+
     /// Adds what another look, at another time, found.
     #[must_use]
     pub fn and(mut self, later: Scan) -> Scan {
@@ -304,23 +416,28 @@ impl Scan {
         self
     }
 
-    /// The processes of the set.
-    pub fn writers(&self) -> Vec<Writer> {
-        self.found
-            .iter()
-            .filter(|(_, f)| f.is_held)
-            .map(|(pid, f)| Writer {
+    /// The processes of the set, and those held from outside.
+    pub fn writers(&self, report: &Report) -> Vec<Writer> {
+        let writer = |(pid, f): (&Pid, &Found)| {
+            let outside = report.held(f.target(*pid));
+            let (threads, layer) = match outside {
+                Some(held) => (held.threads, held.method.name()),
+                None if f.is_held => (f.threads, f.layer.as_ref().map_or("symbols", Layer::name)),
+                None => return None,
+            };
+            Some(Writer {
                 pid: *pid,
                 name: f.name.clone(),
-                threads: f.threads,
-                layer: f.layer.as_ref().map_or("symbols", Layer::name).into(),
+                threads,
+                layer: layer.into(),
                 notes: f.layer.as_ref().map(Layer::all_notes).unwrap_or_default(),
             })
-            .collect()
+        };
+        self.found.iter().filter_map(writer).collect()
     }
 
     /// The processes that are not of the set, one entry for each member they can change.
-    pub fn foreign(&self) -> Vec<Foreign> {
+    pub fn foreign(&self, report: &Report) -> Vec<Foreign> {
         let mut foreign = Vec::new();
         for (pid, found) in &self.found {
             let mapped = if found.is_held {
@@ -330,50 +447,59 @@ impl Scan {
             };
             let each = [Some((&found.open_unheld, "open")), mapped];
             for (paths, how) in each.into_iter().flatten() {
-                foreign.extend(paths.iter().map(|path| Foreign {
-                    pid: *pid,
-                    name: found.name.clone(),
-                    path: PathName(path.clone()),
-                    how: how.into(),
+                foreign.extend(paths.iter().map(|path| {
+                    Foreign {
+                        pid: *pid,
+                        name: found.name.clone(),
+                        path: PathName(path.clone()),
+                        how: how.into(),
+                        held_by: report
+                            .held(found.target(*pid))
+                            .map(|held| held.method.name().into()),
+                    }
                 }));
             }
         }
         foreign
     }
 
-    /// What this look speaks against.
-    pub fn reasons(&self) -> Vec<Reason> {
+    /// What this look speaks against. `aio_is_done`: every file was captured in a way that
+    /// waits for direct I/O in flight.
+    pub fn reasons(&self, report: &Report, aio_is_done: bool) -> Vec<Reason> {
         let mut reasons = Vec::new();
         for (pid, found) in &self.found {
             let who = format!("{} ({pid})", found.name);
+            let target = found.target(*pid);
+            let settled = report.is_settled(target);
+            let cause = report.cause(target);
             let mut add = |code: &str, text: String| reasons.push(reason(code, text, Some(*pid)));
-            if let Some(path) = found.open_unheld.first() {
+            if let Some(path) = found.open_unheld.first().filter(|_| !settled) {
                 add(
                     "foreign-writer",
                     format!(
-                        "{who} has {} open for writing and is not under the shim: start it with `snapshim run`, or end it before a checkpoint",
+                        "{who} has {} open for writing and is not under the shim{cause}: start it with `snapshim run`, or end it before a checkpoint",
                         path.display()
                     ),
                 );
             }
-            if found.io_uring {
-                add(
-                    "io-uring",
-                    format!("{who} has an io_uring: writes it submitted may still be on their way"),
-                );
+            if found.io_uring
+                && let Some(why) = report.ring(target)
+            {
+                add("io-uring", format!("{who} has an io_uring{cause}: {why}"));
             }
-            if found.aio {
+            if found.aio && !(settled && aio_is_done) {
                 add(
                     "aio",
                     format!(
-                        "{who} has a kernel AIO context: writes it submitted may still be on their way"
+                        "{who} has a kernel AIO context{cause}: writes it submitted may still be on their way"
                     ),
                 );
             }
         }
         let mapped = self.found.iter().filter_map(|(pid, f)| {
-            let path = f.mapped.first()?;
-            Some(mapped_reason(*pid, &f.name, path))
+            let target = f.target(*pid);
+            let path = f.mapped.first().filter(|_| !report.is_settled(target))?;
+            Some(mapped_reason(target, &f.name, path, report))
         });
         reasons.extend(mapped);
         for pid in &self.unreadable {
@@ -409,10 +535,11 @@ pub fn reason(code: &str, text: String, pid: Option<Pid>) -> Reason {
 /// Looks, at the cut, for threads of held processes inside a call on a member
 /// that no slot counts. A thread on a CPU cannot be looked at; see the module's
 /// documentation for why a call it may be in does no harm.
-pub fn hidden_calls(hold: &Hold<'_>, held: &[Pid]) -> Vec<Reason> {
+pub fn hidden_calls(hold: &Hold<'_>, held: &[Pid], outside: &Outside) -> Vec<Reason> {
     let parked = hold.parked();
     let mut reasons = Vec::new();
-    for pid in held {
+    // Whoever was stopped from outside is in no call.
+    for pid in held.iter().filter(|pid| !outside.holds(**pid)) {
         for tid in process::threads(*pid) {
             if parked.contains(&(*pid, tid)) {
                 continue;

@@ -8,14 +8,17 @@
 //! | [`evidence`] | who can change the members, and what proves that nobody did |
 //! | [`sites`] | where system calls are in ELF files, and whether they are patched |
 //! | [`inspect`] | what `doctor` says of the machine and of processes |
+//! | [`outside`], [`clock`] | stopping processes that no gate holds |
 //! | [`process`], [`calls`] | what `/proc` and the system call numbers say |
 
 pub mod calls;
+pub mod clock;
 pub mod cut;
 pub mod elf;
 pub mod evidence;
 pub mod gate_file;
 pub mod inspect;
+pub mod outside;
 pub mod process;
 pub mod set;
 pub mod shim_file;

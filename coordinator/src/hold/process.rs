@@ -77,6 +77,54 @@ fn stat(path: &str) -> Option<(char, u64)> {
     Some((state, fields.nth(18)?.parse().ok()?))
 }
 
+/// What a thread's stat file says.
+#[derive(Clone, Copy, Debug)]
+pub struct Task {
+    /// State letter (proc_pid_stat(5)).
+    pub state: char,
+    /// A thread the kernel made for an io_uring, which runs no code of the program's.
+    pub is_io_worker: bool,
+}
+
+/// One thread of a process; `None` if it is gone.
+pub fn task(pid: Pid, tid: Pid) -> Option<Task> {
+    /// include/linux/sched.h.
+    const PF_IO_WORKER: u64 = 0x10;
+    let text = fs::read(format!("/proc/{pid}/task/{tid}/stat")).ok()?;
+    let end = text.iter().rposition(|b| *b == b')')?;
+    let mut fields = std::str::from_utf8(text.get(end + 1..)?)
+        .ok()?
+        .split_ascii_whitespace();
+    let state = fields.next()?.chars().next()?;
+    let flags: u64 = fields.nth(5)?.parse().ok()?;
+    Some(Task {
+        state,
+        is_io_worker: flags & PF_IO_WORKER != 0,
+    })
+}
+
+/// A number in a thread's status file.
+fn status_number(path: &str, field: &str) -> Option<Pid> {
+    let status = fs::read_to_string(path).ok()?;
+    let line = status.lines().find_map(|l| l.strip_prefix(field))?;
+    line.trim().parse().ok()
+}
+
+/// The process that traces a thread, 0 if none does; `None` if the thread is gone.
+pub fn tracer(pid: Pid, tid: Pid) -> Option<Pid> {
+    status_number(&format!("/proc/{pid}/task/{tid}/status"), "TracerPid:")
+}
+
+/// How many threads a process has, by the kernel's own count; `None` if it is gone.
+pub fn thread_count(pid: Pid) -> Option<usize> {
+    status_number(&format!("/proc/{pid}/status"), "Threads:").map(|n| n as usize)
+}
+
+/// The process that a thread belongs to; `None` if it is gone.
+pub fn group(tid: Pid) -> Option<Pid> {
+    status_number(&format!("/proc/{tid}/status"), "Tgid:")
+}
+
 /// Whether a process counts time from another moment than this one does: then
 /// its own view of its start time says nothing here (time_namespaces(7)).
 pub fn is_in_other_time(pid: Pid) -> bool {
@@ -184,7 +232,7 @@ pub fn file_behind(pid: Pid, fd: i64) -> Option<(FileId, u32)> {
     Some((id, meta.mode()))
 }
 
-/// The files a process has open for writing, and whether it has an io_uring.
+/// The files that matter and a process has open for writing, and whether it has an io_uring.
 #[derive(Debug, Default)]
 pub struct OpenFiles {
     /// Identity of each.
@@ -193,8 +241,8 @@ pub struct OpenFiles {
     pub io_uring: bool,
 }
 
-/// The descriptors of a process; an empty answer if it is gone.
-pub fn open_files(pid: Pid) -> Result<OpenFiles, NotOurs> {
+/// The descriptors of a process on files that matter; an empty answer if it is gone.
+pub fn open_files(pid: Pid, matters: impl Fn(FileId) -> bool) -> Result<OpenFiles, NotOurs> {
     let mut found = OpenFiles::default();
     let entries = match fs::read_dir(format!("/proc/{pid}/fd")) {
         Ok(entries) => entries,
@@ -217,12 +265,17 @@ pub fn open_files(pid: Pid) -> Result<OpenFiles, NotOurs> {
         let Ok(meta) = fs::metadata(entry.path()) else {
             continue;
         };
+        let id = FileId {
+            dev: meta.dev(),
+            ino: meta.ino(),
+        };
+        // This look may be one under a hold: no more system calls than it needs.
+        if !matters(id) {
+            continue;
+        }
         let info = format!("/proc/{pid}/fdinfo/{}", entry.file_name().to_string_lossy());
         if meta.is_file() && fs::read_to_string(info).map_or(true, |i| is_writable(&i)) {
-            found.writable.push(FileId {
-                dev: meta.dev(),
-                ino: meta.ino(),
-            });
+            found.writable.push(id);
         }
     }
     Ok(found)
@@ -405,5 +458,7 @@ mod tests {
         assert_eq!(inner_id(me, me), Some(me));
         assert!(pid_namespace(me).is_some() && owner(me).is_some());
         assert!(!is_alive(u32::MAX >> 1));
+        assert_eq!((tracer(me, me), group(me)), (Some(0), Some(me)));
+        assert!(task(me, me).is_some_and(|t| !t.is_io_worker));
     }
 }

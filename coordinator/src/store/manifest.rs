@@ -39,6 +39,9 @@ pub struct Manifest {
     pub drain_us: u64,
     /// `reflink`, `copy`, `mixed`, or `none` if there was no file.
     pub capture: String,
+    /// The longest stop of a process from outside, µs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stop_us: Option<u64>,
     /// What was watched, absolute.
     pub roots: Vec<PathName>,
     /// Every entry of the tree.
@@ -167,16 +170,18 @@ pub struct FileRecord {
     pub capture: Option<String>,
 }
 
-/// A process of the set that had a member open for writing, or was in a call.
+/// A process of the set that had a member open for writing, or was in a call; or one
+/// that was held from outside.
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
 pub struct Writer {
     /// As the coordinator sees it.
     pub pid: u32,
     /// Its command name.
     pub name: String,
-    /// Threads that own a slot.
+    /// Threads that own a slot, or that were stopped.
     pub threads: u32,
-    /// The layer that held it: `sites`, `symbols`, or `none`.
+    /// The layer that held it: `sites`, `symbols`, or from outside `ptrace`, `freezer`
+    /// or `sigstop`.
     pub layer: String,
     /// Why not a better layer, and what else is known of it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -195,4 +200,7 @@ pub struct Foreign {
     pub path: PathName,
     /// `open` or `mapped`.
     pub how: String,
+    /// The layer that held it from outside, if one did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held_by: Option<String>,
 }

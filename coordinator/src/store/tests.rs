@@ -22,6 +22,7 @@ fn manifest(id: &str, verified: bool) -> Manifest {
         assumptions: Vec::new(),
         hold_us: 42,
         drain_us: 7,
+        stop_us: None,
         capture: "copy".to_owned(),
         roots: vec![PathName("/data".into())],
         files: Vec::new(),

@@ -1,0 +1,48 @@
+//! The bound of a hold, and the signals put off meanwhile.
+
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
+
+/// A hold that no gate bounds: only processes are held, from outside. As long as the
+/// value lives, signals that would end or stop this process are put off: dying or
+/// stopping now would make programs wait for nothing.
+#[derive(Debug)]
+pub struct Clock {
+    since: Instant,
+    limit: Duration,
+    signals: SigSet,
+}
+
+impl Clock {
+    /// Begins a hold of at most `limit`.
+    pub fn start(limit: Duration) -> Clock {
+        let mut signals = SigSet::empty();
+        let _ = sigprocmask(
+            SigmaskHow::SIG_BLOCK,
+            Some(&SigSet::all()),
+            Some(&mut signals),
+        );
+        Clock {
+            since: Instant::now(),
+            limit,
+            signals,
+        }
+    }
+
+    /// How long it has lasted.
+    pub fn elapsed(&self) -> Duration {
+        self.since.elapsed()
+    }
+
+    /// How much longer it may last.
+    pub fn left(&self) -> Duration {
+        self.limit.saturating_sub(self.elapsed())
+    }
+}
+
+impl Drop for Clock {
+    fn drop(&mut self) {
+        let _ = sigprocmask(SigmaskHow::SIG_SETMASK, Some(&self.signals), None);
+    }
+}

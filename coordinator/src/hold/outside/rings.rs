@@ -1,0 +1,105 @@
+//! What an io_uring of a stopped process still does.
+//!
+//! Stopping its threads keeps a process from submitting, but not the kernel from
+//! working on what was submitted: in worker threads, or by completion of direct I/O.
+//! `/proc/PID/fdinfo` of the ring says how many entries the kernel has taken
+//! (`CachedSqHead`) and how many completions it has posted (`CachedCqTail`). Requests
+//! that complete more or less than once (multishot, CQE_SKIP_SUCCESS) spoil the
+//! comparison: one that is off keeps the reason; one that is equal by accident needs a
+//! request in flight, whose write the ctime evidence shows like any unseen call. So the
+//! workers must be asleep as well.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use crate::hold::process::{self, Pid};
+
+/// Time between two looks.
+const PAUSE: Duration = Duration::from_micros(200);
+
+/// Waits until no ring of the process has anything in flight; else says what.
+pub(super) fn drain(pid: Pid, until: Instant) -> Result<(), String> {
+    loop {
+        match look(pid) {
+            Ok(()) => return Ok(()),
+            Err(Flight::Later(_)) if Instant::now() < until => std::thread::sleep(PAUSE),
+            Err(Flight::Later(why) | Flight::Never(why)) => return Err(why),
+        }
+    }
+}
+
+/// Why a ring is not drained.
+#[derive(Debug, PartialEq)]
+enum Flight {
+    /// It may be soon.
+    Later(String),
+    /// It will not be.
+    Never(String),
+}
+
+fn look(pid: Pid) -> Result<(), Flight> {
+    let unreadable = || Flight::Never("its descriptors cannot be looked at".into());
+    let fds = fs::read_dir(format!("/proc/{pid}/fd")).map_err(|_| unreadable())?;
+    for entry in fds.flatten() {
+        let is_ring = fs::read_link(entry.path())
+            .is_ok_and(|t| t.to_string_lossy().starts_with("anon_inode:[io_uring"));
+        if is_ring {
+            let name = entry.file_name();
+            let info = fs::read_to_string(format!("/proc/{pid}/fdinfo/{}", name.to_string_lossy()));
+            is_idle(&info.map_err(|_| unreadable())?)?;
+        }
+    }
+    let is_busy =
+        |tid: &Pid| process::task(pid, *tid).is_some_and(|t| t.is_io_worker && t.state != 'S');
+    match process::threads(pid).iter().any(is_busy) {
+        true => Err(Flight::Later("a worker of it is still at work".into())),
+        false => Ok(()),
+    }
+}
+
+/// What one ring's fdinfo says.
+fn is_idle(info: &str) -> Result<(), Flight> {
+    let field = |name: &str| {
+        let line = info.lines().find_map(|l| l.strip_prefix(name))?;
+        line.trim().parse::<i64>().ok()
+    };
+    // -1: no such thread.
+    if field("SqThread:").is_some_and(|tid| tid >= 0) {
+        return Err(Flight::Never(
+            "a kernel thread submits for it (SQPOLL), and that cannot be stopped".into(),
+        ));
+    }
+    match (field("CachedSqHead:"), field("CachedCqTail:")) {
+        (Some(taken), Some(done)) if taken == done => Ok(()),
+        (Some(taken), Some(done)) => {
+            let flying = (taken as u32).wrapping_sub(done as u32) as i32;
+            Err(Flight::Later(format!(
+                "{flying} of the operations it submitted were still in flight"
+            )))
+        }
+        _ => Err(Flight::Never(
+            "this kernel does not say what is in flight".into(),
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rings() {
+        let info = |sq: i64, cq: i64, thread: i64| {
+            format!(
+                "SqMask:\t0x7\nSqHead:\t{sq}\nCachedSqHead:\t{sq}\nCqTail:\t{cq}\nCachedCqTail:\t{cq}\nSqThread:\t{thread}\n"
+            )
+        };
+        assert_eq!(is_idle(&info(4, 4, -1)), Ok(()));
+        let Err(Flight::Later(why)) = is_idle(&info(6, 4, -1)) else {
+            panic!();
+        };
+        assert!(why.starts_with("2 of the operations"), "{why}");
+        assert!(matches!(is_idle(&info(4, 4, 17)), Err(Flight::Never(_))));
+        assert!(matches!(is_idle("SqMask:\t0x7\n"), Err(Flight::Never(_))));
+    }
+}
