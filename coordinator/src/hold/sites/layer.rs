@@ -445,6 +445,8 @@ mod tests {
             command
                 .arg("60")
                 .env("LD_PRELOAD", &shim)
+                // It shall not patch itself.
+                .env("SNAPSHIM_SITES", dir.join("none"))
                 .env_remove("SNAPSHIM_GATE");
             Patched {
                 child: command.spawn().unwrap(),

@@ -247,7 +247,6 @@ fn what_cannot_be_patched_makes_a_table_incomplete() {
             "mov %edi,%eax\n1: mov %edi,%edi\nsyscall\njmp 1b",
         ),
         ("old", "mov $4,%eax\nint $0x80\nret"),
-        ("stored", "mov %edi,%eax\nmov %rsi,8(%rsp)\nsyscall\nret"),
     ] {
         let bytes = assembled(name, &[("f", body)], "");
         let sites = compute(&bytes).unwrap();

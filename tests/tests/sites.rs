@@ -1,0 +1,272 @@
+//! The layer of system call sites: what it patches, when, and what it leaves alone.
+#![cfg(target_arch = "x86_64")]
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use snapshim_tests::process::{self, Proc};
+use snapshim_tests::{Fs, Lab, product};
+
+const LIMIT: Duration = Duration::from_secs(120);
+
+/// The layer that holds the process named `name`, and what is noted of it.
+fn layer(lab: &Lab, name: &str) -> (String, String) {
+    let outcome = lab.checkpoint(&[]);
+    let certificate = outcome.certificate();
+    let writers = certificate.0["writers"].as_array().unwrap();
+    let writer = writers
+        .iter()
+        .find(|w| w["name"] == name)
+        .unwrap_or_else(|| panic!("{name} is not among {writers:?}"));
+    (
+        writer["layer"].as_str().unwrap().to_owned(),
+        writer["notes"].to_string(),
+    )
+}
+
+/// Runs a program to its end under the shim, with tables; returns what it printed.
+fn run(lab: &Lab, program: &Path, args: &[&str]) -> String {
+    let mut command = lab.run_command(&[]);
+    command.arg(program).args(args);
+    process::run(command, LIMIT)
+        .ok(&format!("{}", program.display()))
+        .out()
+}
+
+/// A program that writes until it is told to stop.
+fn writer(lab: &Lab, wrapper: &[&str], env: &[(&str, &str)]) -> Proc {
+    let program = product::program("ordered");
+    let mut command = lab.run_command(&[]);
+    command.args(wrapper).arg(program);
+    command
+        .arg(lab.data())
+        .args(["2", "1", "1", "512", "500", "60"]);
+    command.envs(env.iter().copied());
+    let mut proc = Proc::piped(command);
+    lab.wait_for_beats(&mut proc, 3);
+    proc
+}
+
+fn end(mut proc: Proc) {
+    proc.signal(Signal::SIGTERM);
+    proc.end();
+}
+
+#[test]
+fn a_program_is_held_by_its_sites() {
+    let lab = Lab::new("sites-plain", Fs::Xfs, LIMIT).unwrap();
+    let proc = writer(&lab, &[], &[]);
+    assert_eq!(layer(&lab, "ordered").0, "sites");
+    end(proc);
+}
+
+#[test]
+fn without_tables_it_is_the_symbols_and_the_certificate_says_so() {
+    let lab = Lab::new("sites-none", Fs::Xfs, LIMIT).unwrap();
+    let env = lab.env(&[]);
+    let mut command = lab.command(product::program("ordered"));
+    command
+        .arg(lab.data())
+        .args(["2", "1", "1", "512", "500", "60"]);
+    command
+        .envs(env.iter().cloned())
+        .env("SNAPSHIM_SITES", lab.beside("no-tables"));
+    let mut proc = Proc::piped(command);
+    lab.wait_for_beats(&mut proc, 3);
+    let (layer, notes) = layer(&lab, "ordered");
+    assert_eq!(layer, "symbols");
+    assert!(notes.contains("libc.so.6 is not patched"), "{notes}");
+    end(proc);
+}
+
+#[test]
+fn plain_preload_finds_the_tables_by_itself() {
+    let lab = Lab::new("sites-preload", Fs::Xfs, LIMIT).unwrap();
+    // `env` has written them to the usual place of root.
+    let mut env = lab.env(&[]);
+    env.retain(|(name, _)| name != "SNAPSHIM_SITES");
+    let mut command = lab.command(product::program("ordered"));
+    command
+        .arg(lab.data())
+        .args(["2", "1", "1", "512", "500", "60"]);
+    command.envs(env).env_remove("SNAPSHIM_SITES");
+    let mut proc = Proc::piped(command);
+    lab.wait_for_beats(&mut proc, 3);
+    // The program itself may have no table yet: the first look makes one.
+    layer(&lab, "ordered");
+    assert_eq!(layer(&lab, "ordered").0, "sites");
+    end(proc);
+}
+
+#[test]
+fn memory_that_may_not_be_written_and_executed_is_no_obstacle() {
+    let lab = Lab::new("sites-mdwe", Fs::Xfs, LIMIT).unwrap();
+    let wrapper = product::program("deny_write_execute");
+    for how in ["prctl", "seccomp"] {
+        let proc = writer(&lab, &[wrapper.to_str().unwrap(), how], &[]);
+        assert_eq!(layer(&lab, "ordered").0, "sites", "{how}");
+        end(proc);
+    }
+}
+
+/// A directory of tables that are copies of those this machine has.
+fn copied_tables(lab: &Lab, change: impl Fn(&mut Vec<u8>)) -> PathBuf {
+    let env = lab.env(&[]);
+    let find = |n: &str| env.iter().find(|(name, _)| name == n);
+    let from = PathBuf::from(&find("SNAPSHIM_SITES").expect("tables").1);
+    let to = lab.beside("tables");
+    fs::create_dir_all(&to).unwrap();
+    for entry in fs::read_dir(from).unwrap().flatten() {
+        let mut bytes = fs::read(entry.path()).unwrap();
+        change(&mut bytes);
+        let path = to.join(entry.file_name());
+        fs::write(&path, bytes).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+    }
+    to
+}
+
+/// Runs `steps`, which prints how far unwinding works, with tables at `tables`; it
+/// must come to its end whatever they say.
+fn survives(lab: &Lab, tables: &Path) -> String {
+    let env = lab.env(&[]);
+    let mut command = lab.command(product::compiled("cc", "steps", "steps", STEPS));
+    command
+        .arg(lab.data().join("steps"))
+        .envs(env)
+        .env("SNAPSHIM_SITES", tables);
+    process::run(command, LIMIT).ok("steps").out()
+}
+
+const STEPS: &[&str] = &[
+    "-O1",
+    "-fno-reorder-blocks",
+    "-Wno-unused-result",
+    "-Wno-dangling-pointer",
+];
+
+#[test]
+fn tables_that_do_not_fit_are_not_used() {
+    const HEADER: usize = 64;
+    const RECORD: usize = 40;
+    let lab = Lab::new("sites-hostile", Fs::Xfs, LIMIT).unwrap();
+    type Change = fn(&mut Vec<u8>);
+    let changes: [(&str, Change); 7] = [
+        ("cut short", |b| b.truncate(b.len() / 2)),
+        ("empty", |b| b.clear()),
+        ("another version", |b| b[8] = 99),
+        ("too many", |b| b[12..16].copy_from_slice(&[0xff; 4])),
+        ("other bytes", |b| {
+            // The last byte of each window is another than the file has.
+            for record in b[HEADER..].chunks_mut(RECORD) {
+                let (before, after) = (record[13] as usize, record[14] as usize);
+                record[16 + (before + 1 + after).min(23)] ^= 0x40;
+            }
+        }),
+        ("other places", |b| {
+            for record in b[HEADER..].chunks_mut(RECORD) {
+                record[0] = record[0].wrapping_add(1);
+            }
+        }),
+        ("wild places", |b| {
+            for record in b[HEADER..].chunks_mut(RECORD) {
+                record[5] = 0x7f;
+            }
+        }),
+    ];
+    for (what, change) in changes {
+        let tables = copied_tables(&lab, change);
+        let said = survives(&lab, &tables);
+        assert!(said.contains("lost 0"), "{what}: {said}");
+        fs::remove_dir_all(&tables).unwrap();
+    }
+}
+
+#[test]
+fn tables_that_others_may_write_are_not_used() {
+    let lab = Lab::new("sites-others", Fs::Xfs, LIMIT).unwrap();
+    let tables = copied_tables(&lab, |_| {});
+    for entry in fs::read_dir(&tables).unwrap().flatten() {
+        let mode = fs::Permissions::from_mode(0o666);
+        fs::set_permissions(entry.path(), mode).unwrap();
+    }
+    let wrapper = format!("SNAPSHIM_SITES={}", tables.display());
+    let proc = writer(&lab, &["env", &wrapper], &[]);
+    assert_eq!(layer(&lab, "ordered").0, "symbols");
+    end(proc);
+}
+
+#[test]
+fn registers_are_as_the_kernel_leaves_them() {
+    let lab = Lab::new("sites-registers", Fs::Tmpfs, LIMIT).unwrap();
+    let file = lab.data().join("file");
+    for (name, flags) in [
+        ("registers", &["-pie", "-fPIE"][..]),
+        ("registers-fixed", &["-no-pie"]),
+    ] {
+        let program = product::compiled("cc", "registers", name, flags);
+        let said = run(&lab, &program, &[file.to_str().unwrap()]);
+        assert_eq!(said, "0 damaged\n", "{name}");
+    }
+}
+
+#[test]
+fn every_instruction_of_a_call_can_be_unwound() {
+    let lab = Lab::new("sites-steps", Fs::Tmpfs, LIMIT).unwrap();
+    let file = lab.data().join("file");
+    let program = product::compiled("cc", "steps", "steps", STEPS);
+    let said = run(&lab, &program, &[file.to_str().unwrap()]);
+    println!("{said}");
+    // Two instructions of `syscall()` are moved to where no table reaches; it is no
+    // cancellation point.
+    let lost = said.lines().filter(|l| l.starts_with("lost at"));
+    assert!(lost.clone().all(|l| l.contains("in syscall(")), "{said}");
+    let last = said.lines().last().unwrap();
+    let number = |word: &str| word.parse::<u64>().unwrap();
+    let words: Vec<&str> = last.split([' ', ',']).filter(|w| !w.is_empty()).collect();
+    assert!(number(words[0]) > 5000 && number(words[3]) <= 8, "{said}");
+}
+
+#[test]
+fn libraries_loaded_later_are_patched_once_they_are_known() {
+    let lab = Lab::new("sites-dlopen", Fs::Xfs, LIMIT).unwrap();
+    let plugin = lab.beside("plugin.so");
+    compile(&["-shared", "-fPIC", "-DPLUGIN"], &plugin);
+    let program = lab.beside("host");
+    compile(&["-ldl"], &program);
+    let start = || {
+        let mut command = lab.run_command(&[]);
+        command
+            .arg(&program)
+            .arg(&plugin)
+            .arg(lab.data().join("file"));
+        let mut proc = Proc::piped(command);
+        process::wait_until(Duration::from_secs(20), || {
+            file.metadata().is_ok_and(|m| m.len() > 0)
+        });
+        assert!(proc.is_running());
+        proc
+    };
+    let proc = start();
+    let first = layer(&lab, "host");
+    assert!(
+        first.0 == "symbols" && first.1.contains("plugin.so"),
+        "{first:?}"
+    );
+    end(proc);
+    let proc = start();
+    assert_eq!(layer(&lab, "host").0, "sites");
+    end(proc);
+}
+
+fn compile(flags: &[&str], to: &Path) {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("programs/plugin.c");
+    let mut command = Command::new("cc");
+    command.args(["-O2", "-Wall", "-Wextra", "-Werror", "-o"]);
+    command.arg(to).arg(source).args(flags);
+    process::run(command, LIMIT).ok("cc");
+}
