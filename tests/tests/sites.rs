@@ -238,12 +238,11 @@ fn libraries_loaded_later_are_patched_once_they_are_known() {
     compile(&["-shared", "-fPIC", "-DPLUGIN"], &plugin);
     let program = lab.beside("host");
     compile(&["-ldl"], &program);
+    let file = lab.data().join("file");
     let start = || {
+        let _ = fs::remove_file(&file);
         let mut command = lab.run_command(&[]);
-        command
-            .arg(&program)
-            .arg(&plugin)
-            .arg(lab.data().join("file"));
+        command.arg(&program).arg(&plugin).arg(&file);
         let mut proc = Proc::piped(command);
         process::wait_until(Duration::from_secs(20), || {
             file.metadata().is_ok_and(|m| m.len() > 0)
