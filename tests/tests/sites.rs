@@ -104,9 +104,9 @@ fn plain_preload_finds_the_tables_by_itself() {
 
 #[test]
 fn memory_that_may_not_be_written_and_executed_is_no_obstacle() {
-    let lab = Lab::new("sites-mdwe", Fs::Xfs, LIMIT).unwrap();
     let wrapper = product::program("deny_write_execute");
     for how in ["prctl", "seccomp"] {
+        let lab = Lab::new(&format!("sites-{how}"), Fs::Xfs, LIMIT).unwrap();
         let proc = writer(&lab, &[wrapper.to_str().unwrap(), how], &[]);
         assert_eq!(layer(&lab, "ordered").0, "sites", "{how}");
         end(proc);
@@ -235,7 +235,10 @@ fn every_instruction_of_a_call_can_be_unwound() {
 fn libraries_loaded_later_are_patched_once_they_are_known() {
     let lab = Lab::new("sites-dlopen", Fs::Xfs, LIMIT).unwrap();
     let plugin = lab.beside("plugin.so");
-    compile(&["-shared", "-fPIC", "-DPLUGIN"], &plugin);
+    // Known to nobody: with a build id of its own.
+    let now = std::time::UNIX_EPOCH.elapsed().unwrap().as_nanos();
+    let id = format!("-Wl,--build-id=0x{now:032x}");
+    compile(&["-shared", "-fPIC", "-DPLUGIN", &id], &plugin);
     let program = lab.beside("host");
     compile(&["-ldl"], &program);
     let file = lab.data().join("file");
