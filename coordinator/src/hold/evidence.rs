@@ -52,19 +52,22 @@ impl Members {
         self.by_id.get(&id).map(PathBuf::as_path)
     }
 
-    /// The member behind a mapping. The device number in /proc/PID/maps differs
-    /// from stat's on btrfs, so it is the inode number first, then the path.
-    fn mapped(&self, mapping: &process::Mapping) -> Option<&Path> {
+    /// The member behind a mapping of a process. The device number in /proc/PID/maps
+    /// differs from stat's on btrfs, so it is the inode number first, then the path, then
+    /// the identity of the file itself.
+    fn mapped(&self, pid: Pid, mapping: &Mapping) -> Option<&Path> {
         if !self.inodes.contains(&mapping.ino) {
             return None;
         }
         let mut same = self.by_id.iter().filter(|(id, _)| id.ino == mapping.ino);
-        same.clone()
-            .find(|(_, path)| **path == mapping.path)
+        let of_path = same.clone().find(|(_, path)| **path == mapping.path);
+        match (of_path, mapping.identity(pid)) {
+            (Some((_, path)), _) => Some(path),
+            (None, Some(id)) => self.path(id),
             // The same file under another name, or seen from another mount
             // namespace: rather one warning too many.
-            .or_else(|| same.next())
-            .map(|(_, path)| path.as_path())
+            (None, None) => same.next().map(|(_, path)| path.as_path()),
+        }
     }
 }
 
@@ -257,14 +260,14 @@ fn may_store(pid: Pid, maps: &Mappings, members: &Members) -> BTreeSet<PathBuf> 
     let shared: Vec<&Mapping> = maps
         .shared
         .iter()
-        .filter(|m| members.mapped(m).is_some())
+        .filter(|m| members.mapped(pid, m).is_some())
         .collect();
     if shared.is_empty() || !process::may_write(pid, &shared) {
         return BTreeSet::new();
     }
     shared
         .iter()
-        .filter_map(|m| members.mapped(m).map(Path::to_owned))
+        .filter_map(|m| members.mapped(pid, m).map(Path::to_owned))
         .collect()
 }
 

@@ -360,7 +360,21 @@ pub struct Mapping {
     pub path: PathBuf,
     /// Where it begins, as in `/proc/PID/maps`.
     start: u64,
+    end: u64,
     is_writable: bool,
+}
+
+impl Mapping {
+    /// The identity of the file, as stat tells it (`/proc/PID/map_files`, which only root
+    /// may follow).
+    pub fn identity(&self, pid: Pid) -> Option<FileId> {
+        let path = format!("/proc/{pid}/map_files/{:x}-{:x}", self.start, self.end);
+        let meta = fs::metadata(path).ok()?;
+        Some(FileId {
+            dev: meta.dev(),
+            ino: meta.ino(),
+        })
+    }
 }
 
 /// The mappings of a process that matter.
@@ -405,6 +419,7 @@ pub fn mappings(pid: Pid, gate: FileId) -> Result<Mappings, NotOurs> {
                 ino: map.ino,
                 path: Path::new(std::ffi::OsStr::from_bytes(path)).to_owned(),
                 start: map.start,
+                end: map.end,
                 is_writable: map.writable,
             });
         }
@@ -441,6 +456,7 @@ pub fn may_write(pid: Pid, mappings: &[&Mapping]) -> bool {
 /// One line of `/proc/PID/maps`: "start-end perms offset major:minor inode   path".
 struct MapLine<'a> {
     start: u64,
+    end: u64,
     shared: bool,
     writable: bool,
     major: u32,
@@ -453,7 +469,7 @@ impl<'a> MapLine<'a> {
     fn parse(line: &'a [u8]) -> Option<MapLine<'a>> {
         let mut fields = line.splitn(6, |b| *b == b' ');
         let range = std::str::from_utf8(fields.next()?).ok()?;
-        let start = u64::from_str_radix(range.split_once('-')?.0, 16).ok()?;
+        let (start, end) = range.split_once('-')?;
         let perms = fields.next()?;
         let _offset = fields.next()?;
         let device = std::str::from_utf8(fields.next()?).ok()?;
@@ -461,7 +477,8 @@ impl<'a> MapLine<'a> {
         let ino = std::str::from_utf8(fields.next()?).ok()?.parse().ok()?;
         let path = fields.next().unwrap_or_default();
         Some(MapLine {
-            start,
+            start: u64::from_str_radix(start, 16).ok()?,
+            end: u64::from_str_radix(end, 16).ok()?,
             shared: perms.get(3) == Some(&b's'),
             writable: perms.get(1) == Some(&b'w'),
             major: u32::from_str_radix(major, 16).ok()?,
