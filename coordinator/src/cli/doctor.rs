@@ -165,11 +165,21 @@ fn running(pid: u32, machine: &Machine, cache: &std::result::Result<Cache, Strin
     }
     if process.io_uring.iter().any(|r| r.sqpoll) {
         subject.advice.push(
-            "it has an io_uring with a polling kernel thread: only stopping the process holds that"
+            "it has an io_uring that a kernel thread submits for (SQPOLL): nothing holds that, and \
+             snapshots are not verified; `run --io-uring refuse` makes it do without, if it can"
                 .into(),
         );
-    } else if !process.io_uring.is_empty() || process.aio {
-        subject.advice.push("it has an io_uring or AIO context: what is submitted before a hold may be done in it; snapshots are unverified".into());
+    } else if !process.io_uring.is_empty() && subject.layer != "sites" {
+        subject
+            .advice
+            .push("it has an io_uring: only stopping the process holds what it submits".into());
+    }
+    if process.aio {
+        subject.advice.push(
+            "it has an AIO context: snapshots are verified where files are captured by reflink \
+             (XFS, btrfs)"
+                .into(),
+        );
     }
     if let Some(first) = process.shared_writable.first() {
         subject.advice.push(format!("it can store into {first} through a mapping: if that is watched, only stopping the process holds it"));
