@@ -232,10 +232,9 @@ impl Bench {
                 return row;
             }
         };
-        if let Some((set, mut program, watcher)) = self.start(&ready, &mut row) {
+        if let Some((set, program, watcher)) = self.start(&ready, &mut row) {
             let take = || self.checkpoint(&set);
-            self.hold(&take, &mut program, watcher, holds, &mut row);
-            self.finish(program);
+            self.hold(&take, program, watcher, holds, &mut row);
         }
         if compare {
             row.difference = self.compare(&ready);
@@ -271,12 +270,11 @@ impl Bench {
         let arguments = ready.arguments(&file, 0);
         let mut command = Command::new(&arguments[0]);
         command.args(&arguments[1..]);
-        let mut outsider = Proc::piped(command);
+        let outsider = Proc::piped(command);
         let watcher = Watcher::start(&self.lab.data(), &self.gate(&set), outsider.pid());
         process::wait_until(Duration::from_secs(20), || watcher.open_changes() > 5);
         let take = || self.checkpoint(&set);
-        self.hold(&take, &mut outsider, watcher, holds, &mut row);
-        self.finish(outsider);
+        self.hold(&take, outsider, watcher, holds, &mut row);
         self.finish(idle);
         row
     }
@@ -292,7 +290,7 @@ impl Bench {
         };
         let ready = crate::paths::way("C: scrubbed_env").prepare(&self.lab);
         let ready = ready.expect("the program");
-        let (set, mut proc, watcher) = self.start(&ready, &mut row).expect("a program");
+        let (set, proc, watcher) = self.start(&ready, &mut row).expect("a program");
         let root = proc.pid();
         let file = self.lab.data().join("file");
         let gate = File::open(self.gate(&set)).expect("the gate file");
@@ -337,8 +335,7 @@ impl Bench {
             }
             outcome
         };
-        self.hold(&take, &mut proc, watcher, holds, &mut row);
-        self.finish(proc);
+        self.hold(&take, proc, watcher, holds, &mut row);
         row
     }
 
@@ -409,26 +406,46 @@ impl Bench {
         format!("exit {}: {}", ended.code(), ended.err().trim())
     }
 
-    /// Judges the holds of the checkpoints that `take` takes.
+    /// Judges the holds of the checkpoints that `take` takes, and ends the program.
     fn hold(
+        &self,
+        take: &dyn Fn() -> Outcome,
+        mut proc: Proc,
+        watcher: Watcher,
+        holds: usize,
+        row: &mut Row,
+    ) {
+        let goes_on = self.judge_holds(take, &mut proc, watcher, holds, row);
+        let was_running = proc.is_running();
+        let said = self.finish(proc);
+        if !goes_on && was_running {
+            row.fault("it does not go on after a hold");
+        } else if !goes_on {
+            row.fault(format!("it ended after a hold: {said}"));
+        }
+    }
+
+    /// The same; whether the program still goes on.
+    fn judge_holds(
         &self,
         take: &dyn Fn() -> Outcome,
         proc: &mut Proc,
         watcher: Watcher,
         holds: usize,
         row: &mut Row,
-    ) {
+    ) -> bool {
+        let mut goes_on = true;
         let mut patience = holds + 10;
         while row.holds + row.unpublished.0 < holds {
             let before = watcher.looks();
             let outcome = take();
             // It goes on: what was (not) seen in the hold was to be seen.
             let seen = watcher.open_changes();
-            let goes_on = process::wait_until(Duration::from_secs(5), || {
+            goes_on = process::wait_until(Duration::from_secs(5), || {
                 watcher.open_changes() > seen + 3 || !proc.is_running()
             });
-            if !goes_on || !proc.is_running() {
-                row.fault("it does not go on after a hold");
+            goes_on &= proc.is_running();
+            if !goes_on {
                 break;
             }
             let Some(certificate) = &outcome.certificate else {
@@ -487,6 +504,7 @@ impl Bench {
             }
         }
         row.usual = watcher.usual();
+        goes_on
     }
 
     /// The same records with and without the gate.
