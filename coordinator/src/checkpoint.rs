@@ -269,7 +269,7 @@ fn take(subject: Subject<'_>, options: &Options, scope: &Scope, draft: &Draft) -
             break;
         }
         // Whoever came since, a child of one that is stopped now, say.
-        let now = evidence::scan(view.tries(View::ONCE), &members);
+        let now = evidence::scan(view.tries(View::ONCE), &members).with_layers_of(&seen);
         targets = now.outside();
         seen = seen.and(now);
     }
@@ -279,8 +279,8 @@ fn take(subject: Subject<'_>, options: &Options, scope: &Scope, draft: &Draft) -
         if subject.set.is_none() {
             drain = settled;
         }
-        outside.drain_rings(&seen.rings(), hold.left() / 4);
     }
+    outside.drain_rings(&seen.rings(), hold.left() / 4);
     let time = jiff::Timestamp::now();
     let mut reasons = hold.hidden_calls(&held, &outside);
     let captured = prepared.capture(&mut || hold.goes_on())?;

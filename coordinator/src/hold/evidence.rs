@@ -26,7 +26,7 @@ use snapshim_gate::table::FileId;
 use super::calls::{Changes, changes};
 use super::cut::{Hold, Locator};
 use super::outside::{Outside, Report, Target};
-use super::process::{self, Doing, Mapping, Mappings, NotOurs, OpenFiles, Pid};
+use super::process::{self, Doing, Mapping, Mappings, NotOurs, OpenFiles, Pid, Polling};
 use super::sites::layer::{Layer, Looker};
 use crate::capture::Member;
 use crate::store::manifest::{FileRecord, Foreign, PathName, Reason, Writer};
@@ -52,19 +52,22 @@ impl Members {
         self.by_id.get(&id).map(PathBuf::as_path)
     }
 
-    /// The member behind a mapping. The device number in /proc/PID/maps differs
-    /// from stat's on btrfs, so it is the inode number first, then the path.
-    fn mapped(&self, mapping: &process::Mapping) -> Option<&Path> {
+    /// The member behind a mapping of a process. The device number in /proc/PID/maps
+    /// differs from stat's on btrfs, so it is the inode number first, then the path, then
+    /// the identity of the file itself.
+    fn mapped(&self, pid: Pid, mapping: &Mapping) -> Option<&Path> {
         if !self.inodes.contains(&mapping.ino) {
             return None;
         }
         let mut same = self.by_id.iter().filter(|(id, _)| id.ino == mapping.ino);
-        same.clone()
-            .find(|(_, path)| **path == mapping.path)
+        let of_path = same.clone().find(|(_, path)| **path == mapping.path);
+        match (of_path, mapping.identity(pid)) {
+            (Some((_, path)), _) => Some(path),
+            (None, Some(id)) => self.path(id),
             // The same file under another name, or seen from another mount
             // namespace: rather one warning too many.
-            .or_else(|| same.next())
-            .map(|(_, path)| path.as_path())
+            (None, None) => same.next().map(|(_, path)| path.as_path()),
+        }
     }
 }
 
@@ -82,7 +85,7 @@ struct Found {
     open_unheld: BTreeSet<PathBuf>,
     /// Members it had mapped, and could or might come to store into.
     mapped: BTreeSet<PathBuf>,
-    io_uring: bool,
+    ring: Option<Polling>,
     aio: bool,
     /// Threads that own a slot.
     threads: u32,
@@ -98,6 +101,11 @@ impl Found {
         }
     }
 
+    /// Whether every call that submits is one that the gate holds.
+    fn submits_at_gate(&self) -> bool {
+        self.is_held && self.layer.as_ref().is_some_and(|l| l.not_sites.is_none())
+    }
+
     fn merge(&mut self, later: Found) {
         self.name = later.name;
         self.start = later.start;
@@ -105,7 +113,7 @@ impl Found {
         self.open.extend(later.open);
         self.open_unheld.extend(later.open_unheld);
         self.mapped.extend(later.mapped);
-        self.io_uring |= later.io_uring;
+        self.ring = self.ring.max(later.ring);
         self.aio |= later.aio;
         self.threads = self.threads.max(later.threads);
         self.layer = match (self.layer.take(), later.layer) {
@@ -235,10 +243,11 @@ pub fn scan(view: View<'_>, members: &Members) -> Scan {
             open,
             open_unheld,
             mapped,
-            io_uring: files.io_uring,
+            ring: files.ring,
             aio: maps.aio,
             threads,
-            layer: maps.gate.then(|| looker.look(pid)),
+            // A look at the code takes too long while programs are held.
+            layer: (maps.gate && view.tries > View::ONCE).then(|| looker.look(pid)),
         };
         scan.found.insert(pid, found);
     }
@@ -251,14 +260,14 @@ fn may_store(pid: Pid, maps: &Mappings, members: &Members) -> BTreeSet<PathBuf> 
     let shared: Vec<&Mapping> = maps
         .shared
         .iter()
-        .filter(|m| members.mapped(m).is_some())
+        .filter(|m| members.mapped(pid, m).is_some())
         .collect();
     if shared.is_empty() || !process::may_write(pid, &shared) {
         return BTreeSet::new();
     }
     shared
         .iter()
-        .filter_map(|m| members.mapped(m).map(Path::to_owned))
+        .filter_map(|m| members.mapped(pid, m).map(Path::to_owned))
         .collect()
 }
 
@@ -370,24 +379,38 @@ impl Scan {
         self.found.iter().filter_map(held).collect()
     }
 
-    /// The processes that no gate can hold, or not wholly.
+    /// The processes that no gate can hold, or not wholly, and that stopping does hold.
     pub fn outside(&self) -> BTreeSet<Target> {
         let needs = |(pid, f): (&Pid, &Found)| {
             let is_out = !f.open_unheld.is_empty() || !f.mapped.is_empty();
-            (is_out || f.io_uring || f.aio).then(|| f.target(*pid))
+            // Stopping a program does not stop a kernel thread that submits for it.
+            let submits = f.ring == Some(Polling::No) || f.aio;
+            (is_out || submits && !f.submits_at_gate()).then(|| f.target(*pid))
         };
         self.found.iter().filter_map(needs).collect()
     }
 
-    /// The processes that have an io_uring.
-    pub fn rings(&self) -> BTreeSet<Target> {
-        let has = |(pid, f): (&Pid, &Found)| f.io_uring.then(|| f.target(*pid));
+    /// The processes that have an io_uring, and whether what they submit waits at the gate.
+    pub fn rings(&self) -> BTreeMap<Target, bool> {
+        let has =
+            |(pid, f): (&Pid, &Found)| Some((f.ring.map(|_| f.target(*pid))?, f.submits_at_gate()));
         self.found.iter().filter_map(has).collect()
+    }
+
+    /// The same look, with the layers that an earlier one found.
+    #[must_use]
+    pub fn with_layers_of(mut self, earlier: &Scan) -> Scan {
+        for (pid, found) in &mut self.found {
+            let known = earlier.found.get(pid).filter(|e| e.start == found.start);
+            found.layer = found.layer.take().or(known.and_then(|e| e.layer.clone()));
+        }
+        self
     }
 
     /// Looks once more, and patiently, at those that seemed to be without the gate: they
     /// may have been in the middle of an exec. For after the hold.
     pub fn settle(&mut self, view: View<'_>, members: &Members, report: &Report) {
+        let looker = Looker::default();
         self.found.retain(|pid, found| {
             let is_open = !found.open_unheld.is_empty() && found.mapped.is_empty();
             if !is_open || report.is_settled(found.target(*pid)) {
@@ -403,6 +426,9 @@ impl Scan {
                 _ => true,
             }
         });
+        for (pid, found) in self.found.iter_mut().filter(|(_, f)| f.is_held) {
+            found.layer = Some(looker.look(*pid));
+        }
     }
 
     /// Adds what another look, at another time, found.
@@ -482,12 +508,12 @@ impl Scan {
                     ),
                 );
             }
-            if found.io_uring
+            if found.ring.is_some()
                 && let Some(why) = report.ring(target)
             {
                 add("io-uring", format!("{who} has an io_uring{cause}: {why}"));
             }
-            if found.aio && !(settled && aio_is_done) {
+            if found.aio && !((settled || found.submits_at_gate()) && aio_is_done) {
                 add(
                     "aio",
                     format!(

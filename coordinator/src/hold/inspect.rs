@@ -9,7 +9,7 @@ use rustix::fs::{Access, AtFlags, CWD, Mode, OFlags, accessat};
 use serde::Serialize;
 
 use super::evidence;
-use super::process::{self, Pid};
+use super::process::{self, Pid, Polling};
 
 /// What the machine offers.
 #[derive(Debug, Serialize)]
@@ -189,25 +189,12 @@ impl Process {
 }
 
 fn rings(pid: Pid) -> Vec<Ring> {
-    let Ok(entries) = fs::read_dir(format!("/proc/{pid}/fd")) else {
-        return Vec::new();
+    let shown = |ring: process::Ring| Ring {
+        fd: ring.fd,
+        sqpoll: ring.polling == Polling::Yes,
     };
-    let ring = |entry: fs::DirEntry| {
-        let target = fs::read_link(entry.path()).ok()?;
-        target
-            .to_str()?
-            .starts_with("anon_inode:[io_uring")
-            .then_some(())?;
-        let fd = entry.file_name().to_str()?.parse().ok()?;
-        let info = fs::read_to_string(format!("/proc/{pid}/fdinfo/{fd}")).unwrap_or_default();
-        let thread = info.lines().find_map(|l| l.strip_prefix("SqThread:"));
-        let thread = thread.and_then(|t| t.trim().parse::<i64>().ok());
-        Some(Ring {
-            fd,
-            sqpoll: thread.is_some_and(|t| t >= 0),
-        })
-    };
-    entries.flatten().filter_map(ring).collect()
+    let rings = process::rings(pid).unwrap_or_default();
+    rings.into_iter().map(shown).collect()
 }
 
 #[cfg(test)]

@@ -232,13 +232,72 @@ pub fn file_behind(pid: Pid, fd: i64) -> Option<(FileId, u32)> {
     Some((id, meta.mode()))
 }
 
-/// The files that matter and a process has open for writing, and whether it has an io_uring.
+/// The files that matter and a process has open for writing, and its io_urings.
 #[derive(Debug, Default)]
 pub struct OpenFiles {
     /// Identity of each.
     pub writable: Vec<FileId>,
-    /// One of the descriptors is an io_uring.
-    pub io_uring: bool,
+    /// The worst of its io_urings, if it has any.
+    pub ring: Option<Polling>,
+}
+
+/// Who submits what is put into an io_uring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Polling {
+    /// The program, by system calls.
+    No,
+    /// A thread of the kernel, when it finds something (IORING_SETUP_SQPOLL).
+    Yes,
+}
+
+/// What fdinfo says of an io_uring.
+#[derive(Clone, Debug)]
+pub struct Ring {
+    /// Its descriptor.
+    pub fd: u32,
+    /// Who submits.
+    pub polling: Polling,
+    /// How many entries the kernel has taken, if this kernel says so.
+    pub taken: Option<u32>,
+    /// How many completions it has posted.
+    pub done: Option<u32>,
+}
+
+impl Ring {
+    /// Reads `/proc/PID/fdinfo/FD`.
+    pub fn parse(fd: u32, info: &str) -> Ring {
+        let field = |name: &str| {
+            let line = info.lines().find_map(|l| l.strip_prefix(name))?;
+            line.trim().parse::<i64>().ok()
+        };
+        Ring {
+            fd,
+            // -1: no such thread.
+            polling: match field("SqThread:") {
+                Some(0..) => Polling::Yes,
+                _ => Polling::No,
+            },
+            taken: field("CachedSqHead:").map(|n| n as u32),
+            done: field("CachedCqTail:").map(|n| n as u32),
+        }
+    }
+}
+
+fn is_ring(target: &Path) -> bool {
+    target.to_string_lossy().starts_with("anon_inode:[io_uring")
+}
+
+/// The io_urings that a process has descriptors of; `None` if it may not be looked at.
+pub fn rings(pid: Pid) -> Option<Vec<Ring>> {
+    let mut rings = Vec::new();
+    for entry in fs::read_dir(format!("/proc/{pid}/fd")).ok()?.flatten() {
+        if fs::read_link(entry.path()).is_ok_and(|target| is_ring(&target)) {
+            let fd = entry.file_name().to_str()?.parse().ok()?;
+            let info = fs::read_to_string(format!("/proc/{pid}/fdinfo/{fd}")).ok()?;
+            rings.push(Ring::parse(fd, &info));
+        }
+    }
+    Some(rings)
 }
 
 /// The descriptors of a process on files that matter; an empty answer if it is gone.
@@ -254,8 +313,10 @@ pub fn open_files(pid: Pid, matters: impl Fn(FileId) -> bool) -> Result<OpenFile
             continue;
         };
         let text = target.to_string_lossy();
-        if text.starts_with("anon_inode:[io_uring") {
-            found.io_uring = true;
+        if is_ring(&target) {
+            let rings = rings(pid).unwrap_or_default();
+            let worst = rings.iter().map(|ring| ring.polling).max();
+            found.ring = Some(worst.unwrap_or(Polling::Yes));
         }
         // Anything in the tree of files has an absolute path; the rest is
         // sockets, pipes and anonymous inodes.
@@ -299,7 +360,21 @@ pub struct Mapping {
     pub path: PathBuf,
     /// Where it begins, as in `/proc/PID/maps`.
     start: u64,
+    end: u64,
     is_writable: bool,
+}
+
+impl Mapping {
+    /// The identity of the file, as stat tells it (`/proc/PID/map_files`, which only root
+    /// may follow).
+    pub fn identity(&self, pid: Pid) -> Option<FileId> {
+        let path = format!("/proc/{pid}/map_files/{:x}-{:x}", self.start, self.end);
+        let meta = fs::metadata(path).ok()?;
+        Some(FileId {
+            dev: meta.dev(),
+            ino: meta.ino(),
+        })
+    }
 }
 
 /// The mappings of a process that matter.
@@ -344,6 +419,7 @@ pub fn mappings(pid: Pid, gate: FileId) -> Result<Mappings, NotOurs> {
                 ino: map.ino,
                 path: Path::new(std::ffi::OsStr::from_bytes(path)).to_owned(),
                 start: map.start,
+                end: map.end,
                 is_writable: map.writable,
             });
         }
@@ -380,6 +456,7 @@ pub fn may_write(pid: Pid, mappings: &[&Mapping]) -> bool {
 /// One line of `/proc/PID/maps`: "start-end perms offset major:minor inode   path".
 struct MapLine<'a> {
     start: u64,
+    end: u64,
     shared: bool,
     writable: bool,
     major: u32,
@@ -392,7 +469,7 @@ impl<'a> MapLine<'a> {
     fn parse(line: &'a [u8]) -> Option<MapLine<'a>> {
         let mut fields = line.splitn(6, |b| *b == b' ');
         let range = std::str::from_utf8(fields.next()?).ok()?;
-        let start = u64::from_str_radix(range.split_once('-')?.0, 16).ok()?;
+        let (start, end) = range.split_once('-')?;
         let perms = fields.next()?;
         let _offset = fields.next()?;
         let device = std::str::from_utf8(fields.next()?).ok()?;
@@ -400,7 +477,8 @@ impl<'a> MapLine<'a> {
         let ino = std::str::from_utf8(fields.next()?).ok()?.parse().ok()?;
         let path = fields.next().unwrap_or_default();
         Some(MapLine {
-            start,
+            start: u64::from_str_radix(start, 16).ok()?,
+            end: u64::from_str_radix(end, 16).ok()?,
             shared: perms.get(3) == Some(&b's'),
             writable: perms.get(1) == Some(&b'w'),
             major: u32::from_str_radix(major, 16).ok()?,

@@ -14,7 +14,7 @@
 //! | `guard` | the coordinator's end of the pipes |
 //! | `protocol` | the lines on them |
 //! | `trace`, `freezer`, `sigstop` | the three methods |
-//! | `rings` | what an io_uring of a stopped process still does |
+//! | `rings` | what an io_uring still does when nothing is submitted any more |
 
 mod freezer;
 mod guard;
@@ -144,7 +144,7 @@ pub struct Report {
     gone: BTreeSet<Target>,
     /// Not stopped, and why.
     failed: BTreeMap<Target, String>,
-    /// Of stopped processes with an io_uring: whether it had nothing in flight, or what.
+    /// Of processes with an io_uring: whether it had nothing in flight, or what.
     rings: BTreeMap<Target, std::result::Result<(), String>>,
     /// The longest stop.
     pub longest: Option<Duration>,
@@ -274,14 +274,16 @@ impl Outside {
         true
     }
 
-    /// Waits until the rings of those of `targets` that are held have nothing in
-    /// flight, for at most `left`. Their processes being stopped, nothing is submitted
-    /// any more.
-    pub fn drain_rings(&mut self, targets: &BTreeSet<Target>, left: Duration) {
-        let until = Instant::now() + left;
-        for target in targets {
-            if self.report.held.contains_key(target) {
-                let drained = rings::drain(target.pid, until);
+    /// Waits, for at most `left`, until `rings` have nothing in flight: those of processes
+    /// that are held, or whose submissions wait at the gate (`true`). Of others it is
+    /// only asked what speaks against them.
+    pub fn drain_rings(&mut self, rings: &BTreeMap<Target, bool>, left: Duration) {
+        let now = Instant::now();
+        for (target, waits) in rings {
+            let submits = !waits && !self.report.held.contains_key(target);
+            let until = if submits { now } else { now + left };
+            let drained = rings::drain(target.pid, until);
+            if drained.is_err() || !submits {
                 self.report.rings.insert(*target, drained);
             }
         }

@@ -1,6 +1,6 @@
-//! What an io_uring of a stopped process still does.
+//! What an io_uring still does when nothing is submitted to it any more.
 //!
-//! Stopping its threads keeps a process from submitting, but not the kernel from
+//! A process that is stopped, or whose submissions wait at the gate, submits nothing, but not the kernel from
 //! working on what was submitted: in worker threads, or by completion of direct I/O.
 //! `/proc/PID/fdinfo` of the ring says how many entries the kernel has taken
 //! (`CachedSqHead`) and how many completions it has posted (`CachedCqTail`). Requests
@@ -9,10 +9,9 @@
 //! request in flight, whose write the ctime evidence shows like any unseen call. So the
 //! workers must be asleep as well.
 
-use std::fs;
 use std::time::{Duration, Instant};
 
-use crate::hold::process::{self, Pid};
+use crate::hold::process::{self, Pid, Polling, Ring};
 
 /// Time between two looks.
 const PAUSE: Duration = Duration::from_micros(200);
@@ -38,17 +37,9 @@ enum Flight {
 }
 
 fn look(pid: Pid) -> Result<(), Flight> {
-    let unreadable = || Flight::Never("its descriptors cannot be looked at".into());
-    let fds = fs::read_dir(format!("/proc/{pid}/fd")).map_err(|_| unreadable())?;
-    for entry in fds.flatten() {
-        let is_ring = fs::read_link(entry.path())
-            .is_ok_and(|t| t.to_string_lossy().starts_with("anon_inode:[io_uring"));
-        if is_ring {
-            let name = entry.file_name();
-            let info = fs::read_to_string(format!("/proc/{pid}/fdinfo/{}", name.to_string_lossy()));
-            is_idle(&info.map_err(|_| unreadable())?)?;
-        }
-    }
+    let rings = process::rings(pid);
+    let rings = rings.ok_or_else(|| Flight::Never("its descriptors cannot be looked at".into()))?;
+    rings.iter().try_for_each(is_idle)?;
     let is_busy =
         |tid: &Pid| process::task(pid, *tid).is_some_and(|t| t.is_io_worker && t.state != 'S');
     match process::threads(pid).iter().any(is_busy) {
@@ -57,26 +48,19 @@ fn look(pid: Pid) -> Result<(), Flight> {
     }
 }
 
-/// What one ring's fdinfo says.
-fn is_idle(info: &str) -> Result<(), Flight> {
-    let field = |name: &str| {
-        let line = info.lines().find_map(|l| l.strip_prefix(name))?;
-        line.trim().parse::<i64>().ok()
-    };
-    // -1: no such thread.
-    if field("SqThread:").is_some_and(|tid| tid >= 0) {
+/// What speaks against one ring.
+fn is_idle(ring: &Ring) -> Result<(), Flight> {
+    if ring.polling == Polling::Yes {
         return Err(Flight::Never(
             "a kernel thread submits for it (SQPOLL), and that cannot be stopped".into(),
         ));
     }
-    match (field("CachedSqHead:"), field("CachedCqTail:")) {
+    match (ring.taken, ring.done) {
         (Some(taken), Some(done)) if taken == done => Ok(()),
-        (Some(taken), Some(done)) => {
-            let flying = (taken as u32).wrapping_sub(done as u32) as i32;
-            Err(Flight::Later(format!(
-                "{flying} of the operations it submitted were still in flight"
-            )))
-        }
+        (Some(taken), Some(done)) => Err(Flight::Later(format!(
+            "{} of the operations it submitted were still in flight",
+            taken.wrapping_sub(done) as i32
+        ))),
         _ => Err(Flight::Never(
             "this kernel does not say what is in flight".into(),
         )),
@@ -94,6 +78,7 @@ mod tests {
                 "SqMask:\t0x7\nSqHead:\t{sq}\nCachedSqHead:\t{sq}\nCqTail:\t{cq}\nCachedCqTail:\t{cq}\nSqThread:\t{thread}\n"
             )
         };
+        let is_idle = |info: &str| is_idle(&Ring::parse(3, info));
         assert_eq!(is_idle(&info(4, 4, -1)), Ok(()));
         let Err(Flight::Later(why)) = is_idle(&info(6, 4, -1)) else {
             panic!();
