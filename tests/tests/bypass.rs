@@ -122,7 +122,7 @@ routes! {
     stores_into_a_mapping: "ptrace" ["C: map_store", "C: map_msync", "C: map_mremap",
         "C: map_mprotect"] "sites" ["C: map_once"];
     reads_into_a_mapping: "ptrace" ["C: map_read"];
-    io_uring: "ptrace" ["C: uring_write", "C: uring_fixed", "C: uring_raw", "C: uring_rename"];
+    io_uring: "sites" ["C: uring_write", "C: uring_fixed", "C: uring_raw", "C: uring_rename"];
     io_uring_polled_by_the_kernel: "any" ["C: uring_sqpoll"];
     kernel_aio: "any" ["C: libaio"];
     posix_aio: "sites" ["C: aio_write", "C: lio_listio"];
