@@ -19,6 +19,15 @@
 //! difference between two looks is a change in the hold: then the certificate must say
 //! that it is not verified.
 //!
+//! A process held from outside is stopped only after the gate is shut and drained, and
+//! what it changes before is before the cut. So with each look at a shut gate goes one
+//! at the program's threads, and the looks count from the first one that found every
+//! process stopped that the certificate says was held from outside, or names as
+//! foreign. If there is none, they count as above. From then on all of them have to
+//! stay stopped until the gate opens: one that does not, under a certificate that is
+//! verified, is a fault, whether or not it was seen to change anything. (A process in
+//! a frozen cgroup looks like one that sleeps; nothing here is held that way.)
+//!
 //! That the watcher would see one is shown each time: before and after every hold the
 //! program must be seen to change its files while the gate is open.
 
@@ -41,7 +50,7 @@ use nix::unistd::Pid;
 use crate::lab::{Outcome, outcome};
 use crate::paths::{Ready, Way};
 use crate::process::{self, Proc};
-use crate::{Fs, Lab, tree};
+use crate::{Certificate, Fs, Lab, tree};
 
 /// How long a hold is to be.
 const HOLD: Duration = Duration::from_millis(50);
@@ -86,6 +95,13 @@ pub struct Row {
 }
 
 impl Row {
+    /// Adds a fault, and says so at once.
+    fn fault(&mut self, fault: impl Into<String>) {
+        let fault = fault.into();
+        eprintln!("WRONG {}: {fault}", self.name);
+        self.faults.push(fault);
+    }
+
     /// Every hold held.
     pub fn is_held(&self) -> bool {
         self.needs.is_none()
@@ -100,6 +116,17 @@ impl Row {
     pub fn is_honest(&self) -> bool {
         self.faults.is_empty() && self.difference.is_none()
     }
+}
+
+/// When a writer that is said to be held from outside is really stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stop {
+    /// Not at all.
+    Never,
+    /// For the first part of the hold.
+    LetGoEarly,
+    /// From when the gate is shut until it opens.
+    Throughout,
 }
 
 /// The surroundings in which rows are measured, one after the other.
@@ -170,9 +197,14 @@ impl Bench {
     }
 
     fn checkpoint(&self, set: &str) -> Outcome {
+        let command = self.checkpoint_command(set);
+        outcome(process::run(command, Duration::from_secs(60)))
+    }
+
+    fn checkpoint_command(&self, set: &str) -> Command {
         let mut command = self.lab.snapshim(&["checkpoint", set, "--json"]);
         command.args(["--capture", "copy", "--max-hold", "10s", "--keep-last", "1"]);
-        outcome(process::run(command, Duration::from_secs(60)))
+        command
     }
 
     fn gate(&self, set: &str) -> PathBuf {
@@ -201,10 +233,14 @@ impl Bench {
             }
         };
         if let Some((set, program, watcher)) = self.start(&ready, &mut row) {
-            self.hold(&set, program, watcher, holds, &mut row);
+            let take = || self.checkpoint(&set);
+            self.hold(&take, program, watcher, holds, &mut row);
         }
         if compare {
             row.difference = self.compare(&ready);
+            if let Some(difference) = &row.difference {
+                eprintln!("WRONG {}: {difference}", row.name);
+            }
         }
         row
     }
@@ -214,7 +250,10 @@ impl Bench {
     /// left out of the set; the watcher does not know. This row must have faults.
     pub fn control(&mut self, holds: usize) -> Row {
         self.rows += 1;
-        let mut row = Row::default();
+        let mut row = Row {
+            name: "control".to_owned(),
+            ..Row::default()
+        };
         let ready = crate::paths::way("C: pwrite").prepare(&self.lab);
         let ready = ready.expect("the program");
         let set = format!("row-{}-control", self.rows);
@@ -232,10 +271,71 @@ impl Bench {
         let mut command = Command::new(&arguments[0]);
         command.args(&arguments[1..]);
         let outsider = Proc::piped(command);
-        let watcher = Watcher::start(&self.lab.data(), &self.gate(&set));
+        let watcher = Watcher::start(&self.lab.data(), &self.gate(&set), outsider.pid());
         process::wait_until(Duration::from_secs(20), || watcher.open_changes() > 5);
-        self.hold(&set, outsider, watcher, holds, &mut row);
+        let take = || self.checkpoint(&set);
+        self.hold(&take, outsider, watcher, holds, &mut row);
         self.finish(idle);
+        row
+    }
+
+    /// The control of how processes held from outside are judged: a writer that the shim
+    /// is not in, stopped (or not) by us, and certificates that we have say that it
+    /// was held from outside throughout. Only with [`Stop::Throughout`] it was.
+    pub fn forged(&mut self, stop: Stop, holds: usize) -> Row {
+        self.rows += 1;
+        let mut row = Row {
+            name: format!("control: {stop:?}"),
+            ..Row::default()
+        };
+        let ready = crate::paths::way("C: scrubbed_env").prepare(&self.lab);
+        let ready = ready.expect("the program");
+        let (set, proc, watcher) = self.start(&ready, &mut row).expect("a program");
+        let root = proc.pid();
+        let file = self.lab.data().join("file");
+        let gate = File::open(self.gate(&set)).expect("the gate file");
+        let is_shut = || word(&gate).is_some_and(|w| w & WORD.1 != 0);
+        let take = || {
+            let writers = process::stops(root);
+            let has_open = |pid: &i32| process::has_open(*pid, &file);
+            let writer = writers.into_iter().map(|(pid, _)| pid).find(has_open);
+            let writer = writer.expect("the writer");
+            let send = |signal| {
+                let _ = kill(Pid::from_raw(writer), signal);
+            };
+            let done = AtomicBool::new(false);
+            let mut outcome = std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    while !is_shut() && !done.load(Ordering::Relaxed) {
+                        std::thread::sleep(Duration::from_micros(50));
+                    }
+                    if stop == Stop::Never {
+                        return;
+                    }
+                    send(Signal::SIGSTOP);
+                    let start = Instant::now();
+                    while is_shut() && (stop == Stop::Throughout || start.elapsed() < HOLD / 3) {
+                        std::thread::sleep(Duration::from_micros(50));
+                    }
+                    send(Signal::SIGCONT);
+                });
+                let mut command = self.checkpoint_command(&set);
+                command.args(["--outside", "none"]);
+                let outcome = outcome(process::run(command, Duration::from_secs(60)));
+                done.store(true, Ordering::Relaxed);
+                outcome
+            });
+            if let Some(certificate) = &mut outcome.certificate {
+                assert!(!certificate.is_verified() && certificate.blames(writer));
+                certificate.0["verified"] = true.into();
+                certificate.0["reasons"] = serde_json::json!([]);
+                certificate.0["foreign"] = serde_json::json!([]);
+                certificate.0["writers"] = serde_json::json!([{"pid": writer, "layer": "ptrace"}]);
+                outcome.code = 0;
+            }
+            outcome
+        };
+        self.hold(&take, proc, watcher, holds, &mut row);
         row
     }
 
@@ -267,7 +367,7 @@ impl Bench {
                 .stderr(Stdio::piped());
             let mut proc = Proc::start(command);
             if self.wait_for_gate(&set, &mut proc) {
-                let watcher = Watcher::start(&self.lab.data(), &self.gate(&set));
+                let watcher = Watcher::start(&self.lab.data(), &self.gate(&set), proc.pid());
                 let began = process::wait_until(Duration::from_secs(20), || {
                     watcher.open_changes() > 5 || !proc.is_running()
                 });
@@ -277,7 +377,7 @@ impl Bench {
             }
             let (running, said) = (proc.is_running(), self.finish(proc));
             if running || !attempt.is_empty() {
-                row.faults.push(format!("it does not write: {said}"));
+                row.fault(format!("it does not write: {said}"));
                 return None;
             }
             row.refused = Some(said);
@@ -306,18 +406,46 @@ impl Bench {
         format!("exit {}: {}", ended.code(), ended.err().trim())
     }
 
-    fn hold(&self, set: &str, mut proc: Proc, watcher: Watcher, holds: usize, row: &mut Row) {
+    /// Judges the holds of the checkpoints that `take` takes, and ends the program.
+    fn hold(
+        &self,
+        take: &dyn Fn() -> Outcome,
+        mut proc: Proc,
+        watcher: Watcher,
+        holds: usize,
+        row: &mut Row,
+    ) {
+        let goes_on = self.judge_holds(take, &mut proc, watcher, holds, row);
+        let was_running = proc.is_running();
+        let said = self.finish(proc);
+        if !goes_on && was_running {
+            row.fault("it does not go on after a hold");
+        } else if !goes_on {
+            row.fault(format!("it ended after a hold: {said}"));
+        }
+    }
+
+    /// The same; whether the program still goes on.
+    fn judge_holds(
+        &self,
+        take: &dyn Fn() -> Outcome,
+        proc: &mut Proc,
+        watcher: Watcher,
+        holds: usize,
+        row: &mut Row,
+    ) -> bool {
+        let mut goes_on = true;
         let mut patience = holds + 10;
         while row.holds + row.unpublished.0 < holds {
             let before = watcher.looks();
-            let outcome = self.checkpoint(set);
+            let outcome = take();
             // It goes on: what was (not) seen in the hold was to be seen.
             let seen = watcher.open_changes();
-            let goes_on = process::wait_until(Duration::from_secs(5), || {
+            goes_on = process::wait_until(Duration::from_secs(5), || {
                 watcher.open_changes() > seen + 3 || !proc.is_running()
             });
-            if !goes_on || !proc.is_running() {
-                row.faults.push("it does not go on after a hold".to_owned());
+            goes_on &= proc.is_running();
+            if !goes_on {
                 break;
             }
             let Some(certificate) = &outcome.certificate else {
@@ -325,17 +453,16 @@ impl Bench {
                 row.unpublished.1 = outcome.stderr.trim().to_owned();
                 if outcome.code != 4 {
                     let fault = format!("exit {}: {}", outcome.code, outcome.stderr.trim());
-                    row.faults.push(fault);
+                    row.fault(fault);
                     break;
                 }
                 continue;
             };
-            let drain = Duration::from_micros(certificate.drain_us() as u64);
-            let looks = watcher.hold_since(before, drain);
-            if looks.len() < LOOKS {
+            let seen = watcher.hold_since(before, certificate);
+            if seen.looks < LOOKS {
                 // The watcher did not get to look: a busy machine.
                 if patience == 0 {
-                    row.faults.push("the watcher could not look".to_owned());
+                    row.fault("the watcher could not look");
                     break;
                 }
                 patience -= 1;
@@ -346,18 +473,20 @@ impl Bench {
             }
             row.holds += 1;
             row.lengths.push(certificate.hold_us() / 1e3);
-            let changes = looks.windows(2).filter(|w| w[0] != w[1]).count();
+            let changes = seen.changes;
             row.changes += changes;
             row.verified += usize::from(certificate.is_verified());
             if changes > 0 && certificate.is_verified() {
-                row.faults
-                    .push(format!("{changes} changes in a hold that is verified"));
+                row.fault(format!("{changes} changes in a hold that is verified"));
+            }
+            if let Some(pid) = seen.let_go.filter(|_| certificate.is_verified()) {
+                row.fault(format!("process {pid} went on in a hold that is verified"));
             }
             let reasons = certificate.reasons();
             if certificate.is_verified() != reasons.is_empty()
                 || certificate.is_verified() != (outcome.code == 0)
             {
-                row.faults.push(format!(
+                row.fault(format!(
                     "exit {}, verified {}, and reasons {reasons:?}",
                     outcome.code,
                     certificate.is_verified()
@@ -375,8 +504,7 @@ impl Bench {
             }
         }
         row.usual = watcher.usual();
-        drop(watcher);
-        self.finish(proc);
+        goes_on
     }
 
     /// The same records with and without the gate.
@@ -444,11 +572,24 @@ impl Drop for Bench {
 
 /// One look at the data: when, the gate word if it was the same before and after, and
 /// what was there.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 struct Look {
     at: Instant,
     word: Option<u32>,
     what: u64,
+    /// While the gate was shut: the program's processes, and whether each was stopped.
+    stops: Vec<(i32, bool)>,
+}
+
+/// What the looks of one hold come to.
+#[derive(Debug, Default)]
+struct Judged {
+    /// Looks that count.
+    looks: usize,
+    /// Differences between them.
+    changes: usize,
+    /// A process held from outside that was seen to run after all were stopped.
+    let_go: Option<i32>,
 }
 
 #[derive(Debug, Default)]
@@ -467,11 +608,11 @@ struct Watcher {
 }
 
 impl Watcher {
-    fn start(data: &Path, gate: &Path) -> Watcher {
+    fn start(data: &Path, gate: &Path, root: i32) -> Watcher {
         let seen = Arc::new(Seen::default());
         let gate = File::open(gate).expect("the gate file");
         let (data, theirs) = (data.to_owned(), Arc::clone(&seen));
-        let thread = std::thread::spawn(move || watch(&data, &gate, &theirs));
+        let thread = std::thread::spawn(move || watch(&data, &gate, root, &theirs));
         Watcher {
             seen,
             thread: Some(thread),
@@ -494,23 +635,66 @@ impl Watcher {
         self.seen.looks.lock().expect("the looks").len()
     }
 
-    /// What the looks since `from` saw in the last hold among them, from `drain` after
-    /// it was shut.
-    fn hold_since(&self, from: usize, drain: Duration) -> Vec<u64> {
+    /// What the looks since `from` saw in the last hold among them, whose certificate
+    /// this is.
+    fn hold_since(&self, from: usize, certificate: &Certificate) -> Judged {
         let looks = self.seen.looks.lock().expect("the looks");
         let shut = |look: &&Look| look.word.is_some_and(|w| w & WORD.1 != 0);
         let Some(last) = looks[from..].iter().rfind(shut) else {
-            return Vec::new();
+            return Judged::default();
         };
         let hold: Vec<&Look> = looks[from..]
             .iter()
             .filter(|look| look.word == last.word)
             .collect();
-        let begin = hold[0].at + drain + MARGIN;
-        let end = last.at - MARGIN;
-        let inside = hold.iter().filter(|l| l.at >= begin && l.at <= end);
-        inside.map(|look| look.what).collect()
+        judge(&hold, certificate)
     }
+}
+
+/// Judges the looks that lie within one hold; see above.
+fn judge(hold: &[&Look], certificate: &Certificate) -> Judged {
+    let outside = outside(certificate);
+    let is_of = |(pid, _): &&(i32, bool)| outside.contains(pid);
+    let runs = |look: &Look| look.stops.iter().filter(is_of).find(|s| !s.1).map(|s| s.0);
+    // Until the last of them was seen for the first time, not all are stopped.
+    let first_seen = outside
+        .iter()
+        .filter_map(|pid| {
+            hold.iter()
+                .position(|look| look.stops.iter().any(|s| s.0 == *pid))
+        })
+        .max();
+    let stopped = first_seen.and_then(|first| {
+        let mut rest = hold[first..].iter();
+        rest.find(|look| runs(look).is_none()).map(|look| look.at)
+    });
+    let drained = hold[0].at + Duration::from_micros(certificate.drain_us() as u64);
+    let begin = stopped.map_or(drained, |at| at.max(drained)) + MARGIN;
+    let end = hold[hold.len() - 1].at - MARGIN;
+    let inside = hold.iter().filter(|l| l.at >= begin && l.at <= end);
+    let inside: Vec<&Look> = inside.copied().collect();
+    Judged {
+        looks: inside.len(),
+        changes: inside.windows(2).filter(|w| w[0].what != w[1].what).count(),
+        let_go: match stopped {
+            Some(_) => inside.iter().find_map(|look| runs(look)),
+            None => None,
+        },
+    }
+}
+
+/// The processes that a certificate says were held from outside, or were not of the set.
+fn outside(certificate: &Certificate) -> BTreeSet<i32> {
+    let entries = |list: &str| {
+        let entries = certificate.0[list].as_array();
+        entries.cloned().unwrap_or_default()
+    };
+    let is_outside = |w: &serde_json::Value| w["layer"] != "sites" && w["layer"] != "symbols";
+    let mut all = entries("writers");
+    all.retain(is_outside);
+    all.extend(entries("foreign"));
+    let pid = |entry: &serde_json::Value| entry["pid"].as_i64().map(|pid| pid as i32);
+    all.iter().filter_map(pid).collect()
 }
 
 impl Drop for Watcher {
@@ -522,30 +706,39 @@ impl Drop for Watcher {
     }
 }
 
-fn watch(data: &Path, gate: &File, seen: &Seen) {
-    let word = || {
-        let mut bytes = [0; 4];
-        let read = gate.read_exact_at(&mut bytes, WORD.0);
-        read.is_ok().then(|| u32::from_le_bytes(bytes))
-    };
+/// The gate word.
+fn word(gate: &File) -> Option<u32> {
+    let mut bytes = [0; 4];
+    let read = gate.read_exact_at(&mut bytes, WORD.0);
+    read.is_ok().then(|| u32::from_le_bytes(bytes))
+}
+
+/// Looks at the data, and at the processes below `root` while the gate is shut.
+fn watch(data: &Path, gate: &File, root: i32, seen: &Seen) {
     let mut buffer = vec![0; 1 << 14];
-    let mut last: Option<Look> = None;
+    let mut last: Option<(Instant, Option<u32>, u64)> = None;
     while !seen.end.load(Ordering::Relaxed) {
-        let before = word();
+        let before = word(gate);
+        // First: what was stopped then is so when the data are looked at.
+        let stops = match before {
+            Some(w) if w & WORD.1 != 0 => process::stops(root),
+            _ => Vec::new(),
+        };
         let what = look_at(data, &mut buffer);
         let look = Look {
             at: Instant::now(),
-            word: before.filter(|_| before == word()),
+            word: before.filter(|_| before == word(gate)),
             what,
+            stops,
         };
         let is_open = look.word.is_some_and(|w| w & WORD.1 == 0);
-        if let Some(last) = last.filter(|last| is_open && last.word == look.word) {
-            let ns = (look.at - last.at).as_nanos() as u64;
+        if let Some((at, _, what)) = last.filter(|last| is_open && last.1 == look.word) {
+            let ns = (look.at - at).as_nanos() as u64;
             seen.open_ns.fetch_add(ns, Ordering::Relaxed);
-            let changed = u64::from(last.what != look.what);
+            let changed = u64::from(what != look.what);
             seen.open_changes.fetch_add(changed, Ordering::Relaxed);
         }
-        last = Some(look);
+        last = Some((look.at, look.word, look.what));
         seen.looks.lock().expect("the looks").push(look);
         std::thread::sleep(Duration::from_micros(100));
     }

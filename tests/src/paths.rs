@@ -28,6 +28,8 @@ pub struct Way {
 enum Kind {
     /// `paths.c`.
     C,
+    /// `odd.c`.
+    Odd,
     /// `paths.c`, set-user-id.
     SetUserId,
     /// `tiny.c`, built as its word says.
@@ -70,7 +72,7 @@ impl Ready {
     }
 }
 
-/// The ways of each kind, beside those that `paths list` prints.
+/// The ways of each kind, beside those that `paths list` and `odd list` print.
 const OTHERS: &[(Kind, &str, &str)] = &[
     (Kind::SetUserId, "set-user-id", "pwrite"),
     (
@@ -110,16 +112,15 @@ const OTHERS: &[(Kind, &str, &str)] = &[
 
 /// All ways.
 pub fn all() -> Vec<Way> {
-    let ended = process::run(command_of(&c_program(), &["list"]), Duration::from_secs(10));
-    let listed = ended.ok("paths list").out();
-    let mut ways: Vec<Way> = listed
-        .lines()
-        .map(|word| Way {
+    let mut ways = Vec::new();
+    for (kind, program) in [(Kind::C, c_program()), (Kind::Odd, odd_program())] {
+        let ended = process::run(command_of(&program, &["list"]), Duration::from_secs(10));
+        ways.extend(ended.ok("list").out().lines().map(|word| Way {
             name: format!("C: {word}"),
-            kind: Kind::C,
+            kind,
             word: word.to_owned(),
-        })
-        .collect();
+        }));
+    }
     for (kind, title, words) in OTHERS {
         ways.extend(words.split(' ').map(|word| Way {
             name: format!("{title}: {word}"),
@@ -154,12 +155,17 @@ fn c_program() -> PathBuf {
     compiled("cc", "paths/paths", "paths", &flags)
 }
 
+fn odd_program() -> PathBuf {
+    compiled("cc", "paths/odd", "paths-odd", &[])
+}
+
 impl Way {
     /// Builds what it needs; `Err` names what is missing on this machine.
     pub fn prepare(&self, lab: &Lab) -> Result<Ready, String> {
         let source = |name: &str| product::sources().join("paths").join(name);
         let mut before: Vec<OsString> = match self.kind {
             Kind::C => vec![c_program().into()],
+            Kind::Odd => vec![odd_program().into()],
             Kind::SetUserId => vec![set_user_id_copy(lab).into()],
             Kind::Tiny => return Ok(self.ready(vec![tiny(&self.word)?.into()])),
             Kind::Cpp => vec![built("cpp", "g++", &source("paths.cpp"), CPP)?.into()],

@@ -243,6 +243,61 @@ pub fn state(pid: i32) -> Option<char> {
     stat(pid)?.first()?.chars().next()
 }
 
+/// `root` and its descendants, and of each whether it is stopped from outside: every
+/// thread is in tracing stop or stopped by a signal, or has ended. Not counted: workers
+/// of an io_uring, which nothing can stop, and a thread that waits for the child it
+/// made by vfork, which will stop before it runs again.
+pub fn stops(root: i32) -> Vec<(i32, bool)> {
+    let mut found = vec![(root, false)];
+    let mut next = 0;
+    while let Some((pid, _)) = found.get(next).copied() {
+        let mut stopped = true;
+        let tasks = fs::read_dir(format!("/proc/{pid}/task"));
+        for task in tasks.into_iter().flatten().flatten() {
+            let dir = task.path();
+            stopped &= is_stopped(&dir);
+            let children = fs::read_to_string(dir.join("children")).unwrap_or_default();
+            found.extend(
+                children
+                    .split(' ')
+                    .filter_map(|child| Some((child.parse().ok()?, false))),
+            );
+        }
+        found[next].1 = stopped;
+        next += 1;
+    }
+    found
+}
+
+/// The same of one thread, by its directory under `/proc`.
+fn is_stopped(task: &Path) -> bool {
+    const IO_WORKER: u64 = 0x10;
+    let Ok(stat) = fs::read_to_string(task.join("stat")) else {
+        return true;
+    };
+    let mut fields = stat.rsplit(") ").next().unwrap_or_default().split(' ');
+    let state = fields.next();
+    let flags = fields.nth(5).and_then(|f| f.parse::<u64>().ok());
+    match state {
+        Some("t" | "T" | "Z" | "X") => true,
+        _ if flags.is_some_and(|f| f & IO_WORKER != 0) => true,
+        Some("D") => {
+            let call = fs::read_to_string(task.join("syscall")).unwrap_or_default();
+            let makes = [libc::SYS_clone, libc::SYS_clone3, libc::SYS_vfork];
+            let number = call.split(' ').next().and_then(|n| n.parse().ok());
+            number.is_some_and(|n: libc::c_long| makes.contains(&n))
+        }
+        _ => false,
+    }
+}
+
+/// Whether a process has `file` open.
+pub fn has_open(pid: i32, file: &Path) -> bool {
+    let descriptors = fs::read_dir(format!("/proc/{pid}/fd"));
+    let mut links = descriptors.into_iter().flatten().flatten();
+    links.any(|d| fs::read_link(d.path()).is_ok_and(|to| to == file))
+}
+
 /// All processes.
 pub fn all_pids() -> Vec<i32> {
     fs::read_dir("/proc")

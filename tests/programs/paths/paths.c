@@ -5,7 +5,7 @@
  * N the result is always the same. `paths list` prints the names.
  *
  * paths --once NAME FILE I: record I only, by a way that takes a process. */
-#include "../common.h"
+#include "ways.h"
 #include <aio.h>
 #include <dlfcn.h>
 #include <err.h>
@@ -36,44 +36,8 @@
 #include <libaio.h>
 #endif
 
-enum { RECORD = 64, RECORDS = 256, SIZE = RECORD * RECORDS };
-
-static const char *name, *file, *self;
-static int fd = -1; /* FILE */
-static char rec[RECORD + 1];
+static const char *self;
 static char **environment;
-
-static off_t place(long i)
-{
-    return i % RECORDS * RECORD;
-}
-
-static void fill(long i)
-{
-    snprintf(rec, sizeof rec, "%-20.20s %042ld\n", name, i);
-}
-
-static void check(long result, const char *what)
-{
-    if (result < 0)
-        die(what);
-}
-
-static const char *beside(const char *suffix)
-{
-    static char path[4][4096];
-    static int next;
-    char *at = path[next++ % 4];
-    snprintf(at, sizeof *path, "%s.%s", file, suffix);
-    return at;
-}
-
-static int open_file(const char *path, int flags)
-{
-    int opened = open(path, flags | O_CLOEXEC, 0666);
-    check(opened, path);
-    return opened;
-}
 
 /* --- calls on descriptors --- */
 
@@ -443,8 +407,6 @@ static void by_dprintf(long i)
     check(dprintf(fd, "%s %ld\n", name, i), "dprintf");
 }
 
-static int true_stderr;
-
 static void stderr_to_file(void)
 {
     check(true_stderr = dup(2), "dup");
@@ -805,45 +767,7 @@ static void by_asm(long i)
     check(ret, "asm");
 }
 
-static void by_int80(long i)
-{
-    /* Pointers of that way have 32 bits. */
-    static char *low;
-    long ret = 4; /* write */
-    if (!low) {
-        low = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_32BIT, -1,
-                   0);
-        if (low == MAP_FAILED)
-            die("mmap");
-    }
-    memcpy(low, rec, RECORD);
-    lseek(fd, place(i), SEEK_SET);
-    __asm__ volatile("int $0x80"
-                     : "+a"(ret)
-                     : "b"((long)fd), "c"(low), "d"((long)RECORD)
-                     : "memory", "r8", "r9", "r10", "r11");
-    errno = (int)-ret;
-    check(ret, "int $0x80 (a kernel without it?)");
-}
-
 typedef ssize_t pwrite_like(int, const void *, size_t, off_t);
-
-static void by_jit(long i)
-{
-    /* mov $17,%eax... the number is patched in; mov %rcx,%r10; syscall; ret */
-    static unsigned char code[] = {0xb8, 0, 0, 0, 0, 0x49, 0x89, 0xca, 0x0f, 0x05, 0xc3};
-    static void *page;
-    if (!page) {
-        int number = SYS_pwrite64;
-        memcpy(code + 1, &number, sizeof number);
-        page = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-        memcpy(page, code, sizeof code);
-        check(mprotect(page, 4096, PROT_READ | PROT_EXEC), "mprotect");
-    }
-    pwrite_like *function;
-    memcpy(&function, &page, sizeof page);
-    check(function(fd, rec, RECORD, place(i)), "jit");
-}
 
 static pwrite_like *found(void *library, const char *symbol)
 {
@@ -956,8 +880,10 @@ static void by_clone_no_tls(long i)
     atomic_store(&clone_tid, -1);
     check(clone(clone_body, stack + sizeof stack, flags, NULL, NULL, NULL, &clone_tid), "clone");
     /* The thread has our thread pointer: keep out of libc. */
-    while (atomic_load(&clone_tid) != 0)
-        __asm__ volatile("syscall" : : "a"(SYS_sched_yield) : "rcx", "r11", "memory");
+    while (atomic_load(&clone_tid) != 0) {
+        long number = SYS_sched_yield;
+        __asm__ volatile("syscall" : "+a"(number) : : "rcx", "r11", "memory");
+    }
 }
 
 static char *const *once(const char *way, long i)
@@ -1243,11 +1169,7 @@ static int run_once(int argc, char **argv)
     return 0; /* exit_main: written out after main */
 }
 
-static const struct way {
-    const char *name;
-    void (*record)(long i);
-    void (*begin)(void);
-} ways[] = {
+static const struct way ways[] = {
     {"write", by_write, 0},
     {"pwrite", by_pwrite, 0},
     {"writev", by_writev, 0},
@@ -1322,8 +1244,6 @@ static const struct way {
     {"ptrace_poke", by_ptrace_poke, 0},
     {"syscall", by_syscall, 0},
     {"asm", by_asm, 0},
-    {"int80", by_int80, 0},
-    {"jit", by_jit, 0},
     {"dlsym_libc", by_dlsym, 0},
     {"dlopen_plugin", by_plugin, 0},
     {"dlmopen", by_dlmopen, 0},
@@ -1360,52 +1280,10 @@ int main(int argc, char **argv, char **envp)
         self = path;
     if (argc > 1 && !strcmp(argv[1], "--once"))
         return run_once(argc, argv);
-    if (argc == 2 && !strcmp(argv[1], "list")) {
-        for (size_t k = 0; k < sizeof ways / sizeof *ways; k++)
-            puts(ways[k].name);
-        return 0;
-    }
-    if (argc != 4)
-        return 2;
-    name = argv[1];
-    file = argv[2];
-    long count = number(argv[3]);
-    const struct way *way = NULL;
-    for (size_t k = 0; k < sizeof ways / sizeof *ways; k++)
-        if (!strcmp(ways[k].name, name))
-            way = &ways[k];
-    if (!way) {
-        fprintf(stderr, "no way %s\n", name);
-        return 2;
-    }
-    if (!strcmp(name, "scrubbed_env") && *envp) {
+    if (argc > 1 && !strcmp(argv[1], "scrubbed_env") && *envp) {
         char *nothing[] = {NULL};
         execve(self, argv, nothing);
         die("execve");
     }
-    alarm(120);
-    pid_t parent = getppid();
-    fd = open_file(file, O_RDWR | O_CREAT);
-    static char zeros[SIZE];
-    check(pwrite(fd, zeros, SIZE, 0), "pwrite");
-    if (way->begin)
-        way->begin();
-    long i = 1;
-    for (; count == 0 || i <= count; i++) {
-        fill(i);
-        way->record(i);
-        if (count == 0) {
-            struct timespec pace = {0, 300000};
-            nanosleep(&pace, NULL);
-            /* Whoever started us was killed. */
-            if (getppid() != parent)
-                break;
-        }
-    }
-    if (!strcmp(name, "seccomp"))
-        _exit(7);
-    if (true_stderr)
-        dup2(true_stderr, 2);
-    fprintf(stderr, "%s: %ld records\n", name, i - 1);
-    return 0;
+    return run_way(argc, argv, ways, sizeof ways / sizeof *ways);
 }

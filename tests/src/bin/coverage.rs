@@ -75,6 +75,9 @@ fn measure(ways: &[Way], holds: usize) -> Vec<Row> {
                 } {
                     let row = bench.measure(way, holds, true);
                     eprintln!("{}", line(&row));
+                    for (code, text) in &row.reasons {
+                        eprintln!("  {code}: {text}");
+                    }
                     done.lock().expect("the rows").push((index, row));
                 }
             });
