@@ -15,10 +15,12 @@ pub enum Action {
     /// Opens the path in argument `.0`, with the flags in argument `.0 + 1`; relative
     /// to argument 0 if the path is not there.
     Open(u8),
-    /// `openat2`: flags behind the pointer in argument 2.
+    /// `openat2`: path in argument 1. The flags lie in memory, which is not ours to read.
     Open2,
     /// `creat`: path in argument 0.
     Create,
+    /// `open_by_handle_at`: flags in argument 2.
+    Handle,
     /// Changes a directory.
     Name,
     /// Changes a directory, and may put a new file in the place of an old one.
@@ -76,7 +78,10 @@ actions! {
     OPENAT2 => Open2;
     RENAMEAT RENAMEAT2 => Rename;
     LINKAT SYMLINKAT UNLINKAT MKDIRAT MKNODAT => Name;
+    OPEN_BY_HANDLE_AT => Handle;
     TRUNCATE FCHMODAT FCHMODAT2 FCHOWNAT => Path;
+    // Into another process's memory, where a file may be mapped.
+    PROCESS_VM_WRITEV => Path;
     SETXATTR LSETXATTR SETXATTRAT REMOVEXATTR LREMOVEXATTR REMOVEXATTRAT => Path;
     UTIMENSAT => Times;
     IO_SUBMIT => Submit;

@@ -93,6 +93,8 @@ mod of_this_machine {
     pub const RENAMEAT2: usize = 316;
     pub const SECCOMP: usize = 317;
     pub const MEMFD_CREATE: usize = 319;
+    pub const PRLIMIT64: usize = 302;
+    pub const OPEN_BY_HANDLE_AT: usize = 304;
     pub const COPY_FILE_RANGE: usize = 326;
     pub const PWRITEV2: usize = 328;
     pub const PKEY_MPROTECT: usize = 329;
@@ -169,6 +171,8 @@ mod of_this_machine {
     pub const RENAMEAT2: usize = 276;
     pub const SECCOMP: usize = 277;
     pub const MEMFD_CREATE: usize = 279;
+    pub const PRLIMIT64: usize = 261;
+    pub const OPEN_BY_HANDLE_AT: usize = 265;
     pub const COPY_FILE_RANGE: usize = 285;
     pub const PWRITEV2: usize = 287;
     pub const PKEY_MPROTECT: usize = 288;

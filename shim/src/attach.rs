@@ -6,7 +6,7 @@
 
 use core::cell::UnsafeCell;
 use core::ffi::{CStr, c_char};
-use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use core::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
 use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64};
 
 use snapshim_gate::abi::{Gate, HEADER_SIZE, MAX_SLOTS, REFUSE_RINGS, STDIO_RECORDS, file_size};
@@ -15,7 +15,7 @@ use snapshim_gate::slot::{Owner, PIDNS_MASK};
 use snapshim_gate::sys::ticks;
 
 use crate::hooks::stdio;
-use crate::sys;
+use crate::{libc, sys};
 
 /// What is true of this process and must not be of its children: kept in a page
 /// that the kernel empties in a child made by fork (MADV_WIPEONFORK, Linux 4.14),
@@ -43,6 +43,8 @@ pub(crate) struct Page {
     /// while another thread takes one must be able to begin anew.
     attaching: AtomicU32,
     reading: AtomicU32,
+    /// A file that was just mapped is being patched.
+    pub(crate) patching: AtomicU32,
 }
 
 static PAGE: Page = Page {
@@ -53,6 +55,7 @@ static PAGE: Page = Page {
     start_time: AtomicU64::new(0),
     attaching: AtomicU32::new(IDLE),
     reading: AtomicU32::new(IDLE),
+    patching: AtomicU32::new(IDLE),
 };
 
 static LAST_GENERATION: AtomicU64 = AtomicU64::new(0);
@@ -62,7 +65,10 @@ struct Attached {
     gate: UnsafeCell<Option<Gate>>,
     has_gate: AtomicBool,
     image: AtomicU64,
+    /// A sandbox was entered.
     sandboxed: AtomicBool,
+    /// Threads that are just trying to.
+    sandboxing: AtomicU32,
     is_wiped: AtomicBool,
 }
 
@@ -75,6 +81,7 @@ static ATTACHED: Attached = Attached {
     has_gate: AtomicBool::new(false),
     image: AtomicU64::new(0),
     sandboxed: AtomicBool::new(false),
+    sandboxing: AtomicU32::new(0),
     is_wiped: AtomicBool::new(false),
 };
 
@@ -105,18 +112,19 @@ pub(crate) fn refuses_rings() -> bool {
 /// Whether the program has put itself into a seccomp sandbox: from then on any
 /// system call that it did not make itself may kill it.
 pub(crate) fn is_sandboxed() -> bool {
-    ATTACHED.sandboxed.load(Relaxed)
+    ATTACHED.sandboxed.load(Relaxed) || ATTACHED.sandboxing.load(Relaxed) > 0
 }
 
 /// Runs a call that enters a sandbox if it succeeds. From the moment it has, no
-/// call of ours is safe, so it is noted before; programs also make the call to
-/// find out what the kernel can do, and then it fails.
+/// call of ours is safe, in any thread, so it is noted before; programs also make the
+/// call to find out what the kernel can do, and then it fails.
 pub(crate) fn sandboxing(call: impl FnOnce() -> isize) -> isize {
-    let was = ATTACHED.sandboxed.swap(true, Relaxed);
+    ATTACHED.sandboxing.fetch_add(1, SeqCst);
     let result = call();
-    if result < 0 && !was {
-        ATTACHED.sandboxed.store(false, Relaxed);
+    if result >= 0 {
+        ATTACHED.sandboxed.store(true, SeqCst);
     }
+    ATTACHED.sandboxing.fetch_sub(1, SeqCst);
     result
 }
 
@@ -141,8 +149,7 @@ static EARLY_ENVIRONMENT: AtomicPtr<*const c_char> = AtomicPtr::new(core::ptr::n
 /// Whether libc itself has not begun yet: there cannot be a second thread.
 #[cfg(target_arch = "x86_64")]
 pub(crate) fn is_early() -> bool {
-    // SAFETY: libc's variable; null until its constructor has run.
-    unsafe { environ }.is_null()
+    libc::environment().is_null()
 }
 
 /// The first look for a gate, from the constructor.
@@ -332,25 +339,48 @@ fn check_gate_file(fd: i32, settings: &Settings) -> Option<usize> {
 }
 
 /// Field 22 of /proc/self/stat: when this process started, in clock ticks since
-/// boot. 0 if there is no /proc.
+/// boot. 0 if there is no /proc. Read in small pieces: the stack may be a small one.
 fn start_time() -> u64 {
-    let mut buffer = [0u8; 512];
     let Some(fd) = sys::open(b"/proc/self/stat\0", sys::O_RDONLY | sys::O_CLOEXEC) else {
         return 0;
     };
-    let n = sys::read(fd, &mut buffer);
+    let mut piece = [0u8; 32];
+    let mut field = Field::default();
+    loop {
+        let n = sys::read(fd, &mut piece);
+        for byte in piece.get(..n).unwrap_or(&[]) {
+            field.take(*byte);
+        }
+        if n == 0 {
+            break;
+        }
+    }
     sys::close(fd);
-    let text = buffer.get(..n).unwrap_or(&[]);
-    // The name, in parentheses, may hold spaces and parentheses itself.
-    let Some(end) = text.iter().rposition(|b| *b == b')') else {
-        return 0;
-    };
-    text.get(end..)
-        .unwrap_or(&[])
-        .split(|b| *b == b' ')
-        // ") S ppid …": what follows the parenthesis is field 2, so 22 is number 20.
-        .nth(20)
-        .map_or(0, |field| decimal(field).unwrap_or(0))
+    field.value
+}
+
+/// A number in a stat file, found as its bytes go by. The name, in parentheses, may
+/// hold spaces and parentheses itself: what follows the last one counts.
+#[derive(Default)]
+struct Field {
+    /// Spaces since the last closing parenthesis.
+    spaces: u32,
+    value: u64,
+}
+
+impl Field {
+    fn take(&mut self, byte: u8) {
+        match byte {
+            b')' => *self = Field::default(),
+            b' ' => self.spaces += 1,
+            // ") S ppid ...": one space before field 3, so 22 is after 20 of them.
+            b'0'..=b'9' if self.spaces == 20 => {
+                let digit = u64::from(byte - b'0');
+                self.value = self.value.wrapping_mul(10).wrapping_add(digit);
+            }
+            _ => {}
+        }
+    }
 }
 
 fn pid_namespace() -> u32 {
@@ -359,19 +389,14 @@ fn pid_namespace() -> u32 {
     stat.map_or(0, |s| s.ino as u32 & PIDNS_MASK)
 }
 
-unsafe extern "C" {
-    static environ: *const *const c_char;
-    fn getauxval(kind: usize) -> usize;
-}
-
 fn image_id() -> u64 {
     const AT_RANDOM: usize = 25;
-    // SAFETY: AT_RANDOM is the address of 16 random bytes that stay mapped.
-    let bytes = unsafe { getauxval(AT_RANDOM) as *const [u64; 2] };
+    let bytes = libc::auxiliary(AT_RANDOM) as *const [u64; 2];
     if bytes.is_null() {
         return 1;
     }
-    // SAFETY: as above; the bytes need not be aligned.
+    // SAFETY: AT_RANDOM is the address of 16 random bytes that stay mapped; they need not
+    // be aligned.
     let [a, b] = unsafe { bytes.read_unaligned() };
     (a ^ b.rotate_left(32)) | 1
 }
@@ -467,8 +492,7 @@ fn read_environment() -> bool {
 
 fn gather() -> Settings {
     const AT_SECURE: usize = 23;
-    // SAFETY: only reads the auxiliary vector.
-    let secure = unsafe { getauxval(AT_SECURE) } != 0;
+    let secure = libc::auxiliary(AT_SECURE) != 0;
     let mut paths = [Path::EMPTY; 4];
     let mut pinned = None;
     if let Some(path) = variable(b"SNAPSHIM_GATE=") {
@@ -520,7 +544,7 @@ fn variable(prefix: &[u8]) -> Option<&'static [u8]> {
     // environment is the one the kernel laid out; later it is what the program
     // keeps valid for its own getenv.
     unsafe {
-        let mut at = environ;
+        let mut at = libc::environment();
         if at.is_null() {
             at = EARLY_ENVIRONMENT.load(Relaxed);
         }

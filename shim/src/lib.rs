@@ -16,6 +16,7 @@
 //! | `claim` | a thread's slot |
 //! | `thread` | the thread's own word |
 //! | `sites` | the system call instructions inside libc and other files |
+//! | `libc` | what is asked of a libc, if there is one |
 //! | `next` | the functions behind the hooks, found without `dlsym` |
 //! | `vectors` | calls that leave the vector registers alone |
 //! | `sys` | system calls without libc |
@@ -29,6 +30,7 @@ mod attach;
 mod claim;
 mod guard;
 mod hooks;
+mod libc;
 mod member;
 mod next;
 #[cfg(target_arch = "x86_64")]
@@ -68,6 +70,9 @@ core::arch::global_asm!(
 static INIT: extern "C" fn(c_int, *mut *const c_char, *mut *const c_char) = init;
 
 extern "C" fn init(_: c_int, _: *mut *const c_char, environment: *mut *const c_char) {
+    if !libc::is_present() {
+        return;
+    }
     hooks::resolve_all();
     attach::at_start(environment);
     sites::install();
@@ -76,9 +81,5 @@ extern "C" fn init(_: c_int, _: *mut *const c_char, environment: *mut *const c_c
 /// Other machines: there is no such layer yet.
 #[cfg(not(target_arch = "x86_64"))]
 mod sites {
-    pub(crate) fn covers() -> bool {
-        false
-    }
-
     pub(crate) fn install() {}
 }

@@ -8,25 +8,46 @@
 //! have it in a library that may not be loaded.
 
 use core::ffi::{CStr, c_char};
-use core::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+
+use crate::libc;
 
 const UNKNOWN: usize = 0;
 const ABSENT: usize = 1;
 
 /// The address behind one hook, once known. Finding it twice gives the same
 /// answer, so two threads (or a thread and its handler) may both look.
-#[repr(transparent)] // read by assembly
-pub(crate) struct Next(AtomicUsize);
+#[repr(C)] // the address is read by assembly
+pub(crate) struct Next {
+    at: AtomicUsize,
+    /// It lies in a file whose system calls all pass the gate by themselves.
+    covered: AtomicBool,
+}
 
 impl Next {
     pub(crate) const fn new() -> Next {
-        Next(AtomicUsize::new(UNKNOWN))
+        Next {
+            at: AtomicUsize::new(UNKNOWN),
+            covered: AtomicBool::new(false),
+        }
+    }
+
+    /// Whether the hook has nothing to do.
+    #[inline(always)]
+    pub(crate) fn is_covered(&self) -> bool {
+        self.covered.load(Relaxed)
+    }
+
+    /// Notes whether the hook has nothing to do.
+    pub(crate) fn cover(&self, is_covered: impl Fn(usize) -> bool) {
+        let at = self.at.load(Relaxed);
+        self.covered.store(at > ABSENT && is_covered(at), Relaxed);
     }
 
     /// The address; `None` if nobody else defines `name`.
     #[inline(always)]
     pub(crate) fn get(&self, name: &'static CStr) -> Option<usize> {
-        let at = self.0.load(Relaxed);
+        let at = self.at.load(Relaxed);
         if at > ABSENT {
             return Some(at);
         }
@@ -37,7 +58,7 @@ impl Next {
     fn find(&self, name: &'static CStr, known: usize) -> Option<usize> {
         if known == UNKNOWN {
             self.resolve(name, &Search::new());
-            let at = self.0.load(Relaxed);
+            let at = self.at.load(Relaxed);
             return (at > ABSENT).then_some(at);
         }
         // It was not there at start, so the library that has it now may go again:
@@ -47,8 +68,8 @@ impl Next {
 
     /// Looks, and keeps what is found: at start, among what is never unloaded.
     pub(crate) fn resolve(&self, name: &'static CStr, search: &Search) {
-        if self.0.load(Relaxed) == UNKNOWN {
-            self.0.store(search.find(name).unwrap_or(ABSENT), Relaxed);
+        if self.at.load(Relaxed) == UNKNOWN {
+            self.at.store(search.find(name).unwrap_or(ABSENT), Relaxed);
         }
     }
 }
@@ -111,10 +132,6 @@ const AT_PHDR: usize = 3;
 const AT_PHNUM: usize = 5;
 const STT_FUNC: u8 = 2;
 const STT_GNU_IFUNC: u8 = 10;
-
-unsafe extern "C" {
-    fn getauxval(kind: usize) -> usize;
-}
 
 /// This library's own dynamic section.
 fn own_dynamic() -> usize {
@@ -196,11 +213,11 @@ fn debug_of_executable() -> Option<*const Debug> {
     // SAFETY: the kernel's auxiliary vector describes the executable's program
     // headers, which stay mapped; PT_PHDR tells where the rest is.
     unsafe {
-        let headers = getauxval(AT_PHDR) as *const Phdr;
+        let headers = libc::auxiliary(AT_PHDR) as *const Phdr;
         if headers.is_null() {
             return None;
         }
-        let headers = core::slice::from_raw_parts(headers, getauxval(AT_PHNUM).min(1024));
+        let headers = core::slice::from_raw_parts(headers, libc::auxiliary(AT_PHNUM).min(1024));
         let own = headers.iter().find(|h| h.kind == PT_PHDR)?;
         let base = (headers.as_ptr() as usize).wrapping_sub(own.vaddr);
         let dynamic = headers.iter().find(|h| h.kind == PT_DYNAMIC)?;

@@ -47,9 +47,9 @@ pub(crate) struct Stat {
     _rdev: u64,
     pub(crate) size: i64,
     _blocks: [u64; 2],
-    _atime: [u64; 2],
-    mtime: [u64; 2],
-    _rest: [u64; 5],
+    _times: [u64; 4],
+    ctime: [u64; 2],
+    _rest: [u64; 3],
 }
 
 /// The head of the kernel's `struct stat`.
@@ -67,9 +67,9 @@ pub(crate) struct Stat {
     _pad: u64,
     pub(crate) size: i64,
     _blocks: [u64; 2],
-    _atime: [u64; 2],
-    mtime: [u64; 2],
-    _rest: [u64; 3],
+    _times: [u64; 4],
+    ctime: [u64; 2],
+    _rest: [u64; 1],
 }
 
 const S_IFMT: u32 = 0o170000;
@@ -86,9 +86,9 @@ impl Stat {
         self.links.into()
     }
 
-    /// Time of the last change of content, ns since 1970.
-    pub(crate) fn mtime_ns(&self) -> u64 {
-        let [sec, nsec] = self.mtime;
+    /// Time of the last change of anything, ns since 1970.
+    pub(crate) fn ctime_ns(&self) -> u64 {
+        let [sec, nsec] = self.ctime;
         sec.wrapping_mul(1_000_000_000).wrapping_add(nsec)
     }
 
@@ -152,6 +152,16 @@ pub(crate) fn read_at(fd: i32, buffer: &mut [u8], offset: u64) -> usize {
         done += n as usize;
     }
     done
+}
+
+/// Whether this process may make a file of `len` bytes: one that is too long is
+/// answered with SIGXFSZ, which ends a program.
+pub(crate) fn may_make_file(len: usize) -> bool {
+    const RLIMIT_FSIZE: usize = 1;
+    let mut limit = [0u64; 2];
+    // SAFETY: only asks; `limit` is a writable struct rlimit64.
+    let result = unsafe { raw!(nr::PRLIMIT64, 0, RLIMIT_FSIZE, 0, limit.as_mut_ptr()) };
+    result == 0 && limit[0] >= len as u64
 }
 
 /// A file in memory, closed on exec, that may be mapped executable.

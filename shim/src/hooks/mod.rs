@@ -12,7 +12,7 @@ pub(crate) mod raw;
 pub(crate) mod stdio;
 mod table;
 
-pub(crate) use table::resolve_all;
+pub(crate) use table::{cover_all, resolve_all};
 
 /// Makes one exported function, and one entry in `resolve_all`, of each row:
 ///
@@ -36,13 +36,19 @@ macro_rules! hooks {
             super::stdio::resolve(&search);
         }
 
+        /// Lets the hooks stand aside whose functions' own system calls are gated.
+        pub(crate) fn cover_all(is_covered: impl Fn(usize) -> bool) {
+            $( behind::$name.cover(&is_covered); )*
+            super::raw::cover(&is_covered);
+        }
+
         $(
             $(#[$meta])*
             #[unsafe(no_mangle)]
             pub unsafe extern "C" fn $name($($arg: $ty),*) -> $ret {
                 // clone's has nothing to do with files: it is about threads.
                 const ALWAYS: bool = matches!(stringify!($name).as_bytes(), b"clone" | b"__clone");
-                let frame: Frame = if !ALWAYS && crate::sites::covers() {
+                let frame: Frame = if !ALWAYS && behind::$name.is_covered() {
                     Frame::NONE
                 } else {
                     $gate
@@ -97,6 +103,14 @@ fn opens(dirfd: c_int, path: *const c_char, flags: c_int) -> Frame {
         path,
         creates,
     })
+}
+
+/// The gate for open_by_handle_at: it creates nothing, but may truncate any file.
+fn opens_handle(flags: c_int) -> Frame {
+    if flags & O_TRUNC == 0 {
+        return Frame::NONE;
+    }
+    by_path()
 }
 
 /// The gate for fopen: "w" and "a" create, "w" truncates, "r+" does neither.

@@ -8,12 +8,14 @@ use snapshim_gate::calls::{self, Action, NUMBERS, fcntl_locks, ioctl_changes};
 use snapshim_gate::slot::Class::{self, Meta};
 use snapshim_gate::slot::Seen;
 
-use super::{O_CREAT, O_TRUNC, by_path, maps, name, names, noted, on, opens, renames};
+use super::{
+    O_CREAT, O_TRUNC, by_path, maps, name, names, noted, on, opens, opens_handle, renames,
+};
+use crate::attach;
 use crate::guard::{Frame, leave, seen, submit};
 use crate::next::{Next, Search};
 use crate::sys::{AT_FDCWD, nr};
 use crate::thread::SHARING;
-use crate::{attach, sites};
 
 /// The numbers [`gate_for`] knows, a bit each: all others go on without a frame.
 pub(crate) static OURS: [u64; NUMBERS / 64] = calls::bits();
@@ -24,6 +26,12 @@ static BEHIND: Next = Next::new();
 pub(super) fn resolve(search: &Search) {
     BEHIND.resolve(name!(syscall), search);
     PRCTL_BEHIND.resolve(name!(prctl), search);
+}
+
+/// Lets these hooks stand aside, if they may.
+pub(super) fn cover(is_covered: &impl Fn(usize) -> bool) {
+    BEHIND.cover(is_covered);
+    PRCTL_BEHIND.cover(is_covered);
 }
 
 /// `syscall(2)` as a library function.
@@ -127,7 +135,7 @@ unsafe extern "C" fn gated(
 ) -> isize {
     // SAFETY: the program's own call, handed on.
     let call = || unsafe { unresolved(number, a, b, c, d, e, f) };
-    if sites::covers() {
+    if BEHIND.is_covered() {
         return call();
     }
     if sandboxes(number, a) {
@@ -173,15 +181,6 @@ fn fd(arg: usize) -> i32 {
 #[inline(always)]
 fn path(arg: usize) -> *const c_char {
     arg as *const c_char
-}
-
-/// openat2's flags are the first word of its `struct open_how`.
-fn openat2_flags(how: usize) -> i32 {
-    if how == 0 {
-        return 0;
-    }
-    // SAFETY: the program hands the kernel a structure that starts with the flags.
-    unsafe { *(how as *const u64) as i32 }
 }
 
 fn meta(fd: i32) -> Frame {
@@ -232,7 +231,7 @@ pub unsafe extern "C" fn prctl(
         Some(at) => unsafe { core::mem::transmute::<usize, Prctl>(at)(option, a, b, c, d) },
         None => -1,
     };
-    if !sites::covers() && prctl_sandboxes(option as usize) {
+    if !PRCTL_BEHIND.is_covered() && prctl_sandboxes(option as usize) {
         seen(Seen::Sandbox);
         return attach::sandboxing(|| call() as isize) as c_int;
     }
@@ -256,7 +255,8 @@ pub(crate) fn gate_action(action: Action, a: &[usize; 6]) -> Frame {
         Action::Ioctl => ioctl(fd(a[0]), a[1]),
         Action::Open(0) => opens(AT_FDCWD, path(a[0]), fd(a[1])),
         Action::Open(_) => opens(fd(a[0]), path(a[1]), fd(a[2])),
-        Action::Open2 => opens(fd(a[0]), path(a[1]), openat2_flags(a[2])),
+        Action::Open2 => opens(fd(a[0]), path(a[1]), O_CREAT),
+        Action::Handle => opens_handle(fd(a[2])),
         Action::Create => opens(AT_FDCWD, path(a[0]), O_CREAT | O_TRUNC),
         Action::Name => names(),
         Action::Rename => renames(),

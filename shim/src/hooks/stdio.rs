@@ -14,6 +14,7 @@ use snapshim_gate::slot::Class;
 
 use super::{name, on};
 use crate::guard::leave;
+use crate::libc::{self, Stdio};
 use crate::next::Search;
 use crate::sys;
 
@@ -29,15 +30,12 @@ pub(crate) fn want(wanted: bool) {
     WANTED.store(wanted, Relaxed);
 }
 
-unsafe extern "C" {
-    static stdout: Ptr;
-    fn __errno_location() -> *mut c_int;
-    fn __fpending(stream: Ptr) -> usize;
-    fn fflush_unlocked(stream: Ptr) -> c_int;
-    fn fileno_unlocked(stream: Ptr) -> c_int;
-    fn flockfile(stream: Ptr);
-    fn funlockfile(stream: Ptr);
-    fn strlen(text: Str) -> usize;
+/// What a call in progress has to know.
+#[derive(Clone, Copy)]
+struct Stream {
+    at: Ptr,
+    /// Whether the caller sees to it that nobody else uses the stream.
+    unlocked: bool,
 }
 
 /// Makes `call`, which appends the bytes that `printed` says to what is buffered.
@@ -45,35 +43,67 @@ unsafe extern "C" {
 /// # Safety
 /// `stream` is one of libc's.
 unsafe fn record<R: Copy>(
-    stream: Ptr,
+    stream: Stream,
     call: impl FnOnce() -> R,
     printed: impl FnOnce(R) -> usize,
 ) -> R {
-    // SAFETY: the caller's promise; locked, so that nobody else prints meanwhile.
+    const PTHREAD_CANCEL_DISABLE: c_int = 1;
+    let (Some(stdio), errno) = (Stdio::find(), libc::errno()) else {
+        return call();
+    };
+    let Stream { at, unlocked } = stream;
+    if at.is_null() || errno.is_null() {
+        return call();
+    }
+    // SAFETY: the caller's promise; locked, so that nobody else prints meanwhile, and not
+    // to be cancelled, for nobody would unlock it. What the questions do to errno is undone.
     unsafe {
-        flockfile(stream);
-        let fd = fileno_unlocked(stream);
-        let result = if fd >= 0 && sys::fstat(fd).is_some_and(|s| s.is_regular()) {
+        let kept = *errno;
+        let mut cancel = 0;
+        (stdio.set_cancel_state)(PTHREAD_CANCEL_DISABLE, &raw mut cancel);
+        if !unlocked {
+            (stdio.lock)(at);
+        }
+        let fd = (stdio.descriptor)(at);
+        let is_file = fd >= 0 && sys::fstat(fd).is_some_and(|s| s.is_regular());
+        let result = if is_file {
             let frame = on(Class::Write, fd);
-            let before = __fpending(stream);
+            let before = (stdio.pending)(at);
+            *errno = kept;
             let result = call();
             // Less than there should be: some of it has been written.
-            let left = __fpending(stream);
+            let left = (stdio.pending)(at);
             if left > 0 && left < before.saturating_add(printed(result)) {
-                let errno = __errno_location();
                 let kept = *errno;
                 // If it fails, the stream says so to whoever asks it.
-                fflush_unlocked(stream);
+                (stdio.flush)(at);
                 *errno = kept;
             }
             leave(frame);
             result
         } else {
-            call()
+            // Not ours: as it came, cancellable.
+            if !unlocked {
+                (stdio.unlock)(at);
+            }
+            (stdio.set_cancel_state)(cancel, core::ptr::null_mut());
+            *errno = kept;
+            return call();
         };
-        funlockfile(stream);
+        let kept = *errno;
+        if !unlocked {
+            (stdio.unlock)(at);
+        }
+        (stdio.set_cancel_state)(cancel, core::ptr::null_mut());
+        *errno = kept;
         result
     }
+}
+
+/// Bytes of a string.
+fn length(text: Str) -> usize {
+    // SAFETY: called only with what the program has just printed.
+    unsafe { core::ffi::CStr::from_ptr(text) }.count_bytes()
 }
 
 /// What a function returned that returns how much it printed, or an error.
@@ -84,6 +114,17 @@ fn count(result: c_int) -> usize {
 /// Wide streams convert in small pieces and count in characters: always flush.
 fn unknown<R>(_: R) -> usize {
     usize::MAX
+}
+
+/// Whether a function leaves locking to its caller.
+const fn is_unlocked(name: &str) -> bool {
+    let name = name.as_bytes();
+    // From the putc_unlocked that a compiler has put in its place.
+    matches!(name, b"__overflow")
+        || matches!(
+            name,
+            [.., b'_', b'u', b'n', b'l', b'o', b'c', b'k', b'e', b'd']
+        )
 }
 
 /// Makes one exported function of each row:
@@ -122,8 +163,12 @@ macro_rules! records {
                 if !WANTED.load(Relaxed) {
                     return call();
                 }
+                let stream = Stream {
+                    at: $stream,
+                    unlocked: is_unlocked(stringify!($name)),
+                };
                 // SAFETY: the program's stream, and its strings.
-                unsafe { record($stream, call, $printed) }
+                unsafe { record(stream, call, $printed) }
             }
         )*
     };
@@ -132,33 +177,33 @@ macro_rules! records {
 records! {
     fwrite(buffer: Ptr, size: usize, items: usize, stream: Ptr) -> usize: stream, |n| n * size;
     fwrite_unlocked(buffer: Ptr, size: usize, items: usize, stream: Ptr) -> usize: stream, |n| n * size;
-    fputs(text: Str, stream: Ptr) -> c_int: stream, |_| strlen(text);
-    fputs_unlocked(text: Str, stream: Ptr) -> c_int: stream, |_| strlen(text);
-    puts(text: Str) -> c_int: stdout, |_| strlen(text) + 1;
+    fputs(text: Str, stream: Ptr) -> c_int: stream, |_| length(text);
+    fputs_unlocked(text: Str, stream: Ptr) -> c_int: stream, |_| length(text);
+    puts(text: Str) -> c_int: libc::stdout(), |_| length(text) + 1;
     fputc(byte: c_int, stream: Ptr) -> c_int: stream, |_| 1;
     fputc_unlocked(byte: c_int, stream: Ptr) -> c_int: stream, |_| 1;
     putc(byte: c_int, stream: Ptr) -> c_int: stream, |_| 1;
     _IO_putc(byte: c_int, stream: Ptr) -> c_int: stream, |_| 1;
     putc_unlocked(byte: c_int, stream: Ptr) -> c_int: stream, |_| 1;
-    putchar(byte: c_int) -> c_int: stdout, |_| 1;
-    putchar_unlocked(byte: c_int) -> c_int: stdout, |_| 1;
+    putchar(byte: c_int) -> c_int: libc::stdout(), |_| 1;
+    putchar_unlocked(byte: c_int) -> c_int: libc::stdout(), |_| 1;
     __overflow(stream: Ptr, byte: c_int) -> c_int: stream, |_| 1;
     putw(word: c_int, stream: Ptr) -> c_int: stream, |_| 4;
     vfprintf(stream: Ptr, format: Str, args: Ptr) -> c_int: stream, count;
     __vfprintf_chk(stream: Ptr, flag: c_int, format: Str, args: Ptr) -> c_int: stream, count;
-    vprintf(format: Str, args: Ptr) -> c_int: stdout, count;
-    __vprintf_chk(flag: c_int, format: Str, args: Ptr) -> c_int: stdout, count;
+    vprintf(format: Str, args: Ptr) -> c_int: libc::stdout(), count;
+    __vprintf_chk(flag: c_int, format: Str, args: Ptr) -> c_int: libc::stdout(), count;
     fputwc(character: i32, stream: Ptr) -> i32: stream, unknown;
     fputwc_unlocked(character: i32, stream: Ptr) -> i32: stream, unknown;
     putwc(character: i32, stream: Ptr) -> i32: stream, unknown;
     putwc_unlocked(character: i32, stream: Ptr) -> i32: stream, unknown;
-    putwchar(character: i32) -> i32: stdout, unknown;
+    putwchar(character: i32) -> i32: libc::stdout(), unknown;
     fputws(text: Wide, stream: Ptr) -> c_int: stream, unknown;
     fputws_unlocked(text: Wide, stream: Ptr) -> c_int: stream, unknown;
     vfwprintf(stream: Ptr, format: Wide, args: Ptr) -> c_int: stream, unknown;
     __vfwprintf_chk(stream: Ptr, flag: c_int, format: Wide, args: Ptr) -> c_int: stream, unknown;
-    vwprintf(format: Wide, args: Ptr) -> c_int: stdout, unknown;
-    __vwprintf_chk(flag: c_int, format: Wide, args: Ptr) -> c_int: stdout, unknown;
+    vwprintf(format: Wide, args: Ptr) -> c_int: libc::stdout(), unknown;
+    __vwprintf_chk(flag: c_int, format: Wide, args: Ptr) -> c_int: libc::stdout(), unknown;
 }
 
 /// Functions with `...`: handed on as they came while nobody wants records, and

@@ -17,7 +17,7 @@ use super::{
 use crate::guard::{Frame, leave, submit};
 use crate::next::Search;
 use crate::sys::{AT_FDCWD, AT_REMOVEDIR, AT_SYMLINK_NOFOLLOW, ENOSYS, nr, raw};
-use crate::thread;
+use crate::{libc, thread};
 
 type Ptr = *mut c_void;
 type Str = *const c_char;
@@ -25,15 +25,14 @@ type Str = *const c_char;
 const O_WRONLY: c_int = 1;
 const S_IFIFO: c_uint = 0o010000;
 
-unsafe extern "C" {
-    fn __errno_location() -> *mut c_int;
-}
-
 /// A kernel's result as libc gives it: -1 and `errno` on failure.
 fn libc_result(result: isize) -> isize {
     if (-4095..0).contains(&result) {
-        // SAFETY: libc's errno of this thread.
-        unsafe { *__errno_location() = -result as c_int };
+        let errno = libc::errno();
+        if !errno.is_null() {
+            // SAFETY: libc's errno of this thread.
+            unsafe { *errno = -result as c_int };
+        }
         return -1;
     }
     result
@@ -106,6 +105,8 @@ hooks! {
     __open_2(path: Str, flags: c_int) -> c_int: opens(AT_FDCWD, path, flags); else libc_result(raw!(nr::OPENAT, AT_FDCWD, path, flags, 0)) as c_int;
     __open64_2(path: Str, flags: c_int) -> c_int: opens(AT_FDCWD, path, flags); else libc_result(raw!(nr::OPENAT, AT_FDCWD, path, flags, 0)) as c_int;
     openat(dirfd: c_int, path: Str, flags: c_int, mode: c_uint) -> c_int: opens(dirfd, path, flags); else libc_result(raw!(nr::OPENAT, dirfd, path, flags, mode)) as c_int;
+    open_by_handle_at(mount: c_int, handle: Ptr, flags: c_int) -> c_int: super::opens_handle(flags); else no_function() as c_int;
+    process_vm_writev(pid: c_int, from: Ptr, from_len: c_ulong, to: Ptr, to_len: c_ulong, flags: c_ulong) -> isize: by_path(); else no_function();
     openat64(dirfd: c_int, path: Str, flags: c_int, mode: c_uint) -> c_int: opens(dirfd, path, flags); else libc_result(raw!(nr::OPENAT, dirfd, path, flags, mode)) as c_int;
     __openat_2(dirfd: c_int, path: Str, flags: c_int) -> c_int: opens(dirfd, path, flags); else libc_result(raw!(nr::OPENAT, dirfd, path, flags, 0)) as c_int;
     __openat64_2(dirfd: c_int, path: Str, flags: c_int) -> c_int: opens(dirfd, path, flags); else libc_result(raw!(nr::OPENAT, dirfd, path, flags, 0)) as c_int;

@@ -63,7 +63,11 @@ fn other(call: &mut Call, number: usize, action: Action) -> Option<Frame> {
     // SAFETY: the program's own call, made in its place.
     let make = || unsafe { syscall6(number, *args) };
     *result = match action {
-        Action::Map if args[2] & PROT_EXEC != 0 => {
+        // Nothing that is shared with its file, or that the program writes to itself.
+        Action::Map
+            if args[2] & (PROT_EXEC | PROT_WRITE) == PROT_EXEC
+                && args[3] & MAP_TYPE == MAP_PRIVATE =>
+        {
             let at = make();
             if !(-4095..0).contains(&at) {
                 let mut mapped = || super::mapped(at as usize, args[1], args[4] as i32, args[5]);
@@ -81,4 +85,7 @@ fn other(call: &mut Call, number: usize, action: Action) -> Option<Frame> {
     None
 }
 
+const PROT_WRITE: usize = 2;
 const PROT_EXEC: usize = 4;
+const MAP_TYPE: usize = 0xf;
+const MAP_PRIVATE: usize = 2;

@@ -48,6 +48,9 @@ impl Code {
         let kind = if protect(begin, len, PROT_READ | PROT_WRITE | PROT_EXEC) {
             Kind::InPlace
         } else {
+            if !sys::may_make_file(len) {
+                return None;
+            }
             let file = sys::memory_file(c"snapshim")?;
             // SAFETY: the caller says that it is readable.
             let text = unsafe { core::slice::from_raw_parts(begin as *const u8, len) };
@@ -126,6 +129,9 @@ impl Code {
             Kind::Fresh => {
                 if protect(begin, len, PROT_READ | PROT_EXEC) {
                     return true;
+                }
+                if !sys::may_make_file(len) {
+                    return false;
                 }
                 let Some(file) = sys::memory_file(c"snapshim") else {
                     return false;

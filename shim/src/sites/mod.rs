@@ -2,8 +2,8 @@
 //! every other file mapped executable, replaced by jumps to the gate.
 //!
 //! libc calls the kernel without its own exported functions (stdio, the flush at
-//! exit, helper threads), so hooks by name see only part of what it does. Where its
-//! sites are patched, they stand aside ([`covers`]).
+//! exit, helper threads), so hooks by name see only part of what it does. Where the
+//! sites of the file a hook would call are all patched, it stands aside.
 //!
 //! | module | what it does |
 //! |---|---|
@@ -14,12 +14,12 @@
 //! | `stubs` | the code that is jumped to |
 //! | `dispatch` | what happens there |
 
-use core::sync::atomic::AtomicBool;
+use core::sync::atomic::AtomicUsize;
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
-use snapshim_gate::sites::{COMPLETE, LIBC};
+use snapshim_gate::sites::COMPLETE;
 
-use crate::{attach, sys};
+use crate::{attach, hooks, sys};
 
 mod dispatch;
 mod memory;
@@ -32,13 +32,35 @@ use memory::Code;
 use objects::{Object, Segment};
 use tables::Tables;
 
-/// libc's sites are patched, all of them: calls need not be gated by name.
-static COVERS: AtomicBool = AtomicBool::new(false);
+/// Most files that are remembered to be patched.
+const FILES: usize = 64;
 
-/// Whether every call that libc makes passes the gate at its site.
-#[inline(always)]
-pub(crate) fn covers() -> bool {
-    COVERS.load(Relaxed)
+/// The text of files whose sites are all patched, or that have none: functions there need
+/// not be gated by name.
+struct Covered {
+    ranges: [(AtomicUsize, AtomicUsize); FILES],
+    count: AtomicUsize,
+}
+
+static COVERED: Covered = Covered {
+    ranges: [const { (AtomicUsize::new(0), AtomicUsize::new(0)) }; FILES],
+    count: AtomicUsize::new(0),
+};
+
+impl Covered {
+    fn add(&self, begin: usize, end: usize) {
+        let index = self.count.fetch_add(1, Relaxed);
+        if let Some(range) = self.ranges.get(index) {
+            range.0.store(begin, Relaxed);
+            range.1.store(end, Relaxed);
+        }
+    }
+
+    fn contains(&self, at: usize) -> bool {
+        let inside =
+            |r: &(AtomicUsize, AtomicUsize)| (r.0.load(Relaxed)..r.1.load(Relaxed)).contains(&at);
+        self.ranges.iter().any(inside)
+    }
 }
 
 /// Patches all that is loaded. Before any of the program's own code runs, while
@@ -52,6 +74,7 @@ pub(crate) fn install() {
     objects::each_loaded(&mut |object| patch_loaded(&tables, object, &mut stubs));
     if let Some(stubs) = stubs {
         stubs.seal();
+        hooks::cover_all(|at| COVERED.contains(at));
     }
 }
 
@@ -59,22 +82,23 @@ pub(crate) fn install() {
 fn patch_loaded(tables: &Tables, object: &Object<'_>, stubs: &mut Option<Code>) {
     let Some(id) = object.id() else { return };
     tables.with(&id, |table| {
-        if table.records.is_empty() {
-            return;
-        }
-        if stubs.is_none() {
+        if stubs.is_none() && !table.records.is_empty() {
             *stubs = stubs::open();
         }
-        let Some(stubs) = stubs else { return };
         let code = object.segments.iter().filter(|s| s.is_code());
         let mut all_done = true;
-        for segment in code {
-            // SAFETY: a loaded object; nobody else is there to run it.
-            all_done &= unsafe { patch::patch(object.base, segment, table, stubs) };
+        for segment in code.clone() {
+            all_done &= match stubs {
+                // SAFETY: a loaded object; nobody else is there to run it.
+                Some(stubs) => unsafe { patch::patch(object.base, segment, table, stubs) },
+                None => table.records.is_empty(),
+            };
         }
-        let flags = COMPLETE | LIBC;
-        if all_done && table.header.flags & flags == flags {
-            COVERS.store(true, Relaxed);
+        if all_done && table.header.flags & COMPLETE != 0 {
+            for segment in code {
+                let begin = object.base.wrapping_add(segment.address as usize);
+                COVERED.add(begin, begin.wrapping_add(segment.in_memory as usize));
+            }
         }
     });
 }
@@ -122,8 +146,8 @@ fn mapped(at: usize, len: usize, fd: i32, offset: usize) {
     }
     // Two threads that map files at once: stubs are taken by one at a time. What is
     // left unpatched is seen by the coordinator.
-    static BUSY: AtomicBool = AtomicBool::new(false);
-    if BUSY.swap(true, Acquire) {
+    let busy = &attach::page().patching;
+    if busy.swap(1, Acquire) != 0 {
         return;
     }
     tables.with(&id, |table| {
@@ -135,5 +159,5 @@ fn mapped(at: usize, len: usize, fd: i32, offset: usize) {
             stubs.seal();
         }
     });
-    BUSY.store(false, Release);
+    busy.store(0, Release);
 }

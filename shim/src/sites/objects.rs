@@ -2,7 +2,7 @@
 
 use core::ffi::{c_char, c_int, c_void};
 
-use crate::sys;
+use crate::{libc, sys};
 
 /// <elf.h>, `Elf64_Phdr`.
 #[repr(C)]
@@ -21,10 +21,16 @@ pub(super) struct Segment {
 const PT_LOAD: u32 = 1;
 const PT_NOTE: u32 = 4;
 const PF_X: u32 = 1;
+const PF_W: u32 = 2;
 
 impl Segment {
     pub(super) fn is_code(&self) -> bool {
         self.kind == PT_LOAD && self.flags & PF_X != 0
+    }
+
+    /// Whether the program may write to it.
+    pub(super) fn is_writable(&self) -> bool {
+        self.flags & PF_W != 0
     }
 
     pub(super) fn is_note(&self) -> bool {
@@ -56,14 +62,6 @@ pub(super) struct Object<'a> {
     pub(super) segments: &'a [Segment],
 }
 
-unsafe extern "C" {
-    fn dl_iterate_phdr(
-        each: unsafe extern "C" fn(*const Info, usize, *mut c_void) -> c_int,
-        data: *mut c_void,
-    ) -> c_int;
-    fn getauxval(kind: usize) -> usize;
-}
-
 /// Calls `each` with every object but this library and the kernel's own.
 pub(super) fn each_loaded(mut each: &mut dyn FnMut(&Object<'_>)) {
     unsafe extern "C" fn step(info: *const Info, _: usize, data: *mut c_void) -> c_int {
@@ -83,7 +81,7 @@ pub(super) fn each_loaded(mut each: &mut dyn FnMut(&Object<'_>)) {
                 },
                 segments: core::slice::from_raw_parts(info.segments, info.count.into()),
             };
-            let is_kernels = object.base == getauxval(AT_SYSINFO_EHDR);
+            let is_kernels = object.base == libc::auxiliary(AT_SYSINFO_EHDR);
             if !is_kernels && !object.contains(step as *const () as usize) {
                 each(&object);
             }
@@ -93,7 +91,7 @@ pub(super) fn each_loaded(mut each: &mut dyn FnMut(&Object<'_>)) {
     const AT_SYSINFO_EHDR: usize = 33;
     // SAFETY: `step` is called with `data` before this returns. glibc and musl take
     // a recursive lock of their own and allocate nothing.
-    unsafe { dl_iterate_phdr(step, (&raw mut each).cast()) };
+    unsafe { libc::each_object(step, (&raw mut each).cast()) };
 }
 
 impl Object<'_> {
@@ -106,23 +104,20 @@ impl Object<'_> {
 
     /// Its identity.
     pub(super) fn id(&self) -> Option<Id> {
-        for note in self.segments.iter().filter(|s| s.is_note()) {
-            let at = self.base.wrapping_add(note.address as usize) as *const u8;
-            // SAFETY: notes are part of a loaded segment.
-            let bytes = unsafe { core::slice::from_raw_parts(at, note.in_file as usize) };
-            if let Some(id) = build_id(bytes) {
-                return Id::of_build(id);
-            }
-        }
         let path = if self.name.is_empty() {
             c"/proc/self/exe"
         } else {
             self.name
         };
         // SAFETY: NUL-terminated.
-        unsafe { sys::fstatat(sys::AT_FDCWD, path.as_ptr(), 0) }
-            .ok()
-            .and_then(|stat| Id::of_file(&stat))
+        let stat = unsafe { sys::fstatat(sys::AT_FDCWD, path.as_ptr(), 0) }.ok()?;
+        let notes = self.segments.iter().filter(|s| s.is_note());
+        let build_id = notes.into_iter().find_map(|note| {
+            let at = self.base.wrapping_add(note.address as usize) as *const u8;
+            // SAFETY: notes are part of a loaded segment.
+            build_id(unsafe { core::slice::from_raw_parts(at, note.in_file as usize) })
+        });
+        Id::of(&stat, build_id)
     }
 }
 
@@ -185,8 +180,20 @@ impl Id {
         }
     }
 
-    /// Of a file with a build id: its hexadecimal digits.
-    pub(super) fn of_build(id: &[u8]) -> Option<Id> {
+    /// A build id is anybody's to choose, so it stands only for files that nobody but
+    /// root can have made. The coordinator has the same rule.
+    fn of(stat: &sys::Stat, build_id: Option<&[u8]>) -> Option<Id> {
+        const OTHERS_WRITE: u32 = 0o022;
+        const MIN_BUILD_ID: usize = 8;
+        let roots = stat.uid == 0 && stat.mode & OTHERS_WRITE == 0;
+        match build_id.filter(|id| roots && id.len() >= MIN_BUILD_ID) {
+            Some(id) => Id::of_build(id),
+            None => Id::of_file(stat),
+        }
+    }
+
+    /// The hexadecimal digits of a build id.
+    fn of_build(id: &[u8]) -> Option<Id> {
         const DIGITS: &[u8; 16] = b"0123456789abcdef";
         let mut text = Id::new();
         for byte in id {
@@ -196,8 +203,8 @@ impl Id {
         (text.len > 0).then_some(text)
     }
 
-    /// Of a file without: what tells it, and this content of it, from others.
-    pub(super) fn of_file(stat: &sys::Stat) -> Option<Id> {
+    /// What tells a file, and this content of it, from others.
+    fn of_file(stat: &sys::Stat) -> Option<Id> {
         let mut text = Id::new();
         text.push(b"f-")?;
         text.push_decimal(stat.dev)?;
@@ -206,7 +213,7 @@ impl Id {
         text.push(b"-")?;
         text.push_decimal(stat.size as u64)?;
         text.push(b"-")?;
-        text.push_decimal(stat.mtime_ns())?;
+        text.push_decimal(stat.ctime_ns())?;
         Some(text)
     }
 }
@@ -256,6 +263,7 @@ pub(super) fn read_segments(fd: i32, segments: &mut [Segment]) -> Option<&[Segme
 
 /// The identity of the file `fd`.
 pub(super) fn read_id(fd: i32, segments: &[Segment], notes: &mut [u8]) -> Option<Id> {
+    let stat = sys::fstat(fd)?;
     for note in segments.iter().filter(|s| s.is_note()) {
         let len = (note.in_file as usize).min(notes.len());
         let Some(notes) = notes.get_mut(..len) else {
@@ -263,8 +271,8 @@ pub(super) fn read_id(fd: i32, segments: &[Segment], notes: &mut [u8]) -> Option
         };
         let read = sys::read_at(fd, notes, note.offset);
         if let Some(id) = notes.get(..read).and_then(build_id) {
-            return Id::of_build(id);
+            return Id::of(&stat, Some(id));
         }
     }
-    sys::fstat(fd).and_then(|stat| Id::of_file(&stat))
+    Id::of(&stat, None)
 }

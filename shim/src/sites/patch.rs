@@ -29,6 +29,9 @@ pub(super) unsafe fn patch(
     let Some((begin, end)) = range else {
         return true;
     };
+    if code.is_writable() {
+        return false;
+    }
     let mut room = if stubs::is_near(begin) && stubs::is_near(end) {
         Room { own: None, stubs }
     } else {
@@ -114,6 +117,9 @@ fn site(text: &mut Code, room: &mut Room<'_>, at: usize, record: &Record) -> Opt
     let target = if record.shape == NUMBERED {
         let stub = NUMBERED_POOL.take(room.stubs, record.number, end)?;
         reach(room, at, stub)?
+    } else if let Some(known) = stubs::moved(at, &record.original) {
+        // The same library, unloaded and loaded again at its old place.
+        known
     } else {
         // What stood before the call, then the call, then what stood after it.
         let back = if after.is_empty() {
@@ -125,14 +131,18 @@ fn site(text: &mut Code, room: &mut Room<'_>, at: usize, record: &Record) -> Opt
             begin
         };
         let stub = GENERAL.take(room.stubs, -1, back)?;
-        if before.is_empty() {
+        let target = if before.is_empty() {
             reach(room, at, stub)?
         } else {
             let begin = room.next();
             room.push(before)?;
             jump(room, stub)?;
             begin
+        };
+        if room.own.is_none() {
+            stubs::keep_moved(stub, at, &record.original, target);
         }
+        target
     };
     let mut jump = [0xcc; snapshim_gate::sites::MAX_WINDOW];
     let jump = jump.get_mut(..window.len())?;

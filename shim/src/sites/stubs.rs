@@ -23,8 +23,8 @@
 //! Vector registers are simply not used ([`dispatch::enter`]).
 
 use core::arch::global_asm;
-use core::sync::atomic::AtomicUsize;
 use core::sync::atomic::Ordering::Relaxed;
+use core::sync::atomic::{AtomicU64, AtomicUsize};
 
 use super::dispatch;
 use super::memory::Code;
@@ -136,6 +136,49 @@ impl Pool {
         entry.store(back, Relaxed);
         self.used.store(used + 1, Relaxed);
         Some(stub)
+    }
+}
+
+/// What a general stub was made for: the site, a hash of the bytes that stood there,
+/// and where the site's jump leads.
+struct Moved {
+    site: AtomicUsize,
+    hash: AtomicU64,
+    target: AtomicUsize,
+}
+
+static MOVED: [Moved; STUBS] = [const {
+    Moved {
+        site: AtomicUsize::new(0),
+        hash: AtomicU64::new(0),
+        target: AtomicUsize::new(0),
+    }
+}; STUBS];
+
+/// FNV-1a.
+fn hash(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3)
+    })
+}
+
+/// Where the jump of this very site led, if it was patched before.
+pub(super) fn moved(site: usize, original: &[u8]) -> Option<usize> {
+    let used = GENERAL.used.load(Relaxed);
+    let known = MOVED
+        .iter()
+        .take(used)
+        .find(|m| m.site.load(Relaxed) == site && m.hash.load(Relaxed) == hash(original))?;
+    Some(known.target.load(Relaxed))
+}
+
+/// Keeps what the general stub `stub` was made for.
+pub(super) fn keep_moved(stub: usize, site: usize, original: &[u8], target: usize) {
+    let begin = (&raw const snapshim_general_pool) as usize;
+    if let Some(moved) = MOVED.get(stub.wrapping_sub(begin) / SIZE) {
+        moved.hash.store(hash(original), Relaxed);
+        moved.target.store(target, Relaxed);
+        moved.site.store(site, Relaxed);
     }
 }
 
