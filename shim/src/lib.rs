@@ -73,13 +73,18 @@ extern "C" fn init(_: c_int, _: *mut *const c_char, environment: *mut *const c_c
     if !libc::is_present() {
         return;
     }
-    hooks::resolve_all();
+    next::begin();
     attach::at_start(environment);
     sites::install();
+    hooks::begin();
 }
 
 /// Other machines: there is no such layer yet.
 #[cfg(not(target_arch = "x86_64"))]
 mod sites {
+    pub(crate) fn is_covered(_: usize) -> bool {
+        false
+    }
+
     pub(crate) fn install() {}
 }

@@ -7,10 +7,12 @@
 //! glibc 2.34 keeps programs on older ones from starting), and because old ones
 //! have it in a library that may not be loaded.
 
+use core::cell::UnsafeCell;
 use core::ffi::{CStr, c_char};
-use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use core::sync::atomic::{AtomicBool, AtomicUsize};
 
-use crate::libc;
+use crate::{libc, sites};
 
 const UNKNOWN: usize = 0;
 const ABSENT: usize = 1;
@@ -38,12 +40,6 @@ impl Next {
         self.covered.load(Relaxed)
     }
 
-    /// Notes whether the hook has nothing to do.
-    pub(crate) fn cover(&self, is_covered: impl Fn(usize) -> bool) {
-        let at = self.at.load(Relaxed);
-        self.covered.store(at > ABSENT && is_covered(at), Relaxed);
-    }
-
     /// The address; `None` if nobody else defines `name`.
     #[inline(always)]
     pub(crate) fn get(&self, name: &'static CStr) -> Option<usize> {
@@ -57,21 +53,37 @@ impl Next {
     #[cold]
     fn find(&self, name: &'static CStr, known: usize) -> Option<usize> {
         if known == UNKNOWN {
-            self.resolve(name, &Search::new());
+            self.resolve(name);
             let at = self.at.load(Relaxed);
             return (at > ABSENT).then_some(at);
         }
         // It was not there at start, so the library that has it now may go again:
         // what is found is used once, not kept.
-        Search::new().find(name)
+        find_anew(name)
     }
 
-    /// Looks, and keeps what is found: at start, among what is never unloaded.
-    pub(crate) fn resolve(&self, name: &'static CStr, search: &Search) {
-        if self.at.load(Relaxed) == UNKNOWN {
-            self.at.store(search.find(name).unwrap_or(ABSENT), Relaxed);
+    /// Looks among what was there at start, and keeps what is found.
+    pub(crate) fn resolve(&self, name: &'static CStr) {
+        if self.at.load(Relaxed) != UNKNOWN {
+            return;
         }
+        let found = match initial() {
+            Some(search) => search.find(name),
+            // A constructor that runs before ours.
+            None => find_anew(name),
+        };
+        let is_covered = found.is_some_and(sites::is_covered);
+        self.covered.store(is_covered, Relaxed);
+        self.at.store(found.unwrap_or(ABSENT), Release);
     }
+}
+
+/// Looks among all objects there are now. Out of line, for it takes more of the stack
+/// than a small one has.
+#[cold]
+#[inline(never)]
+fn find_anew(name: &CStr) -> Option<usize> {
+    Search::new().find(name)
 }
 
 /// The public head of the dynamic linker's list (<link.h>).
@@ -244,21 +256,58 @@ unsafe fn entry(mut dynamic: *const Dyn, tag: i64) -> Option<usize> {
 }
 
 /// The objects that are searched after this library, their tables read once.
-pub(crate) struct Search {
+struct Search {
     objects: [Option<Symbols>; Search::KEPT],
     /// Where the list goes on, if it is longer.
     rest: *const LinkMap,
+    /// Where it ended when it was read; null if it did not go on.
+    last: *const LinkMap,
+}
+
+/// The objects that were loaded at start, and are never unloaded.
+struct Initial {
+    search: UnsafeCell<Search>,
+    is_read: AtomicBool,
+}
+
+// SAFETY: written once, before `is_read` is set with release, and only read after it was
+// seen.
+unsafe impl Sync for Initial {}
+
+static INITIAL: Initial = Initial {
+    search: UnsafeCell::new(Search::EMPTY),
+    is_read: AtomicBool::new(false),
+};
+
+/// Reads which objects there are at start. Functions are then looked up among them when
+/// they are first called: most programs call few of those that are hooked.
+pub(crate) fn begin() {
+    if !INITIAL.is_read.load(Acquire) {
+        // SAFETY: called by the constructor alone, once.
+        unsafe { *INITIAL.search.get() = Search::new() };
+        INITIAL.is_read.store(true, Release);
+    }
+}
+
+fn initial() -> Option<&'static Search> {
+    // SAFETY: not written any more once it is read.
+    INITIAL
+        .is_read
+        .load(Acquire)
+        .then(|| unsafe { &*INITIAL.search.get() })
 }
 
 impl Search {
     const KEPT: usize = 24;
+    const EMPTY: Search = Search {
+        objects: [const { None }; Search::KEPT],
+        rest: core::ptr::null(),
+        last: core::ptr::null(),
+    };
 
     /// Reads the dynamic linker's list.
-    pub(crate) fn new() -> Search {
-        let mut search = Search {
-            objects: [const { None }; Search::KEPT],
-            rest: core::ptr::null(),
-        };
+    fn new() -> Search {
+        let mut search = Search::EMPTY;
         let own = own_dynamic();
         let Some(mut object) = first_object() else {
             return search;
@@ -281,6 +330,11 @@ impl Search {
                 *kept = Symbols::of(search.rest);
                 search.rest = (*search.rest).next;
             }
+            let mut last = search.rest;
+            while !last.is_null() {
+                search.last = last;
+                last = (*last).next;
+            }
         }
         search
     }
@@ -298,6 +352,9 @@ impl Search {
             while !rest.is_null() {
                 if let Some(at) = Symbols::of(rest).and_then(|s| s.find(name, hash)) {
                     return Some(at);
+                }
+                if rest == self.last {
+                    break;
                 }
                 rest = (*rest).next;
             }

@@ -12,9 +12,14 @@ pub(crate) mod raw;
 pub(crate) mod stdio;
 mod table;
 
-pub(crate) use table::{cover_all, resolve_all};
+/// Finds the functions behind those hooks that cannot look for themselves, for they may
+/// have no frame.
+pub(crate) fn begin() {
+    raw::resolve();
+    stdio::resolve();
+}
 
-/// Makes one exported function, and one entry in `resolve_all`, of each row:
+/// Makes one exported function of each row:
 ///
 /// ```text
 /// name(arguments) -> result: what happens at the gate; else what happens if
@@ -26,20 +31,6 @@ macro_rules! hooks {
         mod behind {
             use crate::next::Next;
             $( #[allow(non_upper_case_globals)] pub(super) static $name: Next = Next::new(); )*
-        }
-
-        /// Finds the functions behind all hooks, while the process is still young.
-        pub(crate) fn resolve_all() {
-            let search = Search::new();
-            $( behind::$name.resolve(name!($name), &search); )*
-            super::raw::resolve(&search);
-            super::stdio::resolve(&search);
-        }
-
-        /// Lets the hooks stand aside whose functions' own system calls are gated.
-        pub(crate) fn cover_all(is_covered: impl Fn(usize) -> bool) {
-            $( behind::$name.cover(&is_covered); )*
-            super::raw::cover(&is_covered);
         }
 
         $(

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::attach;
 use crate::guard::{Frame, leave, seen, submit};
-use crate::next::{Next, Search};
+use crate::next::Next;
 use crate::sys::{AT_FDCWD, nr};
 use crate::thread::SHARING;
 
@@ -23,15 +23,8 @@ pub(crate) static OURS: [u64; NUMBERS / 64] = calls::bits();
 static BEHIND: Next = Next::new();
 
 /// Finds the `syscall` behind ours.
-pub(super) fn resolve(search: &Search) {
-    BEHIND.resolve(name!(syscall), search);
-    PRCTL_BEHIND.resolve(name!(prctl), search);
-}
-
-/// Lets these hooks stand aside, if they may.
-pub(super) fn cover(is_covered: &impl Fn(usize) -> bool) {
-    BEHIND.cover(is_covered);
-    PRCTL_BEHIND.cover(is_covered);
+pub(super) fn resolve() {
+    BEHIND.resolve(name!(syscall));
 }
 
 /// `syscall(2)` as a library function.

@@ -15,7 +15,6 @@ use snapshim_gate::slot::Class;
 use super::{name, on};
 use crate::guard::leave;
 use crate::libc::{self, Stdio};
-use crate::next::Search;
 use crate::sys;
 
 type Ptr = *mut c_void;
@@ -139,10 +138,9 @@ macro_rules! records {
             $( #[allow(non_upper_case_globals)] pub(super) static $name: Next = Next::new(); )*
         }
 
-        /// Finds the functions behind these hooks.
-        pub(super) fn resolve(search: &Search) {
-            $( behind::$name.resolve(name!($name), search); )*
-            variadic::resolve(search);
+        /// Finds the functions behind those hooks that have no frame.
+        pub(super) fn resolve() {
+            variadic::resolve();
         }
 
         $(
@@ -216,7 +214,7 @@ mod variadic {
 
     use super::super::name;
     use super::WANTED;
-    use crate::next::{Next, Search};
+    use crate::next::Next;
 
     // The x86-64 ABI (3.5.7): `struct { u32 gp_offset, fp_offset; void *overflow_arg_area,
     // *reg_save_area; }`; the area holds six general and eight vector registers.
@@ -227,8 +225,8 @@ mod variadic {
                 $( #[allow(non_upper_case_globals)] pub(super) static $name: Next = Next::new(); )*
             }
 
-            pub(super) fn resolve(search: &Search) {
-                $( behind::$name.resolve(name!($name), search); )*
+            pub(super) fn resolve() {
+                $( behind::$name.resolve(name!($name)); )*
             }
 
             $(
@@ -304,5 +302,5 @@ mod variadic {
 
 #[cfg(not(target_arch = "x86_64"))]
 mod variadic {
-    pub(super) fn resolve(_: &crate::next::Search) {}
+    pub(super) fn resolve() {}
 }

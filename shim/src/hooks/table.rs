@@ -15,7 +15,6 @@ use super::{
     O_CREAT, O_TRUNC, by_path, hooks, maps, name, names, noted, on, opens, opens_stream, renames,
 };
 use crate::guard::{Frame, leave, submit};
-use crate::next::Search;
 use crate::sys::{AT_FDCWD, AT_REMOVEDIR, AT_SYMLINK_NOFOLLOW, ENOSYS, nr, raw};
 use crate::{libc, thread};
 

@@ -19,7 +19,7 @@ use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
 use snapshim_gate::sites::COMPLETE;
 
-use crate::{attach, hooks, sys};
+use crate::{attach, sys};
 
 mod dispatch;
 mod memory;
@@ -63,6 +63,11 @@ impl Covered {
     }
 }
 
+/// Whether all system calls of the function at `at` pass the gate at their sites.
+pub(crate) fn is_covered(at: usize) -> bool {
+    COVERED.contains(at)
+}
+
 /// Patches all that is loaded. Before any of the program's own code runs, while
 /// there is one thread, and none of what is changed is in the middle of a site.
 pub(crate) fn install() {
@@ -74,7 +79,6 @@ pub(crate) fn install() {
     objects::each_loaded(&mut |object| patch_loaded(&tables, object, &mut stubs));
     if let Some(stubs) = stubs {
         stubs.seal();
-        hooks::cover_all(|at| COVERED.contains(at));
     }
 }
 

@@ -140,7 +140,7 @@ fn site(text: &mut Code, room: &mut Room<'_>, at: usize, record: &Record) -> Opt
             begin
         };
         if room.own.is_none() {
-            stubs::keep_moved(stub, at, &record.original, target);
+            stubs::keep_moved(room.stubs, stub, at, &record.original, target)?;
         }
         target
     };

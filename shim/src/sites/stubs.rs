@@ -23,27 +23,24 @@
 //! Vector registers are simply not used ([`dispatch::enter`]).
 
 use core::arch::global_asm;
+use core::sync::atomic::AtomicUsize;
 use core::sync::atomic::Ordering::Relaxed;
-use core::sync::atomic::{AtomicU64, AtomicUsize};
 
 use super::dispatch;
 use super::memory::Code;
 use super::patch::{far_jump, near_distance};
 use crate::hooks::raw::OURS;
 
-/// Stubs of each pool: eight pages of them.
-const STUBS: usize = 512;
-/// Bytes of a stub.
-const SIZE: usize = 64;
+/// Bytes of the pools: eight pages each.
+const POOL: usize = 8 * 4096;
+/// Bytes of a stub, and where in it the address to go on at stands.
+const NUMBERED_SHIFT: usize = 6;
+const NUMBERED_BACK: usize = 48;
+const GENERAL_SHIFT: usize = 7;
+const GENERAL_BACK: usize = 64;
 /// Bytes beside the stubs, for code of any kind.
 const LOOSE: usize = 4 * 4096;
 
-/// Addresses to go on at, for the unwinder: it finds them from the stub's own.
-#[repr(C)]
-struct Table([AtomicUsize; STUBS]);
-
-static NUMBERED_RETURNS: Table = Table([const { AtomicUsize::new(0) }; STUBS]);
-static GENERAL_RETURNS: Table = Table([const { AtomicUsize::new(0) }; STUBS]);
 static LOOSE_USED: AtomicUsize = AtomicUsize::new(0);
 
 unsafe extern "C" {
@@ -54,25 +51,32 @@ unsafe extern "C" {
 
 /// A pool of stubs.
 pub(super) struct Pool {
-    returns: &'static Table,
+    /// Bytes of a stub.
+    size: usize,
     used: AtomicUsize,
     /// Where in a stub the number stands, if it does, and where distances back do.
     number_at: Option<usize>,
     distances_at: &'static [usize],
+    /// Where the address to go on at stands, for the unwinder; behind it what a general stub
+    /// was made for: the site, a hash of the bytes that stood there, and where the site's
+    /// jump leads.
+    back_at: usize,
 }
 
 pub(super) static NUMBERED: Pool = Pool {
-    returns: &NUMBERED_RETURNS,
+    size: 1 << NUMBERED_SHIFT,
     used: AtomicUsize::new(0),
     number_at: Some(9),
     distances_at: &[34],
+    back_at: NUMBERED_BACK,
 };
 
 pub(super) static GENERAL: Pool = Pool {
-    returns: &GENERAL_RETURNS,
+    size: 1 << GENERAL_SHIFT,
     used: AtomicUsize::new(0),
     number_at: None,
     distances_at: &[23, 56],
+    back_at: GENERAL_BACK,
 };
 
 /// Where all stubs lie: from the first byte to the last.
@@ -97,30 +101,35 @@ pub(super) fn is_near(at: usize) -> bool {
 }
 
 impl Pool {
+    fn begin(&self) -> usize {
+        match self.number_at {
+            Some(_) => (&raw const snapshim_numbered_pool) as usize,
+            None => (&raw const snapshim_general_pool) as usize,
+        }
+    }
+
+    /// The stubs that are in use.
+    fn stubs(&self) -> impl Iterator<Item = usize> {
+        (0..self.used.load(Relaxed)).map(|index| self.begin() + index * self.size)
+    }
+
     /// The address of a stub that goes on at `back`, for call `number`, written to
     /// `stubs`. `None`: there is none left.
     pub(super) fn take(&self, stubs: &mut Code, number: i32, back: usize) -> Option<usize> {
-        let used = self.used.load(Relaxed);
-        let begin = match self.number_at {
-            Some(_) => (&raw const snapshim_numbered_pool) as usize,
-            None => (&raw const snapshim_general_pool) as usize,
-        };
-        let address = |index: usize| begin + index * SIZE;
         // A library that was unloaded and is loaded again at its old place.
-        let same = |index: &usize| {
-            self.returns
-                .0
-                .get(*index)
-                .is_some_and(|r| r.load(Relaxed) == back)
-                && self.number_at.is_none_or(|at| {
-                    stubs.read(address(*index) + at, 4) == Some(&number.to_le_bytes())
-                })
+        let same = |stub: &usize| {
+            let number_at = self.number_at.map(|at| stub + at);
+            word(stub + self.back_at) == back
+                && number_at.is_none_or(|at| stubs.read(at, 4) == Some(&number.to_le_bytes()))
         };
-        if let Some(index) = (0..used).find(same) {
-            return Some(address(index));
+        if let Some(stub) = self.stubs().find(same) {
+            return Some(stub);
         }
-        let entry = self.returns.0.get(used)?;
-        let stub = address(used);
+        let used = self.used.load(Relaxed);
+        if (used + 1) * self.size > POOL {
+            return None;
+        }
+        let stub = self.begin() + used * self.size;
         let target = match near_distance(stub, back) {
             Some(_) => back,
             None => take_far(stubs, back)?,
@@ -133,53 +142,47 @@ impl Pool {
             let jump = stub + at - 1;
             stubs.write(stub + at, &near_distance(jump, target)?.to_le_bytes())?;
         }
-        entry.store(back, Relaxed);
+        stubs.write(stub + self.back_at, &back.to_le_bytes())?;
         self.used.store(used + 1, Relaxed);
         Some(stub)
     }
 }
 
-/// What a general stub was made for: the site, a hash of the bytes that stood there,
-/// and where the site's jump leads.
-struct Moved {
-    site: AtomicUsize,
-    hash: AtomicU64,
-    target: AtomicUsize,
+/// A word in a stub.
+fn word(at: usize) -> usize {
+    // SAFETY: called only with addresses in the pools, which are readable.
+    unsafe { (at as *const usize).read_volatile() }
 }
 
-static MOVED: [Moved; STUBS] = [const {
-    Moved {
-        site: AtomicUsize::new(0),
-        hash: AtomicU64::new(0),
-        target: AtomicUsize::new(0),
-    }
-}; STUBS];
-
 /// FNV-1a.
-fn hash(bytes: &[u8]) -> u64 {
+fn hash(bytes: &[u8]) -> usize {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-        (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3)
+        (hash ^ usize::from(*byte)).wrapping_mul(0x100_0000_01b3)
     })
 }
 
 /// Where the jump of this very site led, if it was patched before.
 pub(super) fn moved(site: usize, original: &[u8]) -> Option<usize> {
-    let used = GENERAL.used.load(Relaxed);
-    let known = MOVED
-        .iter()
-        .take(used)
-        .find(|m| m.site.load(Relaxed) == site && m.hash.load(Relaxed) == hash(original))?;
-    Some(known.target.load(Relaxed))
+    let kept = |stub: usize| stub + GENERAL.back_at + 8;
+    let stub = GENERAL
+        .stubs()
+        .find(|stub| word(kept(*stub)) == site && word(kept(*stub) + 8) == hash(original))?;
+    Some(word(kept(stub) + 16))
 }
 
 /// Keeps what the general stub `stub` was made for.
-pub(super) fn keep_moved(stub: usize, site: usize, original: &[u8], target: usize) {
-    let begin = (&raw const snapshim_general_pool) as usize;
-    if let Some(moved) = MOVED.get(stub.wrapping_sub(begin) / SIZE) {
-        moved.hash.store(hash(original), Relaxed);
-        moved.target.store(target, Relaxed);
-        moved.site.store(site, Relaxed);
+pub(super) fn keep_moved(
+    stubs: &mut Code,
+    stub: usize,
+    site: usize,
+    original: &[u8],
+    target: usize,
+) -> Option<()> {
+    let mut bytes = [0; 24];
+    for (to, word) in bytes.chunks_mut(8).zip([site, hash(original), target]) {
+        to.copy_from_slice(&word.to_le_bytes());
     }
+    stubs.write(stub + GENERAL.back_at + 8, &bytes)
 }
 
 /// A jump to `target` that stubs can reach.
@@ -211,7 +214,7 @@ global_asm!(
     ".hidden snapshim_numbered_pool",
     ".globl snapshim_numbered_pool",
     "snapshim_numbered_pool:",
-    ".rept {stubs}",
+    ".rept {numbered}",
     "lea rsp, [rsp - 144]",    //  0: the red zone, and a frame
     ".byte 0xb8, 0, 0, 0, 0",  //  8: mov eax, number
     "call snapshim_enter",     // 13
@@ -219,12 +222,13 @@ global_asm!(
     "call snapshim_leave",     // 20
     "lea rsp, [rsp + 144]",    // 25
     ".byte 0xe9, 0, 0, 0, 0",  // 33: jmp back
-    ".balign 64, 0xcc",
+    ".balign 16, 0xcc",
+    ".quad 0, 0",              // 48: the address to go on at
     ".endr",
     ".hidden snapshim_general_pool",
     ".globl snapshim_general_pool",
     "snapshim_general_pool:",
-    ".rept {stubs}",
+    ".rept {general}",
     ".byte 0x3d",              //  0: cmp eax, limit
     ".long {limit}",
     ".byte 0x73, 13",          //  5: jae 20
@@ -240,13 +244,15 @@ global_asm!(
     "lea rsp, [rsp + 144]",    // 47
     ".byte 0xe9, 0, 0, 0, 0",  // 55: jmp back
     ".balign 64, 0xcc",
+    ".quad 0, 0, 0, 0, 0, 0, 0, 0", // 64: the address to go on at, and what is kept
     ".endr",
     ".hidden snapshim_loose_pool",
     ".globl snapshim_loose_pool",
     "snapshim_loose_pool:",
     ".fill {loose}, 1, 0xcc",
     ".text",
-    stubs = const STUBS,
+    numbered = const POOL >> NUMBERED_SHIFT,
+    general = const POOL >> GENERAL_SHIFT,
     loose = const LOOSE,
     limit = const snapshim_gate::calls::NUMBERS,
     ours = sym OURS,
@@ -335,15 +341,14 @@ global_asm!(
 );
 
 // The unwind tables of the pools, by hand: where a stub's return address is to be
-// found depends on which stub it is. The expressions find the stub's page and number
-// from rip (register 16, which the unwinder knows of the frame it comes from), and
-// the table from the page, by distances that the linker fills in.
+// found depends on which stub it is. The expressions find the stub from rip (register
+// 16, which the unwinder knows of the frame it comes from), and the address in it.
 //
 // Opcodes (DWARF 5, 7.7.1): breg7 0 = 77 00, breg16 0 = 80 00, const1u = 08,
-// const2u = 0a, const4s = 0d, dup = 12, swap = 16, and = 1a, minus = 1c, mul = 1e,
-// plus = 22, shl = 24, shr = 25, ge = 2a, lit n = 30 + n, deref = 06.
+// dup = 12, swap = 16, and = 1a, minus = 1c, mul = 1e, plus = 22, plus_uconst = 23,
+// shl = 24, shr = 25, ge = 2a, lit n = 30 + n, deref = 06.
 macro_rules! unwind_of_pool {
-    ($pool:literal, $returns:path, $stepped:literal, $back:literal) => {
+    ($pool:literal, $shift:path, $stepped:literal, $end:literal, $back_at:path) => {
         global_asm!(
             ".section .eh_frame,\"a\",@unwind",
             ".balign 8",
@@ -357,50 +362,45 @@ macro_rules! unwind_of_pool {
             ".byte 0x78",    // data alignment: -8
             ".byte 16",      // return address: rip
             ".byte 1, 0x1b", // addresses: pc-relative, 4 bytes
-            // CFA = rsp + ((offset >= stepped) - (offset >= back)) * 144
+            // CFA = rsp + ((offset >= stepped) - (offset >= end)) * 144
             ".byte 0x0f",
             ".uleb128 775f - 774f",
             "774:",
-            ".byte 0x77, 0, 0x80, 0, 0x08, 63, 0x1a, 0x12",
-            ".byte 0x08, {stepped}, 0x2a, 0x16, 0x08, {back}, 0x2a, 0x1c",
+            ".byte 0x77, 0, 0x80, 0, 0x08, (1 << {shift}) - 1, 0x1a, 0x12",
+            ".byte 0x08, {stepped}, 0x2a, 0x16, 0x08, {end}, 0x2a, 0x1c",
             ".byte 0x08, 144, 0x1e, 0x22",
             "775:",
             ".balign 8, 0",
             "773:",
-            ".set snapshim_page, 0",
-            ".rept 8",
             ".long 783f - 782f",
             "782:",
             ".long 782b - 771b",
-            concat!(".long ", $pool, " + snapshim_page - ."),
-            ".long 4096",
+            concat!(".long ", $pool, " - ."),
+            ".long {pool}",
             ".byte 0",
-            // rip = *((rip & 4095) / 64 * 8 + (rip >> 12 << 12) + (table - page))
+            // rip = *((rip >> shift << shift) + back_at)
             ".byte 0x16, 16",
             ".uleb128 785f - 784f",
             "784:",
-            ".byte 0x80, 0, 0x0a, 0xff, 0x0f, 0x1a, 0x36, 0x25, 0x33, 0x24",
-            ".byte 0x80, 0, 0x3c, 0x25, 0x3c, 0x24, 0x22",
-            ".byte 0x0d",
-            ".long {returns} + (snapshim_page >> 6) * 8 - .",
-            ".byte 0x22, 0x0d",
-            concat!(".long ", $pool, " + snapshim_page - ."),
-            // That distance is counted from 6 bytes further on than the other.
-            ".byte 0x1c, 0x36, 0x1c, 0x06",
+            ".byte 0x80, 0, 0x30 + {shift}, 0x25, 0x30 + {shift}, 0x24, 0x23, {back_at}, 0x06",
             "785:",
             ".balign 8, 0",
             "783:",
-            ".set snapshim_page, snapshim_page + 4096",
-            ".endr",
             ".text",
+            pool = const POOL,
+            shift = const $shift,
+            back_at = const $back_at,
             stepped = const $stepped,
-            back = const $back,
-            returns = sym $returns,
+            end = const $end,
         );
     };
 }
 
-unwind_of_pool!("snapshim_numbered_pool", NUMBERED_RETURNS, 8, 33);
-unwind_of_pool!("snapshim_general_pool", GENERAL_RETURNS, 35, 55);
-
-const _: () = assert!(STUBS * SIZE == 8 * 4096);
+unwind_of_pool!(
+    "snapshim_numbered_pool",
+    NUMBERED_SHIFT,
+    8,
+    33,
+    NUMBERED_BACK
+);
+unwind_of_pool!("snapshim_general_pool", GENERAL_SHIFT, 35, 55, GENERAL_BACK);
