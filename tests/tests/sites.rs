@@ -272,3 +272,43 @@ fn compile(flags: &[&str], to: &Path) {
     command.arg(to).arg(source).args(flags);
     process::run(command, LIMIT).ok("cc");
 }
+
+#[test]
+fn what_programs_do_with_executable_memory_is_left_alone() {
+    let lab = Lab::new("sites-guests", Fs::Xfs, LIMIT).unwrap();
+    let program = product::program("guests");
+    let library = lab.data().join("library.so");
+    fs::copy(libc_of_this_process(), &library).unwrap();
+    let before = fs::read(&library).unwrap();
+    // Known as a library, so that its text would be patched if it were mapped as one.
+    let library = library.to_str().unwrap();
+    for args in [
+        &["shared", library][..],
+        &["openat2"],
+        &["fsize", "/bin/true"],
+        &["writable"],
+    ] {
+        run(&lab, &program, args);
+        assert!(fs::read(library).unwrap() == before, "{args:?}");
+    }
+}
+
+fn libc_of_this_process() -> PathBuf {
+    let maps = fs::read_to_string("/proc/self/maps").unwrap();
+    let line = maps.lines().find(|l| l.ends_with("libc.so.6")).unwrap();
+    line.split_whitespace().last().unwrap().into()
+}
+
+#[test]
+fn a_program_without_a_libc_starts() {
+    let lab = Lab::new("sites-no-libc", Fs::Xfs, LIMIT).unwrap();
+    let flags = [
+        "-nostdlib",
+        "-nostartfiles",
+        "-pie",
+        "-fPIE",
+        "-ffreestanding",
+    ];
+    let program = product::compiled("cc", "no_libc", "no_libc", &flags);
+    assert_eq!(run(&lab, &program, &[]), "no libc\n");
+}
