@@ -10,8 +10,22 @@ use core::mem::size_of;
 
 /// The first eight bytes of a table.
 pub const MAGIC: u64 = u64::from_le_bytes(*b"snapsite");
-/// The version of this layout, and of the rules tables are computed by.
-pub const VERSION: u32 = 1;
+/// The version of this layout and of the rules tables are computed by, and a hash of the
+/// list of calls of interest: with another list, a table is another.
+pub const VERSION: u32 = RULES << 16 | calls_hash();
+const RULES: u32 = 2;
+
+const fn calls_hash() -> u32 {
+    let bits = crate::calls::bits();
+    let mut hash = 0xcbf2_9ce4_8422_2325u64;
+    let mut i = 0;
+    while i < bits.len() {
+        hash = (hash ^ bits[i]).wrapping_mul(0x100_0000_01b3);
+        hash ^= hash >> 32;
+        i += 1;
+    }
+    (hash & 0xffff) as u32
+}
 /// Most sites a table may have.
 pub const MAX_SITES: u32 = 4096;
 /// Most bytes that one site's patch may replace.
