@@ -11,7 +11,7 @@ use core::mem::size_of;
 /// The first eight bytes of a table.
 pub const MAGIC: u64 = u64::from_le_bytes(*b"snapsite");
 /// The version of this layout, and of the rules tables are computed by.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// Most sites a table may have.
 pub const MAX_SITES: u32 = 4096;
 /// Most bytes that one site's patch may replace.

@@ -393,7 +393,7 @@ fn doubtful(image: &Image<'_>, range: &Range<u64>) -> Vec<u64> {
         } else {
             instruction.len()
         };
-        if !is_usual(&instruction) {
+        if !is_usual(&instruction) && !is_kernel_entry(&instruction) {
             sane = 0;
             pending = None;
             continue;
@@ -406,7 +406,7 @@ fn doubtful(image: &Image<'_>, range: &Range<u64>) -> Vec<u64> {
             }
         }
         let at_start = ip - range.start < 64;
-        if is_syscall(&instruction) && (sane > BEFORE || at_start) && pending.is_none() {
+        if is_kernel_entry(&instruction) && (sane > BEFORE || at_start) && pending.is_none() {
             pending = Some((ip, AFTER));
         }
     }
