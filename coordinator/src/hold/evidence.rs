@@ -106,6 +106,11 @@ impl Found {
         self.is_held && self.layer.as_ref().is_some_and(|l| l.not_sites.is_none())
     }
 
+    /// Whether it has calls that the gate, though it looks at it, does not hold.
+    fn escapes(&self) -> bool {
+        self.is_held && self.layer.as_ref().is_some_and(|l| l.escapes)
+    }
+
     fn merge(&mut self, later: Found) {
         self.name = later.name;
         self.start = later.start;
@@ -379,13 +384,15 @@ impl Scan {
         self.found.iter().filter_map(held).collect()
     }
 
-    /// The processes that no gate can hold, or not wholly, and that stopping does hold.
+    /// The processes that no gate can hold, or not wholly, and that stopping does hold: those
+    /// without it, those that map a member, and those with code whose calls pass it by.
     pub fn outside(&self) -> BTreeSet<Target> {
         let needs = |(pid, f): (&Pid, &Found)| {
             let is_out = !f.open_unheld.is_empty() || !f.mapped.is_empty();
             // Stopping a program does not stop a kernel thread that submits for it.
             let submits = f.ring == Some(Polling::No) || f.aio;
-            (is_out || submits && !f.submits_at_gate()).then(|| f.target(*pid))
+            let escapes = f.escapes() && !f.open.is_empty();
+            (is_out || escapes || submits && !f.submits_at_gate()).then(|| f.target(*pid))
         };
         self.found.iter().filter_map(needs).collect()
     }

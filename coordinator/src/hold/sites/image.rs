@@ -234,7 +234,10 @@ impl<'a> Image<'a> {
         if size != 64 {
             return None;
         }
-        let table = bytes.get(span(to_usize(u64_at(bytes, 40)?)?, count.checked_mul(size)?)?)?;
+        let table = bytes.get(span(
+            to_usize(u64_at(bytes, 40)?)?,
+            count.checked_mul(size)?,
+        )?)?;
         let names = table.get(span(names.checked_mul(size)?, size)?)?;
         let begin = to_usize(u64_at(names, 24)?)?;
         let names = bytes.get(span(begin, to_usize(u64_at(names, 32)?)?)?)?;
