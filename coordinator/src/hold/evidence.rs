@@ -714,6 +714,36 @@ mod tests {
     use super::*;
 
     #[test]
+    fn who_has_to_be_stopped() {
+        let path = || BTreeSet::from([PathBuf::from("/a")]);
+        let found = |is_held, escapes, open| Found {
+            is_held,
+            open,
+            layer: Some(Layer {
+                escapes,
+                ..Layer::default()
+            }),
+            ..Found::default()
+        };
+        let mut scan = Scan::default();
+        scan.found.insert(1, found(true, false, path()));
+        scan.found.insert(2, found(true, true, path()));
+        scan.found.insert(3, found(true, true, BTreeSet::new()));
+        scan.found.insert(4, found(false, true, path()));
+        let out = |scan: &Scan| -> Vec<Pid> { scan.outside().iter().map(|t| t.pid).collect() };
+        assert_eq!(out(&scan), [2]);
+        // A look under the hold does not look at code, but knows what was seen before.
+        let brief = Found {
+            layer: None,
+            ..found(true, false, path())
+        };
+        let mut later = Scan::default();
+        later.found.insert(2, brief);
+        assert!(out(&later).is_empty());
+        assert_eq!(out(&later.with_layers_of(&scan)), [2]);
+    }
+
+    #[test]
     fn kernels() {
         assert!(has_multigrain("6.13.0-rc1"));
         assert!(has_multigrain("6.18.44-foo"));

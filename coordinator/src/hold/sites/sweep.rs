@@ -382,6 +382,7 @@ fn doubtful(image: &Image<'_>, range: &Range<u64>) -> Vec<u64> {
     let mut found = Vec::new();
     // Instructions since the last one that makes no sense.
     let mut sane = 0;
+    let mut is_all_sane = true;
     let mut pending: Option<(u64, usize)> = None;
     let mut position = 0;
     while position < bytes.len() {
@@ -395,6 +396,7 @@ fn doubtful(image: &Image<'_>, range: &Range<u64>) -> Vec<u64> {
         };
         if !is_usual(&instruction) && !is_kernel_entry(&instruction) {
             sane = 0;
+            is_all_sane = false;
             pending = None;
             continue;
         }
@@ -405,7 +407,8 @@ fn doubtful(image: &Image<'_>, range: &Range<u64>) -> Vec<u64> {
                 found.push(address);
             }
         }
-        let at_start = ip - range.start < 64;
+        // Nobody has written a 32-bit call for long: most are data, as in libgcrypt.
+        let at_start = ip - range.start < 64 && (is_all_sane || is_syscall(&instruction));
         if is_kernel_entry(&instruction) && (sane > BEFORE || at_start) && pending.is_none() {
             pending = Some((ip, AFTER));
         }

@@ -276,6 +276,11 @@ fn what_nothing_describes_is_code_only_if_code_leads_there() {
         let sites = compute(&assembled("old-uncalled", &[("f", "ret")], &old)).unwrap();
         assert_eq!((sites.records.len(), sites.flags), (0, 0), "{entry}");
     }
+    // That of libgcrypt is none.
+    let table = ".balign 16\n.byte 0xe0,0xba,0xca,0,0x4d,0x7c,0x31,0x7d,0x30,1,0x4c,0x81,0xcc,0xfd\n\
+                 .byte 0xb0,0xfc,0xb1,0x80,0xcd,0x80,1,8,0xd,0xf,6,5,0xe,2,0xc,0xb,0xa,9,3,7,4,0x80\n";
+    let sites = compute(&assembled("old-table", &[("f", "ret")], table)).unwrap();
+    assert_eq!((sites.records.len(), sites.flags), (0, COMPLETE));
     // A table among code.
     let table =
         ".balign 16\n.byte 0x06,0x0e,0xcc,0x1e,0x6c,0xf4,0x62,0x07,0x0f,0x05,0x9a,0x41,0x0e\n";
