@@ -133,6 +133,19 @@ pub fn compiled(compiler: &str, source: &str, name: &str, flags: &[&str]) -> Pat
 
 /// Compiles `programs/NAME.go` to a static program.
 pub fn go_program(name: &str) -> PathBuf {
+    go_build(name, false, &[&format!("{name}.go")])
+}
+
+/// The same, with `programs/NAME_cgo.go`, to a program that is linked with libc.
+pub fn cgo_program(name: &str) -> PathBuf {
+    go_build(
+        name,
+        true,
+        &[&format!("{name}.go"), &format!("{name}_cgo.go")],
+    )
+}
+
+fn go_build(name: &str, cgo: bool, files: &[&str]) -> PathBuf {
     static LOCK: Mutex<()> = Mutex::new(());
     let _one = LOCK.lock().unwrap_or_else(|e| e.into_inner());
     assert!(
@@ -141,15 +154,15 @@ pub fn go_program(name: &str) -> PathBuf {
     );
     let dir = target_dir().join("test-programs");
     fs::create_dir_all(&dir).expect("a directory for programs");
-    let path = dir.join(format!("{name}-go"));
+    let path = dir.join(format!("{name}-{}", if cgo { "cgo" } else { "go" }));
     let mut command = Command::new("go");
     command
-        .env("CGO_ENABLED", "0")
+        .env("CGO_ENABLED", if cgo { "1" } else { "0" })
         .env("GOCACHE", dir.join("go-cache"))
         .arg("build")
         .arg("-o")
         .arg(&path)
-        .arg(sources().join(format!("{name}.go")));
+        .args(files.iter().map(|file| sources().join(file)));
     process::run(command, Duration::from_secs(300)).ok("go build");
     path
 }

@@ -255,8 +255,9 @@ fn libraries_loaded_later_are_patched_once_they_are_known() {
     };
     let proc = start();
     let first = layer(&lab, "host");
+    // It writes by instructions that had no table yet: it is stopped.
     assert!(
-        first.0 == "symbols" && first.1.contains("plugin.so"),
+        first.0 == "ptrace" && first.1.contains("plugin.so"),
         "{first:?}"
     );
     end(proc);
@@ -311,4 +312,99 @@ fn a_program_without_a_libc_starts() {
     ];
     let program = product::compiled("cc", "no_libc", "no_libc", &flags);
     assert_eq!(run(&lab, &program, &[]), "no libc\n");
+}
+
+/// Whether a copy of what two steps write, one after the other, could be of one instant.
+fn is_in_step(first: u64, second: u64) -> bool {
+    first == second || first == second + 1
+}
+
+/// Takes snapshots, each of which must be verified, with `name` held by ptrace.
+fn held_by_stopping(lab: &Lab, name: &str, noted: &str, is_consistent: impl Fn(&Path) -> bool) {
+    for round in 0..20 {
+        let outcome = lab.checkpoint(&["--keep-last", "2"]);
+        let certificate = outcome.verified();
+        let writers = certificate.0["writers"].as_array().unwrap();
+        let writer = writers.iter().find(|w| w["name"] == name);
+        let writer = writer.unwrap_or_else(|| panic!("{name} is not among {writers:?}"));
+        assert_eq!(writer["layer"], "ptrace", "{writer}");
+        assert!(writer["notes"].to_string().contains(noted), "{writer}");
+        let copy = certificate.copy_of(&lab.data());
+        assert!(is_consistent(&copy), "{name}: round {round}");
+    }
+}
+
+/// What `doctor` says holds this program.
+fn advised(lab: &Lab, program: &Path) -> String {
+    let mut command = lab.snapshim(&["doctor", "--json", "--"]);
+    command.arg(program);
+    let said = process::run(command, LIMIT).ok("doctor").out();
+    let said: serde_json::Value = serde_json::from_str(&said).unwrap();
+    said["subjects"][0]["layer"].as_str().unwrap().to_owned()
+}
+
+#[test]
+fn a_go_program_with_cgo_is_stopped() {
+    let _alone = snapshim_tests::lab::serial();
+    let lab = Lab::new("sites-cgo", Fs::Xfs, LIMIT).unwrap();
+    let program = product::cgo_program("relay");
+    assert_eq!(advised(&lab, &program), "ptrace");
+    let mut command = lab.run_command(&[]);
+    command.arg(&program).arg(lab.data());
+    let mut proc = Proc::piped(command);
+    lab.wait_for_beats(&mut proc, 3);
+    let word = |path: PathBuf| {
+        let bytes = fs::read(path).unwrap_or_default();
+        bytes.first_chunk().map_or(0, |w| u64::from_le_bytes(*w))
+    };
+    held_by_stopping(&lab, "relay-cgo", "relay-cgo is not patched", |dir| {
+        is_in_step(word(dir.join("a")), word(dir.join("b")))
+    });
+    assert!(proc.is_running());
+    proc.end();
+}
+
+/// Starts `escapes`.
+fn escaping(lab: &Lab, name: &str, flags: &[&str]) -> Proc {
+    let program = product::compiled("cc", "escapes", name, flags);
+    let file = lab.data().join("file");
+    let mut proc = lab.run(&[], &program, &[file.to_str().unwrap()]);
+    let second = lab.data().join("file.b");
+    process::wait_until(Duration::from_secs(20), || {
+        second.metadata().is_ok_and(|m| m.len() > 0)
+    });
+    assert!(proc.is_running());
+    proc
+}
+
+#[test]
+fn code_whose_calls_nothing_holds_is_stopped() {
+    let _alone = snapshim_tests::lab::serial();
+    for (name, flag, noted) in [
+        ("escapes-old", "-DOLD", "escapes-old is not patched"),
+        (
+            "escapes-memory",
+            "-DMEMORY",
+            "memory file is not looked into",
+        ),
+    ] {
+        let lab = Lab::new(&format!("sites-{name}"), Fs::Xfs, LIMIT).unwrap();
+        let mut proc = escaping(&lab, name, &[flag]);
+        held_by_stopping(&lab, name, noted, |dir| {
+            let len = |name: &str| dir.join(name).metadata().map_or(0, |m| m.len());
+            is_in_step(len("file"), len("file.b"))
+        });
+        assert!(proc.is_running());
+        proc.end();
+    }
+}
+
+#[test]
+fn code_made_at_run_time_is_noted() {
+    let lab = Lab::new("sites-anonymous", Fs::Xfs, LIMIT).unwrap();
+    let mut proc = escaping(&lab, "escapes", &[]);
+    let (layer, notes) = layer(&lab, "escapes");
+    assert_eq!(layer, "sites");
+    assert!(notes.contains("4 KiB of code made at run time"), "{notes}");
+    proc.end();
 }

@@ -73,6 +73,9 @@ struct Object {
     /// System call instructions that are patched.
     sites: usize,
     complete: bool,
+    /// Has system calls that neither sites nor symbols hold.
+    #[serde(skip)]
+    escapes: bool,
     /// Why it cannot be patched.
     #[serde(skip_serializing_if = "Option::is_none")]
     note: Option<String>,
@@ -125,7 +128,7 @@ fn program(app: &Path, machine: &Machine, cache: &std::result::Result<Cache, Str
     let mut subject = subject(app.display().to_string(), &chain, cache);
     match found {
         Err(refusal) => refused(&mut subject, &refusal, machine),
-        Ok(_) => judge_files(&mut subject, cache),
+        Ok(_) => judge_files(&mut subject, machine, cache),
     }
     subject
 }
@@ -146,6 +149,9 @@ fn running(pid: u32, machine: &Machine, cache: &std::result::Result<Cache, Strin
         let layer = Looker::default().look(pid);
         subject.layer = layer.name();
         subject.because = layer.not_sites.clone();
+        if layer.escapes {
+            escaping(&mut subject, machine);
+        }
         subject.advice.extend(layer.notes);
     } else {
         from_outside(&mut subject, machine);
@@ -263,6 +269,7 @@ fn object((path, table): &(PathBuf, std::result::Result<Entry, String>)) -> Obje
         table: entry.map(|e| e.name.clone()),
         sites: entry.map_or(0, |e| e.records.len()),
         complete: entry.is_some_and(Entry::is_complete),
+        escapes: entry.is_none_or(|e| !e.is_complete() && !e.is_libc()),
         note: match table {
             Err(why) => Some(why.clone()),
             Ok(e) if e.is_unpatchable() => Some(
@@ -275,7 +282,11 @@ fn object((path, table): &(PathBuf, std::result::Result<Entry, String>)) -> Obje
 }
 
 /// The verdict for a program that takes the shim.
-fn judge_files(subject: &mut Subject, cache: &std::result::Result<Cache, String>) {
+fn judge_files(
+    subject: &mut Subject,
+    machine: &Machine,
+    cache: &std::result::Result<Cache, String>,
+) {
     subject.layer = "sites";
     if let Err(why) = cache {
         subject.layer = "symbols";
@@ -283,15 +294,39 @@ fn judge_files(subject: &mut Subject, cache: &std::result::Result<Cache, String>
         subject
             .advice
             .push("set SNAPSHIM_SITES to a directory of yours".into());
-    } else if let Some(object) = subject.files.iter().find(|o| !o.complete) {
+    } else if let Some(object) = weakest(&subject.files) {
         subject.layer = "symbols";
         let name = object.path.0.display();
         let note = object.note.as_deref().unwrap_or("it has no table");
+        let escapes = object.escapes;
         subject.because = Some(format!("{name}: {note}"));
+        if escapes {
+            escaping(subject, machine);
+            return;
+        }
         subject.advice.push("calls that libraries make inside themselves are noticed, not held; stop the process to hold all: `snapshim snap`".into());
     } else if subject.files.is_empty() {
         subject.layer = "symbols";
         subject.because = Some("its libraries could not be listed".into());
+    }
+}
+
+/// The file that keeps a program from being held by its sites.
+fn weakest(files: &[Object]) -> Option<&Object> {
+    let mut incomplete = files.iter().filter(|o| !o.complete);
+    let first = incomplete.clone().next();
+    incomplete.find(|o| o.escapes).or(first)
+}
+
+/// The verdict for what has the gate, and calls that it does not hold.
+fn escaping(subject: &mut Subject, machine: &Machine) {
+    if machine.can_trace() {
+        subject.layer = "ptrace";
+        subject.advice.push(
+            "checkpoints stop it for a moment while it has a watched file open for writing".into(),
+        );
+    } else {
+        from_outside(subject, machine);
     }
 }
 

@@ -106,6 +106,11 @@ impl Found {
         self.is_held && self.layer.as_ref().is_some_and(|l| l.not_sites.is_none())
     }
 
+    /// Whether it has calls that the gate, though it looks at it, does not hold.
+    fn escapes(&self) -> bool {
+        self.is_held && self.layer.as_ref().is_some_and(|l| l.escapes)
+    }
+
     fn merge(&mut self, later: Found) {
         self.name = later.name;
         self.start = later.start;
@@ -379,13 +384,15 @@ impl Scan {
         self.found.iter().filter_map(held).collect()
     }
 
-    /// The processes that no gate can hold, or not wholly, and that stopping does hold.
+    /// The processes that no gate can hold, or not wholly, and that stopping does hold: those
+    /// without it, those that map a member, and those with code whose calls pass it by.
     pub fn outside(&self) -> BTreeSet<Target> {
         let needs = |(pid, f): (&Pid, &Found)| {
             let is_out = !f.open_unheld.is_empty() || !f.mapped.is_empty();
             // Stopping a program does not stop a kernel thread that submits for it.
             let submits = f.ring == Some(Polling::No) || f.aio;
-            (is_out || submits && !f.submits_at_gate()).then(|| f.target(*pid))
+            let escapes = f.escapes() && !f.open.is_empty();
+            (is_out || escapes || submits && !f.submits_at_gate()).then(|| f.target(*pid))
         };
         self.found.iter().filter_map(needs).collect()
     }
@@ -705,6 +712,36 @@ pub fn has_multigrain(release: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_has_to_be_stopped() {
+        let path = || BTreeSet::from([PathBuf::from("/a")]);
+        let found = |is_held, escapes, open| Found {
+            is_held,
+            open,
+            layer: Some(Layer {
+                escapes,
+                ..Layer::default()
+            }),
+            ..Found::default()
+        };
+        let mut scan = Scan::default();
+        scan.found.insert(1, found(true, false, path()));
+        scan.found.insert(2, found(true, true, path()));
+        scan.found.insert(3, found(true, true, BTreeSet::new()));
+        scan.found.insert(4, found(false, true, path()));
+        let out = |scan: &Scan| -> Vec<Pid> { scan.outside().iter().map(|t| t.pid).collect() };
+        assert_eq!(out(&scan), [2]);
+        // A look under the hold does not look at code, but knows what was seen before.
+        let brief = Found {
+            layer: None,
+            ..found(true, false, path())
+        };
+        let mut later = Scan::default();
+        later.found.insert(2, brief);
+        assert!(out(&later).is_empty());
+        assert_eq!(out(&later.with_layers_of(&scan)), [2]);
+    }
 
     #[test]
     fn kernels() {

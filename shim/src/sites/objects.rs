@@ -147,7 +147,7 @@ pub(super) struct Id {
 }
 
 impl Id {
-    const MAX: usize = 96;
+    const MAX: usize = 160;
 
     fn new() -> Id {
         Id {
@@ -184,9 +184,9 @@ impl Id {
     /// root can have made. The coordinator has the same rule.
     fn of(stat: &sys::Stat, build_id: Option<&[u8]>) -> Option<Id> {
         const OTHERS_WRITE: u32 = 0o022;
-        const MIN_BUILD_ID: usize = 8;
+        const BUILD_ID: core::ops::RangeInclusive<usize> = 8..=64;
         let roots = stat.uid == 0 && stat.mode & OTHERS_WRITE == 0;
-        match build_id.filter(|id| roots && id.len() >= MIN_BUILD_ID) {
+        match build_id.filter(|id| roots && BUILD_ID.contains(&id.len())) {
             Some(id) => Id::of_build(id),
             None => Id::of_file(stat),
         }

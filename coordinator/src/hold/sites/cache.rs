@@ -1,4 +1,6 @@
-//! Site tables on disk: one file for each ELF file, named after its identity.
+//! Site tables on disk: one file for each ELF file, named after its identity: what
+//! nobody but root can have made by its build id, which anybody can copy into a file
+//! of his own; every other file by what tells it, and this content of it, from others.
 //!
 //! A table is written under another name and renamed into place; programs read it
 //! when they start. Not to be able to write one is no reason not to run a program.
@@ -117,6 +119,9 @@ impl Cache {
             return Err("it is larger than 1 GiB".into());
         }
         let sites = compute(&bytes).map_err(|e| e.to_string())?;
+        if identity(file).map_err(|e| e.to_string())? != name {
+            return Err("it was changed while it was read".into());
+        }
         self.store(&name, &sites).map_err(|cause| {
             format!(
                 "its table cannot be written to {}: {cause}",
@@ -196,18 +201,22 @@ fn place(shim: Option<&Path>) -> Option<PathBuf> {
     }
 }
 
-/// The name of a file's table: its build id, or what stat says of it.
+/// The name of a file's table: its build id if only root can have written it, else
+/// what stat says of it. The shim does the same.
 pub fn identity(file: &File) -> std::io::Result<String> {
+    const OTHERS_WRITE: u32 = 0o022;
     let meta = file.metadata()?;
     if !meta.is_file() {
         return Err(std::io::Error::other("it is not a regular file"));
     }
-    if let Some(id) = build_id(file) {
+    let is_roots = meta.uid() == 0 && meta.mode() & OTHERS_WRITE == 0;
+    if is_roots && let Some(id) = build_id(file) {
         return Ok(id.iter().map(|b| format!("{b:02x}")).collect());
     }
-    let mtime = i128::from(meta.mtime()) * 1_000_000_000 + i128::from(meta.mtime_nsec());
+    // The mtime is whatever its owner says.
+    let ctime = i128::from(meta.ctime()) * 1_000_000_000 + i128::from(meta.ctime_nsec());
     Ok(format!(
-        "f-{}-{}-{}-{mtime}",
+        "f-{}-{}-{}-{ctime}",
         meta.dev(),
         meta.ino(),
         meta.size()
@@ -216,19 +225,8 @@ pub fn identity(file: &File) -> std::io::Result<String> {
 
 /// The build id, read without the rest of the file.
 pub fn build_id(file: &File) -> Option<Vec<u8>> {
-    let mut head = [0; HEAD];
-    let len = file.read_at(&mut head, 0).ok()?;
-    let head = &head[..len];
-    if !head.starts_with(b"\x7fELF\x02\x01") {
-        return None;
-    }
-    let at = usize::try_from(image::u64_at(head, 32)?).ok()?;
-    let size = usize::from(image::u16_at(head, 54)?);
-    let count = usize::from(image::u16_at(head, 56)?);
-    if size != 56 {
-        return None;
-    }
-    let headers = head.get(at..)?.chunks_exact(size).take(count);
+    let headers = program_headers(file)?;
+    let headers = headers.chunks_exact(56);
     headers.filter_map(image::note_range).find_map(|range| {
         let mut notes = vec![0; (range.end - range.start).min(HEAD as u64) as usize];
         let len = file.read_at(&mut notes, range.start).ok()?;

@@ -48,7 +48,8 @@ fn listed(linker: &Path, program: &Path) -> Vec<PathBuf> {
         .collect()
 }
 
-/// `NAME => PATH (ADDRESS)`, or `PATH (ADDRESS)`.
+/// `NAME => PATH (ADDRESS)`, or `PATH (ADDRESS)`. What has no slash is the kernel's; a
+/// path that begins with none is relative to where we, and so the program, are.
 fn path_in(line: &[u8]) -> Option<PathBuf> {
     let end = line.windows(4).rposition(|w| w == b" (0x")?;
     let line = line[..end].trim_ascii_start();
@@ -56,8 +57,10 @@ fn path_in(line: &[u8]) -> Option<PathBuf> {
         Some(arrow) => &line[arrow + 4..],
         None => line,
     };
-    path.starts_with(b"/")
-        .then(|| PathBuf::from(OsStr::from_bytes(path)))
+    let is_path = path.contains(&b'/');
+    std::path::absolute(OsStr::from_bytes(path))
+        .ok()
+        .filter(|_| is_path)
 }
 
 #[cfg(test)]
@@ -73,6 +76,10 @@ mod tests {
         assert_eq!(libc.as_deref(), Some("/lib/x86_64-linux-gnu/libc.so.6"));
         let odd = path("\t/opt/a b/ld.so (0x00007f)");
         assert_eq!(odd.as_deref(), Some("/opt/a b/ld.so"));
+        let here = |name: &str| Some(std::env::current_dir().unwrap().join(name));
+        let relative = |line: &str| path_in(line.as_bytes());
+        assert_eq!(relative("\tlib/x.so (0x00007f)"), here("lib/x.so"));
+        assert_eq!(relative("\tx.so => ./x.so (0x00007f)"), here("x.so"));
     }
 
     #[test]

@@ -13,6 +13,7 @@ const PT_DYNAMIC: u32 = 2;
 const PT_NOTE: u32 = 4;
 const PT_GNU_EH_FRAME: u32 = 0x6474_e550;
 const PF_X: u32 = 1;
+const PF_W: u32 = 2;
 const SHT_SYMTAB: u32 = 2;
 const SHT_NOBITS: u32 = 8;
 const SHT_DYNSYM: u32 = 11;
@@ -25,12 +26,23 @@ const DT_RELA: u64 = 7;
 const DT_RELASZ: u64 = 8;
 const DT_STRSZ: u64 = 10;
 const DT_SONAME: u64 = 14;
+const DT_TEXTREL: u64 = 22;
+const DT_FLAGS: u64 = 30;
 const DT_RELRSZ: u64 = 35;
 const DT_RELR: u64 = 36;
 const DT_GNU_HASH: u64 = 0x6fff_fef5;
 const DT_VERDEF: u64 = 0x6fff_fffc;
 const DT_VERDEFNUM: u64 = 0x6fff_fffd;
+const DF_TEXTREL: u64 = 4;
 const NOTE_BUILD_ID: u32 = 3;
+
+/// Beginnings of names of sections that the Go toolchain makes.
+const GO_SECTIONS: [&[u8]; 3] = [b".go.buildinfo\0", b".gopclntab\0", b".note.go."];
+/// The name of its notes.
+const GO_NOTE: &[u8] = b"Go\0\0";
+/// What its build information begins with, and the alignment of that (debug/buildinfo).
+const GO_MAGIC: &[u8] = b"\xff Go buildinf:";
+const GO_ALIGN: usize = 16;
 
 const ET_EXEC: u16 = 2;
 const ET_DYN: u16 = 3;
@@ -65,6 +77,8 @@ pub struct Segment {
     offset: usize,
     /// Whether it is executable.
     pub is_code: bool,
+    /// Whether it is writable from the start.
+    pub is_writable: bool,
 }
 
 /// A symbol that names an address of this file.
@@ -97,6 +111,7 @@ pub struct Image<'a> {
     pub eh_frame_hdr: Option<Range<u64>>,
     dynamic: Vec<(u64, u64)>,
     notes: Vec<Range<usize>>,
+    has_go_section: bool,
     symbol_tables: Vec<SymbolTable>,
 }
 
@@ -129,9 +144,11 @@ impl<'a> Image<'a> {
             eh_frame_hdr: None,
             dynamic: Vec::new(),
             notes: Vec::new(),
+            has_go_section: false,
             symbol_tables: Vec::new(),
         };
         image.read_segments()?;
+        image.has_go_section = image.find_go_section().unwrap_or(false);
         let has_sections = image.read_sections().unwrap_or(false);
         if !has_sections {
             let code = image.segments.iter().filter(|s| s.is_code);
@@ -180,6 +197,7 @@ impl<'a> Image<'a> {
                         range: address..end,
                         offset: file.start,
                         is_code: flags & PF_X != 0,
+                        is_writable: flags & PF_W != 0,
                     });
                 }
                 PT_DYNAMIC => {
@@ -205,6 +223,65 @@ impl<'a> Image<'a> {
             true => Err(Refused::Damaged("segments")),
             false => Ok(()),
         }
+    }
+
+    /// Whether a section has a name that only the Go toolchain gives.
+    fn find_go_section(&self) -> Option<bool> {
+        let bytes = self.bytes;
+        let size = usize::from(u16_at(bytes, 58)?);
+        let count = usize::from(u16_at(bytes, 60)?);
+        let names = usize::from(u16_at(bytes, 62)?);
+        if size != 64 {
+            return None;
+        }
+        let table = bytes.get(span(
+            to_usize(u64_at(bytes, 40)?)?,
+            count.checked_mul(size)?,
+        )?)?;
+        let names = table.get(span(names.checked_mul(size)?, size)?)?;
+        let begin = to_usize(u64_at(names, 24)?)?;
+        let names = bytes.get(span(begin, to_usize(u64_at(names, 32)?)?)?)?;
+        let mut sections = table.chunks_exact(size);
+        Some(sections.any(|header| {
+            let name = u32_at(header, 0).and_then(|at| names.get(at as usize..));
+            name.is_some_and(|name| GO_SECTIONS.iter().any(|go| name.starts_with(go)))
+        }))
+    }
+
+    /// Whether it was made by the Go toolchain, in whole or in part.
+    pub fn is_go(&self) -> bool {
+        self.has_go_section || self.notes().any(|note| note.name == GO_NOTE) || {
+            // Stripped of everything: what `go version` looks for.
+            let mut segments = self.segments.iter();
+            segments.any(|segment| {
+                let bytes = self.from(segment.range.start).unwrap_or_default();
+                let skipped = segment.range.start.wrapping_neg() as usize % GO_ALIGN;
+                let mut places = bytes.get(skipped..).unwrap_or_default().chunks(GO_ALIGN);
+                places.any(|place| place.starts_with(GO_MAGIC))
+            })
+        }
+    }
+
+    /// Whether the dynamic linker changes the code when it loads the file.
+    pub fn has_text_relocations(&self) -> bool {
+        let flags = self.dynamic(DT_FLAGS).unwrap_or(0);
+        self.dynamic(DT_TEXTREL).is_some() || flags & DF_TEXTREL != 0
+    }
+
+    /// Whether the code at `address` may be written by the program.
+    pub fn is_writable(&self, address: u64) -> bool {
+        self.segment(address).is_none_or(|s| s.is_writable)
+    }
+
+    /// Whether it has code that the program may write.
+    pub fn has_writable_code(&self) -> bool {
+        self.segments.iter().any(|s| s.is_code && s.is_writable)
+    }
+
+    fn notes(&self) -> impl Iterator<Item = Note<'a>> {
+        let bytes = self.bytes;
+        let ranges = self.notes.iter();
+        ranges.flat_map(move |range| notes_in(bytes.get(range.clone()).unwrap_or_default()))
     }
 
     /// Finds executable sections and symbol tables; `None` or false if there are none
@@ -416,13 +493,6 @@ impl<'a> Image<'a> {
         }
         found
     }
-
-    /// The linker's identity of these contents.
-    pub fn build_id(&self) -> Option<&'a [u8]> {
-        self.notes
-            .iter()
-            .find_map(|range| build_id_in(&self.bytes[range.clone()]))
-    }
 }
 
 /// Where in the file the notes are that a program header is about.
@@ -440,18 +510,38 @@ pub fn first_address(header: &[u8]) -> Option<u64> {
     is_first.then(|| address.wrapping_sub(offset))
 }
 
-/// The build id among notes.
-pub fn build_id_in(mut notes: &[u8]) -> Option<&[u8]> {
-    loop {
-        let (name, size, kind) = (u32_at(notes, 0)?, u32_at(notes, 4)?, u32_at(notes, 8)?);
+/// One note.
+struct Note<'a> {
+    name: &'a [u8],
+    kind: u32,
+    content: &'a [u8],
+}
+
+/// Takes notes apart, until one contradicts itself.
+fn notes_in(mut bytes: &[u8]) -> impl Iterator<Item = Note<'_>> {
+    std::iter::from_fn(move || {
+        let (name, size) = (u32_at(bytes, 0)?, u32_at(bytes, 4)?);
         let begin = 12_usize.checked_add(padded(name)?)?;
-        let id = notes.get(begin..)?.get(..size as usize)?;
-        let is_gnu = notes.get(12..)?.starts_with(b"GNU\0") && name == 4;
-        if is_gnu && kind == NOTE_BUILD_ID && (8..=64).contains(&id.len()) {
-            return Some(id);
-        }
-        notes = notes.get(begin.checked_add(padded(size)?)?..)?;
-    }
+        let note = Note {
+            name: bytes.get(12..)?.get(..name as usize)?,
+            kind: u32_at(bytes, 8)?,
+            content: bytes.get(begin..)?.get(..size as usize)?,
+        };
+        // The last one may lack its padding.
+        let end = begin.checked_add(padded(size)?)?;
+        bytes = bytes.get(end..).unwrap_or_default();
+        Some(note)
+    })
+}
+
+/// The build id among notes. One that is too short to tell files apart is none.
+pub fn build_id_in(notes: &[u8]) -> Option<&[u8]> {
+    let is_id = |note: &Note<'_>| {
+        note.name == b"GNU\0"
+            && note.kind == NOTE_BUILD_ID
+            && (8..=64).contains(&note.content.len())
+    };
+    notes_in(notes).find(is_id).map(|note| note.content)
 }
 
 fn padded(size: u32) -> Option<usize> {

@@ -5,7 +5,7 @@
 //! table begins with a jump into the shim's memory.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::ops::Range;
@@ -32,6 +32,9 @@ const SHIM_MEMORY: &[u8] = b"/memfd:snapshim";
 pub struct Layer {
     /// Why its sites do not; `None` if they do.
     pub not_sites: Option<String>,
+    /// It has code of its own, outside the C library, whose system calls nothing in the
+    /// process can hold: neither sites nor symbols. Only stopping it does.
+    pub escapes: bool,
     /// Executable memory that is of no file.
     pub notes: Vec<String>,
 }
@@ -48,7 +51,12 @@ impl Layer {
     /// The weaker of two looks.
     #[must_use]
     pub fn and(mut self, other: Layer) -> Layer {
-        self.not_sites = self.not_sites.or(other.not_sites);
+        // What can only be held by stopping says more.
+        self.not_sites = match other.escapes && !self.escapes {
+            true => other.not_sites.or(self.not_sites),
+            false => self.not_sites.or(other.not_sites),
+        };
+        self.escapes |= other.escapes;
         for note in other.notes {
             if !self.notes.contains(&note) {
                 self.notes.push(note);
@@ -68,12 +76,12 @@ impl Layer {
 #[derive(Debug)]
 pub struct Looker {
     cache: Result<Cache, String>,
-    /// Tables of files, by inode and path as the map shows them.
+    /// Tables of files, by device, inode and path as the map shows them.
     known: RefCell<Tables>,
 }
 
-/// Files by inode and path.
-type Tables = HashMap<(u64, Vec<u8>), Rc<Known>>;
+/// Files by device, inode and path.
+type Tables = HashMap<(Vec<u8>, u64, Vec<u8>), Rc<Known>>;
 
 /// A mapped file.
 #[derive(Debug)]
@@ -106,7 +114,7 @@ impl Looker {
             Ok(layer) => layer,
             Err(why) => Layer {
                 not_sites: Some(why),
-                notes: Vec::new(),
+                ..Layer::default()
             },
         }
     }
@@ -119,52 +127,67 @@ impl Looker {
         let map = Map::of(pid)?;
         let memory = File::open(format!("/proc/{pid}/mem"))
             .map_err(|why| format!("its memory cannot be read: {why}"))?;
-        let mut layer = Layer::default();
-        let mut add = |why: String| {
-            layer.not_sites.get_or_insert(why);
-        };
+        let mut looked = Looked::default();
         for instance in map.instances() {
             let line = instance.line;
             let name = base_name(&line.path);
             let known = match self.known(cache, pid, line) {
                 Ok(known) => known,
                 Err(why) => {
-                    add(format!("{name} is not patched: {why}"));
+                    looked.escapes(format!("{name} is not patched: {why}"));
                     continue;
                 }
             };
             match &known.table {
                 Ok(table) if table.is_unpatchable() => {
-                    add(format!(
+                    looked.weak(format!(
                         "{name} must not be patched: its libc cancels threads by address"
                     ));
                 }
                 Ok(table) if !table.is_complete() => {
-                    add(format!(
-                        "{name} is not patched: it has system calls that cannot be"
-                    ));
+                    let why = format!("{name} is not patched: it has system calls that cannot be");
+                    match table.is_libc() {
+                        true => looked.weak(why),
+                        false => looked.escapes(why),
+                    }
                 }
                 Ok(table) => {
                     let bias = cache::load_bias(&known.file, instance.start);
-                    let patched = |bias: u64| {
-                        let mut records = table.records.iter();
-                        records.all(|r| map.is_patched(&memory, bias.wrapping_add(r.address)))
+                    let mut patched = |bias: u64| {
+                        table.records.iter().all(|r| {
+                            let jump = map.jump(&memory, bias.wrapping_add(r.address));
+                            jump.inspect(|to| looked.jumps.push(*to)).is_some()
+                        })
                     };
-                    if !bias.is_some_and(patched) {
-                        add(format!("{name} is not patched"));
+                    if !bias.is_some_and(&mut patched) {
+                        let why = format!("{name} is not patched");
+                        // libc's calls are what the symbols are for, and the dynamic
+                        // linker changes no files. Anybody else's, like those of a library
+                        // that had no table when it was loaded, nothing holds.
+                        match table.is_libc() || name.starts_with("ld-") {
+                            true => looked.weak(why),
+                            false => looked.escapes(why),
+                        }
                     }
                 }
                 Err(_) if !instance.is_executable => {}
-                Err(why) => add(format!("{name} is not patched: {why}")),
+                Err(why) => looked.escapes(format!("{name} is not patched: {why}")),
             }
         }
-        layer.notes = map.generated();
-        Ok(layer)
+        for line in map.lines.iter().filter(|l| l.is_foreign_memory_file()) {
+            let name = base_name(&line.path);
+            looked.escapes(format!("code in a memory file is not looked into: {name}"));
+        }
+        Ok(Layer {
+            notes: map.generated(&looked.jumps),
+            escapes: looked.escaping.is_some(),
+            not_sites: looked.escaping.or(looked.weak),
+        })
     }
 
     /// The file behind a line of a map, and its table.
     fn known(&self, cache: &Cache, pid: Pid, line: &Line) -> Result<Rc<Known>, String> {
-        let key = (line.ino, line.path.to_vec());
+        let key = (line.device.to_vec(), line.ino, line.path.to_vec());
         if let Some(known) = self.known.borrow().get(&key) {
             return Ok(Rc::clone(known));
         }
@@ -202,6 +225,27 @@ fn open(pid: Pid, line: &Line) -> Result<File, String> {
     Err("its file was replaced, or cannot be read".into())
 }
 
+/// What was found so far.
+#[derive(Default)]
+struct Looked {
+    /// What is not held by its sites.
+    weak: Option<String>,
+    /// What nothing in the process holds.
+    escaping: Option<String>,
+    /// Where patched windows lead.
+    jumps: Vec<u64>,
+}
+
+impl Looked {
+    fn weak(&mut self, why: String) {
+        self.weak.get_or_insert(why);
+    }
+
+    fn escapes(&mut self, why: String) {
+        self.escaping.get_or_insert(why);
+    }
+}
+
 /// What `/proc/PID/maps` says.
 struct Map {
     lines: Vec<Line>,
@@ -213,6 +257,7 @@ struct Line {
     range: Range<u64>,
     is_executable: bool,
     offset: u64,
+    device: Vec<u8>,
     ino: u64,
     path: Vec<u8>,
 }
@@ -263,9 +308,9 @@ impl Map {
                 let start = starts.get(&(of.ino, of.path.as_slice())).copied();
                 // Mapped without its beginning: it is not loaded as a library is.
                 let start = start.unwrap_or(0);
-                let known = found
-                    .iter_mut()
-                    .find(|i| i.start == start && i.line.ino == of.ino);
+                let known = found.iter_mut().find(|i| {
+                    i.start == start && i.line.ino == of.ino && i.line.device == of.device
+                });
                 match known {
                     Some(known) => known.is_executable |= is_file,
                     None => found.push(Instance {
@@ -282,38 +327,39 @@ impl Map {
         found
     }
 
-    /// Whether the code at `address` is a jump into the shim's memory.
-    fn is_patched(&self, memory: &File, address: u64) -> bool {
+    /// Where the code at `address` jumps to, if that is the shim's memory.
+    fn jump(&self, memory: &File, address: u64) -> Option<u64> {
         let mut jump = [0; JUMP];
-        if memory.read_exact_at(&mut jump, address).is_err() || jump[0] != JMP {
-            return false;
+        memory.read_exact_at(&mut jump, address).ok()?;
+        if jump[0] != JMP {
+            return None;
         }
         let offset = i32::from_le_bytes([jump[1], jump[2], jump[3], jump[4]]);
         let target = address
             .wrapping_add(JUMP as u64)
             .wrapping_add_signed(offset.into());
         let index = self.lines.partition_point(|l| l.range.end <= target);
-        let line = self.lines.get(index).filter(|l| l.range.contains(&target));
-        line.is_some_and(|l| l.is_executable && (l.is_shim() || l.is_memory()))
+        let line = self
+            .lines
+            .get(index)
+            .filter(|l| l.range.contains(&target))?;
+        let is_ours = line.is_shim() || line.is_memory() && !line.is_foreign_memory_file();
+        (line.is_executable && is_ours).then_some(target)
     }
 
-    /// Executable memory that neither a file nor the shim put there.
-    fn generated(&self) -> Vec<String> {
-        let is_generated = |line: &&Line| {
-            line.is_executable
-                && !line.is_file()
-                && !line.path.starts_with(SHIM_MEMORY)
-                && !line.path.starts_with(b"[")
-        };
-        let bytes: u64 = self
-            .lines
+    /// Executable memory that neither a file nor the shim put there: `jumps` are where
+    /// patched windows lead, which is the shim's.
+    fn generated(&self, jumps: &[u64]) -> Vec<String> {
+        const PAGE: u64 = 4096;
+        let generated = self.lines.iter().filter(|l| l.is_generated());
+        let all: u64 = generated.clone().map(|l| l.range.end - l.range.start).sum();
+        let ours: BTreeSet<u64> = jumps
             .iter()
-            .filter(is_generated)
-            .map(|l| l.range.end - l.range.start)
-            .sum();
-        // The shim's own jumps may be in anonymous memory: a few pages.
-        const FEW: u64 = 1 << 20;
-        match bytes > FEW {
+            .filter(|to| generated.clone().any(|l| l.range.contains(to)))
+            .map(|to| to / PAGE)
+            .collect();
+        let bytes = all.saturating_sub(ours.len() as u64 * PAGE);
+        match bytes > 0 {
             true => vec![format!(
                 "{} KiB of code made at run time: system calls in it are not seen",
                 bytes / 1024
@@ -331,12 +377,13 @@ impl Line {
         let hex = |text: &str| u64::from_str_radix(text, 16).ok();
         let permissions = fields.next()?;
         let offset = hex(std::str::from_utf8(fields.next()?).ok()?)?;
-        let _device = fields.next()?;
+        let device = fields.next()?.to_vec();
         let ino = std::str::from_utf8(fields.next()?).ok()?.parse().ok()?;
         Some(Line {
             range: hex(start)?..hex(end)?,
             is_executable: permissions.get(2) == Some(&b'x'),
             offset,
+            device,
             ino,
             path: fields
                 .next()
@@ -358,6 +405,19 @@ impl Line {
     fn is_memory(&self) -> bool {
         let is_named = [&b"/memfd:"[..], b"/dev/zero", b"/SYSV", b"/anon_hugepage"];
         self.path.is_empty() || is_named.iter().any(|name| self.path.starts_with(name))
+    }
+
+    /// A memory file that the shim did not make.
+    fn is_foreign_memory_file(&self) -> bool {
+        self.is_executable
+            && self.path.starts_with(b"/memfd:")
+            && !self.path.starts_with(SHIM_MEMORY)
+    }
+
+    /// Executable, and neither of a file, nor a memory file, nor the kernel's own.
+    fn is_generated(&self) -> bool {
+        let is_kernels = [&b"[vdso]"[..], b"[vsyscall]", b"[uprobes]"].contains(&&*self.path);
+        self.is_executable && !self.is_file() && !self.path.starts_with(b"/memfd:") && !is_kernels
     }
 
     fn is_shim(&self) -> bool {
@@ -386,6 +446,10 @@ mod tests {
 7f0001000000-7f0001001000 r--p 00000000 fe:00 5   /run/libsnapshim-0.so
 7f0001001000-7f0001002000 r-xp 00001000 fe:00 5   /run/libsnapshim-0.so
 7f0002000000-7f0002400000 rwxp 00000000 00:00 0 
+7f0003000000-7f0003002000 r-xp 00000000 00:00 0 
+7f0003010000-7f0003011000 r-xp 00000000 00:01 78  /memfd:plugin (deleted)
+7f0003012000-7f0003013000 r--p 00000000 00:01 78  /memfd:plugin (deleted)
+7ffd00000000-7ffd00002000 rwxp 00000000 00:00 0   [stack]
 7ffe00000000-7ffe00002000 r-xp 00000000 00:00 0   [vdso]
 ";
 
@@ -402,7 +466,17 @@ mod tests {
             ("libc.so.6".to_owned(), 0x7f00_0000_0000, false),
         ];
         assert_eq!(found, expected);
-        assert_eq!(map.generated().len(), 1);
+        let kib = |jumps: &[u64]| map.generated(jumps).concat();
+        assert!(kib(&[]).starts_with("4112 KiB"), "{}", kib(&[]));
+        // What a window jumps into is the shim's; only that page.
+        assert!(kib(&[0x7f00_0300_0008]).starts_with("4108 KiB"));
+        assert!(kib(&[0x7f00_0200_0008, 0x7f00_0200_0010, 0x5555_0000]).starts_with("4108 KiB"));
+        let foreign: Vec<&Line> = map
+            .lines
+            .iter()
+            .filter(|l| l.is_foreign_memory_file())
+            .collect();
+        assert!(foreign.len() == 1 && foreign[0].start() == 0x7f00_0300_0000_u64 + 0x1_0000);
         assert_eq!(Map::parse(b"nonsense\n-\n1-2 r").lines.len(), 0);
     }
 
@@ -412,7 +486,16 @@ mod tests {
         let not = Layer {
             not_sites: Some("x".into()),
             notes: vec!["n".into()],
+            escapes: false,
         };
+        let escapes = Layer {
+            not_sites: Some("y".into()),
+            escapes: true,
+            ..Layer::default()
+        };
+        assert_eq!(not.clone().and(escapes.clone()).all_notes(), ["y", "n"]);
+        assert!(escapes.clone().and(held.clone()).escapes);
+        assert_eq!(escapes.and(not.clone()).all_notes(), ["y", "n"]);
         assert_eq!(held.clone().and(not.clone()).name(), "symbols");
         assert_eq!(not.clone().and(held.clone()).name(), "symbols");
         assert_eq!(held.clone().and(held).name(), "sites");

@@ -73,6 +73,11 @@ pub fn compute(bytes: &[u8]) -> Result<Sites, Refused> {
         sites.flags |= UNPATCHABLE;
         return Ok(sites);
     }
+    // Goroutines run on stacks that are too small for what a patched call needs; and
+    // the dynamic linker would relocate over our jumps.
+    if image.is_go() || image.has_text_relocations() {
+        return Ok(sites);
+    }
     let found = sweep::sweep(&image);
     if found.targets.is_cut_short {
         return Err(Refused::Damaged("branches are so many that they"));
@@ -86,8 +91,16 @@ pub fn compute(bytes: &[u8]) -> Result<Sites, Refused> {
         let rest = sites.records.split_off(MAX_SITES as usize);
         sites.missed.extend(rest.iter().map(|r| r.address));
     }
+    // Code that the program may change is none that anything can be said of.
+    let (writable, fixed) = sites
+        .records
+        .into_iter()
+        .partition(|r| image.is_writable(r.address));
+    let writable: Vec<Record> = writable;
+    sites.records = fixed;
+    sites.missed.extend(writable.iter().map(|r| r.address));
     sites.missed.sort_unstable();
-    if sites.missed.is_empty() {
+    if sites.missed.is_empty() && !image.has_writable_code() {
         sites.flags |= COMPLETE;
     }
     Ok(sites)

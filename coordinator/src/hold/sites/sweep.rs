@@ -382,6 +382,7 @@ fn doubtful(image: &Image<'_>, range: &Range<u64>) -> Vec<u64> {
     let mut found = Vec::new();
     // Instructions since the last one that makes no sense.
     let mut sane = 0;
+    let mut is_all_sane = true;
     let mut pending: Option<(u64, usize)> = None;
     let mut position = 0;
     while position < bytes.len() {
@@ -393,8 +394,9 @@ fn doubtful(image: &Image<'_>, range: &Range<u64>) -> Vec<u64> {
         } else {
             instruction.len()
         };
-        if !is_usual(&instruction) {
+        if !is_usual(&instruction) && !is_kernel_entry(&instruction) {
             sane = 0;
+            is_all_sane = false;
             pending = None;
             continue;
         }
@@ -405,8 +407,9 @@ fn doubtful(image: &Image<'_>, range: &Range<u64>) -> Vec<u64> {
                 found.push(address);
             }
         }
-        let at_start = ip - range.start < 64;
-        if is_syscall(&instruction) && (sane > BEFORE || at_start) && pending.is_none() {
+        // Nobody has written a 32-bit call for long: most are data, as in libgcrypt.
+        let at_start = ip - range.start < 64 && (is_all_sane || is_syscall(&instruction));
+        if is_kernel_entry(&instruction) && (sane > BEFORE || at_start) && pending.is_none() {
             pending = Some((ip, AFTER));
         }
     }

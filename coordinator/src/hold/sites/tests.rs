@@ -153,6 +153,11 @@ fn all_libraries_of_this_machine() {
 
 /// Assembles a library; each function gets unwind information.
 fn assembled(name: &str, functions: &[(&str, &str)], rest: &str) -> Vec<u8> {
+    linked(name, functions, rest, &[])
+}
+
+/// The same, with more arguments for the linker.
+fn linked(name: &str, functions: &[(&str, &str)], rest: &str, args: &[&str]) -> Vec<u8> {
     let dir = std::env::temp_dir().join(format!("snapshim-sites-{}-{name}", std::process::id()));
     fs::create_dir_all(&dir).unwrap();
     let mut source = String::from(".text\n");
@@ -169,6 +174,7 @@ fn assembled(name: &str, functions: &[(&str, &str)], rest: &str) -> Vec<u8> {
     let status = Command::new("cc")
         .args(["-shared", "-nostdlib", "-Wl,-s,--build-id=none", "-o"])
         .args([&output, &input])
+        .args(args)
         .status()
         .expect("cc");
     assert!(status.success());
@@ -264,11 +270,144 @@ fn what_nothing_describes_is_code_only_if_code_leads_there() {
     // The same, called by nobody that can be seen: it may be code.
     let sites = compute(&assembled("uncalled", &[("f", "ret")], called)).unwrap();
     assert_eq!((sites.records.len(), sites.flags), (0, 0));
+    // A 32-bit call as well.
+    for entry in ["int $0x80", "sysenter"] {
+        let old = format!(".balign 16\nhidden: mov $93,%eax\n{entry}\nret\n");
+        let sites = compute(&assembled("old-uncalled", &[("f", "ret")], &old)).unwrap();
+        assert_eq!((sites.records.len(), sites.flags), (0, 0), "{entry}");
+    }
+    // That of libgcrypt is none.
+    let table = ".balign 16\n.byte 0xe0,0xba,0xca,0,0x4d,0x7c,0x31,0x7d,0x30,1,0x4c,0x81,0xcc,0xfd\n\
+                 .byte 0xb0,0xfc,0xb1,0x80,0xcd,0x80,1,8,0xd,0xf,6,5,0xe,2,0xc,0xb,0xa,9,3,7,4,0x80\n";
+    let sites = compute(&assembled("old-table", &[("f", "ret")], table)).unwrap();
+    assert_eq!((sites.records.len(), sites.flags), (0, COMPLETE));
     // A table among code.
     let table =
         ".balign 16\n.byte 0x06,0x0e,0xcc,0x1e,0x6c,0xf4,0x62,0x07,0x0f,0x05,0x9a,0x41,0x0e\n";
     let sites = compute(&assembled("table", &[("f", "ret")], table)).unwrap();
     assert_eq!((sites.records.len(), sites.flags), (0, COMPLETE));
+}
+
+const WRITE: (&str, &str) = ("f", "mov $1,%eax\nsyscall\nret");
+
+#[test]
+fn what_go_has_made_is_left_alone() {
+    let made = |what: &str, rest: &str, is_stripped: bool| {
+        let mut bytes = assembled(what, &[WRITE], rest);
+        if is_stripped {
+            // No sections.
+            bytes[40..48].fill(0);
+            bytes[60..64].fill(0);
+        }
+        let sites = compute(&bytes).unwrap();
+        (sites.records.len(), sites.flags)
+    };
+    let info = ".ascii \"\\377 Go buildinf:\"\n.byte 8,2\n";
+    let section = format!(".section .go.buildinfo,\"aw\"\n.balign 16\n{info}");
+    let data = format!(".data\n.balign 16\n.quad 1,2\n{info}");
+    let note = ".section .note.x,\"a\",@note\n.balign 4\n.long 4,4,4\n.ascii \"Go\\0\\0abcd\"\n";
+    let lines = ".section .gopclntab,\"a\"\n.quad 1\n";
+    assert_eq!(made("go-section", &section, false), (0, 0));
+    assert_eq!(made("go-stripped", &section, true), (0, 0));
+    assert_eq!(made("go-data", &data, true), (0, 0));
+    assert_eq!(made("go-note", note, true), (0, 0));
+    assert_eq!(made("go-lines", lines, false), (0, 0));
+    assert_eq!(
+        made("no-go", ".data\n.ascii \" Go buildinf:\"\n", true),
+        (1, COMPLETE)
+    );
+    assert_eq!(
+        made("no-go", &note.replace("Go", "Gx"), true),
+        (1, COMPLETE)
+    );
+}
+
+#[test]
+fn code_that_is_relocated_is_left_alone() {
+    let relocated = ".hidden there\n.data\nthere: .quad 0\n.text\n.quad there\n";
+    let bytes = linked("textrel", &[WRITE], relocated, &["-Wl,-z,notext"]);
+    assert!(Image::parse(&bytes).unwrap().has_text_relocations());
+    let sites = compute(&bytes).unwrap();
+    assert_eq!((sites.records.len(), sites.flags), (0, 0));
+    let plain = assembled("no-textrel", &[WRITE], "");
+    assert!(!Image::parse(&plain).unwrap().has_text_relocations());
+}
+
+#[test]
+fn code_that_can_be_written_is_left_alone() {
+    // With all in one segment.
+    let all = linked("omagic", &[WRITE], "", &["-Wl,--omagic"]);
+    let image = Image::parse(&all).unwrap();
+    assert!(image.has_writable_code());
+    let sites = compute(&all).unwrap();
+    assert_eq!(
+        (sites.records.len(), sites.missed.len(), sites.flags),
+        (0, 1, 0)
+    );
+    // With a segment of its own, and another for the rest.
+    let mut bytes = assembled("writable", &[WRITE], "");
+    let headers = image::u64_at(&bytes, 32).unwrap() as usize;
+    for index in 0..usize::from(image::u16_at(&bytes, 56).unwrap()) {
+        let at = headers + index * 56;
+        let (kind, flags) = (image::u32_at(&bytes, at), image::u32_at(&bytes, at + 4));
+        if (kind, flags) == (Some(1), Some(5)) {
+            bytes[at + 4] = 7;
+        }
+    }
+    let sites = compute(&bytes).unwrap();
+    assert_eq!(
+        (sites.records.len(), sites.missed.len(), sites.flags),
+        (0, 1, 0)
+    );
+}
+
+#[test]
+fn tables_are_named_by_what_nobody_else_can_forge() {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+    let dir = std::env::temp_dir().join(format!("snapshim-names-{}", std::process::id()));
+    fs::create_dir_all(&dir).unwrap();
+    let file = dir.join("a.so");
+    let with_id = |id: &str| {
+        let id = format!("-Wl,--build-id=0x{id}");
+        fs::write(&file, linked("names", &[WRITE], "", &[&id])).unwrap();
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o755)).unwrap();
+    };
+    let name = || cache::identity(&fs::File::open(&file).unwrap()).unwrap();
+    let by_stat = || {
+        let m = file.metadata().unwrap();
+        let ctime = m.ctime() * 1_000_000_000 + m.ctime_nsec();
+        format!("f-{}-{}-{}-{ctime}", m.dev(), m.ino(), m.size())
+    };
+    with_id("0123456789abcdEF");
+    if !rustix::process::geteuid().is_root() {
+        assert_eq!(name(), by_stat());
+        fs::remove_dir_all(&dir).unwrap();
+        return;
+    }
+    assert_eq!(name(), "0123456789abcdef");
+    for mode in [0o775, 0o757] {
+        fs::set_permissions(&file, fs::Permissions::from_mode(mode)).unwrap();
+        assert_eq!(name(), by_stat(), "{mode:o}");
+    }
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o755)).unwrap();
+    chown(&file, Some(12345), None).unwrap();
+    let before = name();
+    assert_eq!(before, by_stat());
+    // Its owner can set the mtime, not the ctime.
+    let times = fs::FileTimes::new().set_modified(std::time::UNIX_EPOCH);
+    fs::File::options()
+        .write(true)
+        .open(&file)
+        .unwrap()
+        .set_times(times)
+        .unwrap();
+    assert_ne!(name(), before);
+    chown(&file, Some(0), None).unwrap();
+    assert_eq!(name(), "0123456789abcdef");
+    // Too short to tell files apart.
+    with_id("01234567");
+    assert_eq!(name(), by_stat());
+    fs::remove_dir_all(&dir).unwrap();
 }
 
 #[test]
