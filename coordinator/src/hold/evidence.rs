@@ -26,9 +26,11 @@ use snapshim_gate::table::FileId;
 use super::calls::{Changes, changes};
 use super::cut::{Hold, Locator};
 use super::outside::{Outside, Report, Target};
-use super::process::{self, Doing, Mapping, Mappings, NotOurs, OpenFiles, Pid, Polling};
+use super::process::{self, Doing, Mapping, Mappings, OpenFiles, Pid, Polling, Unreadable, Wanted};
 use super::sites::layer::{Layer, Looker};
+use crate::Result;
 use crate::capture::Member;
+use crate::error::Context;
 use crate::store::manifest::{FileRecord, Foreign, PathName, Reason, Writer};
 
 /// The members, to be found by identity.
@@ -36,6 +38,16 @@ use crate::store::manifest::{FileRecord, Foreign, PathName, Reason, Writer};
 pub struct Members {
     by_id: HashMap<FileId, PathBuf>,
     inodes: HashSet<u64>,
+}
+
+impl Wanted for Members {
+    fn has(&self, id: FileId) -> bool {
+        self.by_id.contains_key(&id)
+    }
+
+    fn has_device(&self, dev: u64) -> bool {
+        self.by_id.keys().any(|id| id.dev == dev)
+    }
 }
 
 impl Members {
@@ -127,8 +139,8 @@ impl Found {
 #[derive(Debug, Default)]
 pub struct Scan {
     found: BTreeMap<Pid, Found>,
-    /// Processes of this user that may not be looked at.
-    unreadable: BTreeSet<Pid>,
+    /// Processes that cannot be looked at, though this command should be able to, and why.
+    unreadable: BTreeMap<Pid, String>,
     /// Why other processes may not be looked at: they belong to another user, or
     /// are more privileged than we are.
     out_of_sight: BTreeSet<String>,
@@ -179,7 +191,11 @@ impl View<'_> {
 }
 
 /// Looks at all processes.
-pub fn scan(view: View<'_>, members: &Members) -> Scan {
+///
+/// # Errors
+///
+/// They cannot be listed.
+pub fn scan(view: View<'_>, members: &Members) -> Result<Scan> {
     let mut scan = Scan {
         maps: view
             .gate
@@ -195,32 +211,33 @@ pub fn scan(view: View<'_>, members: &Members) -> Scan {
     let me = std::process::id();
     let my_user = nix::unistd::geteuid().as_raw();
     let my_capabilities = process::capabilities(me).unwrap_or(0);
-    for pid in process::all() {
+    for pid in process::all().context(|| "list the processes in /proc".into())? {
         if pid == me {
             continue;
         }
         let threads = attached.get(&pid).copied().unwrap_or_default();
-        let Ok((files, maps)) = settled(pid, view, members) else {
-            match (process::owner(pid), process::capabilities(pid)) {
-                (None, _) | (_, None) => {}
-                _ if threads > 0 => {
-                    scan.unreadable.insert(pid);
+        let (files, maps) = match settled(pid, view, members) {
+            Ok(found) => found,
+            Err(why) => {
+                let is_foreign = why.is_forbidden() && threads == 0;
+                match (process::owner(pid), process::capabilities(pid)) {
+                    _ if !process::is_alive(pid) => {}
+                    (Some(user), _) if is_foreign && user != my_user => {
+                        scan.out_of_sight
+                            .insert(format!("processes of user {user}"));
+                    }
+                    (_, Some(theirs)) if is_foreign && theirs & !my_capabilities != 0 => {
+                        let name = process::name(pid);
+                        scan.out_of_sight.insert(format!(
+                            "{name} ({pid}), more privileged than this command,"
+                        ));
+                    }
+                    _ => {
+                        scan.unreadable.insert(pid, why.to_string());
+                    }
                 }
-                (Some(user), _) if user != my_user => {
-                    scan.out_of_sight
-                        .insert(format!("processes of user {user}"));
-                }
-                (_, Some(theirs)) if theirs & !my_capabilities != 0 => {
-                    let name = process::name(pid);
-                    scan.out_of_sight.insert(format!(
-                        "{name} ({pid}), more privileged than this command,"
-                    ));
-                }
-                _ => {
-                    scan.unreadable.insert(pid);
-                }
+                continue;
             }
-            continue;
         };
         let open: BTreeSet<PathBuf> = files
             .writable
@@ -251,7 +268,7 @@ pub fn scan(view: View<'_>, members: &Members) -> Scan {
         };
         scan.found.insert(pid, found);
     }
-    scan
+    Ok(scan)
 }
 
 /// The members a process can store into by way of a mapping, now or after a call
@@ -290,7 +307,7 @@ pub fn mapped_since(before: &Scan, view: View<'_>, members: &Members) -> Vec<Map
     for pid in pids {
         let mapped = match process::mappings(pid, gate_id) {
             Ok(maps) => may_store(pid, &maps, members),
-            Err(NotOurs) => continue, // The scans say so.
+            Err(_) => continue, // The scans say so.
         };
         if let Some(path) = mapped.first() {
             found.push(Mapped {
@@ -339,10 +356,14 @@ fn mapped_reason(target: Target, name: &str, path: &Path, report: &Report) -> Re
 /// The descriptors and mappings of a process, as of a moment at which it is not in
 /// the middle of its end or of an exec: then it has files open, but its memory,
 /// and with it the gate, is gone, or not there yet.
-fn settled(pid: Pid, view: View<'_>, members: &Members) -> Result<(OpenFiles, Mappings), NotOurs> {
+fn settled(
+    pid: Pid,
+    view: View<'_>,
+    members: &Members,
+) -> std::result::Result<(OpenFiles, Mappings), Unreadable> {
     let mut tries = 1;
     loop {
-        let files = process::open_files(pid, |id| members.path(id).is_some())?;
+        let files = process::open_files(pid, members)?;
         let maps = process::mappings(pid, view.gate_id())?;
         let is_suspect = !maps.gate && !files.writable.is_empty();
         if !is_suspect || tries >= view.tries || view.gate.is_none() {
@@ -528,10 +549,10 @@ impl Scan {
             Some(mapped_reason(target, &f.name, path, report))
         });
         reasons.extend(mapped);
-        for pid in &self.unreadable {
+        for (pid, why) in &self.unreadable {
             reasons.push(reason(
                 "unreadable-process",
-                format!("{} ({pid}) may not be looked at: run the coordinator as root, or make the process dumpable", process::name(*pid)),
+                format!("{} ({pid}) cannot be looked at ({why}): run the coordinator as root, or make the process dumpable", process::name(*pid)),
                 Some(*pid),
             ));
         }
@@ -566,14 +587,25 @@ pub fn hidden_calls(hold: &Hold<'_>, held: &[Pid], outside: &Outside) -> Vec<Rea
     let mut reasons = Vec::new();
     // Whoever was stopped from outside is in no call.
     for pid in held.iter().filter(|pid| !outside.holds(**pid)) {
-        for tid in process::threads(*pid) {
+        let threads = match process::threads(*pid) {
+            Ok(threads) => threads,
+            Err(why) => {
+                let name = process::name(*pid);
+                let text = format!(
+                    "the threads of {name} ({pid}) could not be looked at at the cut: {why}"
+                );
+                reasons.push(reason("hidden-call", text, Some(*pid)));
+                continue;
+            }
+        };
+        for tid in threads {
             if parked.contains(&(*pid, tid)) {
                 continue;
             }
             let what = match process::doing(*pid, tid) {
                 Doing::Call { number, args } => match changes(number) {
                     Some(Changes::File(arg)) => {
-                        match process::file_behind(*pid, i64::from(args[arg] as i32)) {
+                        match process::file_behind(*pid, tid, i64::from(args[arg] as i32)) {
                             Some((id, mode)) if hold.is_member(id, mode) => {
                                 Some("changing a member")
                             }

@@ -138,11 +138,11 @@ impl Process {
             let line = status.lines().find_map(|l| l.strip_prefix(name))?;
             line.trim().parse::<u32>().ok()
         };
-        let maps = fs::read(format!("/proc/{pid}/maps"));
+        let maps = process::maps(pid);
         let hidden = maps.is_err();
-        let maps = maps.unwrap_or_default();
+        let maps = maps.ok().flatten().unwrap_or_default();
         let mut found = Process {
-            threads: process::threads(pid).len(),
+            threads: process::threads(pid).map_or(0, |all| all.len()),
             shim: false,
             set: None,
             io_uring: rings(pid),

@@ -29,7 +29,7 @@ use super::guardian::Watch;
 use super::protocol::Answer;
 use super::{Held, Method, Target};
 use crate::hold::calls;
-use crate::hold::process::{self, Doing, Pid};
+use crate::hold::process::{self, Doing, Pid, Unreadable};
 
 /// Time between two looks at threads that have not stopped yet, after the first few.
 const PAUSE: Duration = Duration::from_micros(30);
@@ -104,7 +104,7 @@ impl Tracer {
         if !target.is_there() {
             return Err(Answer::Gone);
         }
-        for tid in process::threads(pid) {
+        for tid in process::threads(pid).map_err(|why| Answer::Not(unlisted(&why)))? {
             if let Err(cause) = self.attach(pid, tid) {
                 self.let_go(pid);
                 return Err(match target.is_there() {
@@ -228,7 +228,13 @@ impl Tracer {
         }
         let mut threads = 0;
         let mut all = true;
-        let listed = process::threads(pid);
+        let listed = match process::threads(pid) {
+            Ok(listed) => listed,
+            Err(why) => {
+                self.let_go(pid);
+                return Some(Answer::Not(unlisted(&why)));
+            }
+        };
         for tid in listed.iter().copied() {
             let task = process::task(pid, tid);
             let state = self.tracees.get(&tid).map(|(_, state)| *state);
@@ -255,7 +261,8 @@ impl Tracer {
             return None;
         }
         let count = process::thread_count(pid);
-        let is_whole = count == Some(listed.len()) && process::threads(pid) == listed;
+        let is_whole =
+            count == Some(listed.len()) && process::threads(pid).is_ok_and(|again| again == listed);
         if !is_whole && target.is_there() {
             return None;
         }
@@ -311,6 +318,10 @@ impl Tracer {
             let _ = request(libc::PTRACE_DETACH, tid, signal as usize);
         }
     }
+}
+
+fn unlisted(why: &Unreadable) -> String {
+    format!("its threads cannot be listed: {why}")
 }
 
 /// Whether a thread is asleep in a call that makes a child and waits for it.
