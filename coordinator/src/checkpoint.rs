@@ -283,7 +283,14 @@ fn take(subject: Subject<'_>, options: &Options, scope: &Scope, draft: &Draft) -
     outside.drain_rings(&seen.rings(), hold.left() / 4);
     let time = jiff::Timestamp::now();
     let mut reasons = hold.hidden_calls(&held, &outside);
-    let captured = prepared.capture(&mut || hold.goes_on())?;
+    let captured = match prepared.capture(&mut || hold.goes_on() && outside.stands()) {
+        // Not the hold's bound: `release` knows what became of the guardian.
+        Err(cause) if hold.goes_on() && !outside.stands() => {
+            outside.release()?;
+            return Err(cause);
+        }
+        captured => captured?,
+    };
     let moved = captured.moved();
     // Children of those that were stopped, made the moment they go on, are no evidence
     // against the hold: so this look comes before its end. Otherwise it can wait.
