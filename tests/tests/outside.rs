@@ -209,6 +209,7 @@ fn the_first_thread_has_ended() {
         }
         snap(&lab, &["--outside", "none"]).unverified();
         writer.end();
+        let _ = fs::remove_file(lab.stats().path());
 
         let mut writer = lab.run(
             &[],

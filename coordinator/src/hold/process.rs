@@ -9,6 +9,7 @@
 //! one to look at instead. (`/proc/TID` exists for every thread, unlisted, and has
 //! `map_files`, which `/proc/PID/task/TID` has not.)
 
+use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::{fmt, fs, io};
@@ -204,7 +205,7 @@ pub struct Task {
     /// A thread the kernel made for an io_uring, which runs no code of the program's.
     pub is_io_worker: bool,
     /// A thread of the kernel's own.
-    is_kernel: bool,
+    pub is_kernel: bool,
     /// It has ended, or is about to: it has no memory and no descriptors any more.
     is_ending: bool,
     /// When it started.
@@ -249,25 +250,25 @@ fn look(pid: Pid, tid: Pid) -> io::Result<Task> {
 }
 
 /// A number in a thread's status file.
-fn status_number(path: &str, field: &str) -> Option<Pid> {
-    let status = fs::read_to_string(path).ok()?;
+pub fn status_number(pid: Pid, tid: Pid, field: &str) -> Option<u32> {
+    let status = fs::read_to_string(format!("/proc/{pid}/task/{tid}/status")).ok()?;
     let line = status.lines().find_map(|l| l.strip_prefix(field))?;
     line.trim().parse().ok()
 }
 
 /// The process that traces a thread, 0 if none does; `None` if the thread is gone.
 pub fn tracer(pid: Pid, tid: Pid) -> Option<Pid> {
-    status_number(&format!("/proc/{pid}/task/{tid}/status"), "TracerPid:")
+    status_number(pid, tid, "TracerPid:")
 }
 
 /// How many threads a process has, by the kernel's own count; `None` if it is gone.
 pub fn thread_count(pid: Pid) -> Option<usize> {
-    status_number(&format!("/proc/{pid}/status"), "Threads:").map(|n| n as usize)
+    status_number(pid, pid, "Threads:").map(|n| n as usize)
 }
 
 /// The process that a thread belongs to; `None` if it is gone.
 pub fn group(tid: Pid) -> Option<Pid> {
-    status_number(&format!("/proc/{tid}/status"), "Tgid:")
+    status_number(tid, tid, "Tgid:")
 }
 
 /// Whether a process counts time from another moment than this one does: then
@@ -582,7 +583,7 @@ pub fn mappings(pid: Pid, gate: FileId) -> Result<Mappings, Unreadable> {
         let Some(map) = MapLine::parse(line) else {
             continue;
         };
-        if map.path == b"/[aio] (deleted)" || map.path == b"/[aio]" {
+        if map.is_aio() {
             found.aio = true;
             continue;
         }
@@ -636,19 +637,44 @@ pub fn may_write(pid: Pid, mappings: &[&Mapping]) -> bool {
 }
 
 /// One line of `/proc/PID/maps`: "start-end perms offset major:minor inode   path".
-struct MapLine<'a> {
+pub struct MapLine<'a> {
     start: u64,
     end: u64,
-    shared: bool,
-    writable: bool,
+    /// MAP_SHARED.
+    pub shared: bool,
+    /// PROT_WRITE.
+    pub writable: bool,
     major: u32,
     minor: u32,
     ino: u64,
-    path: &'a [u8],
+    /// The path, or whatever is in its place.
+    pub path: &'a [u8],
 }
 
 impl<'a> MapLine<'a> {
-    fn parse(line: &'a [u8]) -> Option<MapLine<'a>> {
+    /// Whether this is a kernel AIO context.
+    pub fn is_aio(&self) -> bool {
+        matches!(self.path, b"/[aio] (deleted)" | b"/[aio]")
+    }
+
+    /// The file that is mapped (`map_files`, for root only); else where its path leads.
+    pub fn file(&self, tid: Pid) -> PathBuf {
+        let direct = PathBuf::from(format!(
+            "/proc/{tid}/map_files/{:x}-{:x}",
+            self.start, self.end
+        ));
+        match fs::metadata(&direct) {
+            Ok(_) => direct,
+            Err(_) => {
+                let mut path = format!("/proc/{tid}/root").into_bytes();
+                path.extend(self.path);
+                PathBuf::from(std::ffi::OsString::from_vec(path))
+            }
+        }
+    }
+
+    /// Reads a line.
+    pub fn parse(line: &'a [u8]) -> Option<MapLine<'a>> {
         let mut fields = line.splitn(6, |b| *b == b' ');
         let range = std::str::from_utf8(fields.next()?).ok()?;
         let (start, end) = range.split_once('-')?;

@@ -16,7 +16,7 @@
 //! | `trace`, `freezer`, `sigstop` | the three methods |
 //! | `rings` | what an io_uring still does when nothing is submitted any more |
 
-mod freezer;
+pub(super) mod freezer;
 mod guard;
 pub mod guardian;
 mod protocol;
