@@ -245,7 +245,7 @@ fn take(subject: Subject<'_>, options: &Options, scope: &Scope, draft: &Draft) -
         true => View::BRIEF,
         false => View::PATIENT,
     };
-    let mut seen = evidence::scan(view.tries(patience), &members);
+    let mut seen = evidence::scan(view.tries(patience), &members)?;
     let held = seen.held();
     let mut targets = seen.outside();
     if outside.is_enabled() && !targets.is_empty() {
@@ -269,7 +269,7 @@ fn take(subject: Subject<'_>, options: &Options, scope: &Scope, draft: &Draft) -
             break;
         }
         // Whoever came since, a child of one that is stopped now, say.
-        let now = evidence::scan(view.tries(View::ONCE), &members).with_layers_of(&seen);
+        let now = evidence::scan(view.tries(View::ONCE), &members)?.with_layers_of(&seen);
         targets = now.outside();
         seen = seen.and(now);
     }
@@ -283,13 +283,20 @@ fn take(subject: Subject<'_>, options: &Options, scope: &Scope, draft: &Draft) -
     outside.drain_rings(&seen.rings(), hold.left() / 4);
     let time = jiff::Timestamp::now();
     let mut reasons = hold.hidden_calls(&held, &outside);
-    let captured = prepared.capture(&mut || hold.goes_on())?;
+    let captured = match prepared.capture(&mut || hold.goes_on() && outside.stands()) {
+        // Not the hold's bound: `release` knows what became of the guardian.
+        Err(cause) if hold.goes_on() && !outside.stands() => {
+            outside.release()?;
+            return Err(cause);
+        }
+        captured => captured?,
+    };
     let moved = captured.moved();
     // Children of those that were stopped, made the moment they go on, are no evidence
     // against the hold: so this look comes before its end. Otherwise it can wait.
     let captured_members = Members::new(captured.members());
     let look = |tries| evidence::scan(view.tries(tries), &captured_members);
-    let early = outside.is_used().then(|| look(View::ONCE));
+    let early = outside.is_used().then(|| look(View::ONCE)).transpose()?;
     let held_for = hold.end(&mut outside)?;
 
     // Whoever came since the first look, and files that did.
@@ -298,7 +305,7 @@ fn take(subject: Subject<'_>, options: &Options, scope: &Scope, draft: &Draft) -
             after.settle(view, &captured_members, outside.report());
             after
         }
-        None => look(View::PATIENT),
+        None => look(View::PATIENT)?,
     };
     let report = outside.into_report();
     reasons.extend(mapped.iter().filter_map(|m| m.reason(&report)));

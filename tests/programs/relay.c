@@ -8,7 +8,10 @@
  *   forks    b is written by a child made for it
  *   watched  a child does it; its parent counts what waitpid tells (in the place of the
  *            longest call), and the child the SIGRTMIN signals it gets (as turns)
- *   mapped   a is a mapping of many pages with k in each, stored from the first to the last */
+ *   mapped   a is a mapping of many pages with k in each, stored from the first to the last
+ *   stdio    through stdio
+ *
+ * headless-MODE does MODE (plain, mapped or stdio) in a second thread; the first ends. */
 #include "common.h"
 #include <pthread.h>
 #include <sys/wait.h>
@@ -81,11 +84,43 @@ static void mapped(void)
     }
 }
 
+static void put_stdio(FILE *to, uint64_t k)
+{
+    rewind(to);
+    if (fwrite(&k, sizeof k, 1, to) != 1 || fflush(to) != 0)
+        die("fwrite");
+}
+
+static void stdio(void)
+{
+    FILE *to_a = fdopen(a, "r+"), *to_b = fdopen(b, "r+");
+    if (!to_a || !to_b)
+        die("fdopen");
+    for (uint64_t k = 1;; k++) {
+        put_stdio(to_a, k);
+        put_stdio(to_b, k);
+        atomic_fetch_add(&stats->beats, 1);
+    }
+}
+
+static void *run_mode(void *mode)
+{
+    if (!strcmp(mode, "mapped"))
+        mapped();
+    if (!strcmp(mode, "stdio"))
+        stdio();
+    if (!strcmp(mode, "plain")) {
+        for (uint64_t k = 1;; k++)
+            both(k);
+    }
+    return NULL;
+}
+
 int main(int argc, char **argv)
 {
     if (argc != 3)
         return 2;
-    const char *mode = argv[1];
+    char *mode = argv[1];
     end_in_time(900);
     stats_open();
     char path[4096];
@@ -95,9 +130,11 @@ int main(int argc, char **argv)
     b = open(path, O_RDWR | O_CREAT, 0666);
     if (a < 0 || b < 0)
         die(path);
-    if (!strcmp(mode, "plain")) {
-        for (uint64_t k = 1;; k++)
-            both(k);
+    if (!strncmp(mode, "headless-", 9)) {
+        pthread_t second;
+        if (pthread_create(&second, NULL, run_mode, mode + 9) != 0)
+            die("pthread_create");
+        pthread_exit(NULL);
     } else if (!strcmp(mode, "threads")) {
         runner((void *)1);
         for (;;)
@@ -117,8 +154,8 @@ int main(int argc, char **argv)
         }
     } else if (!strcmp(mode, "watched")) {
         watched();
-    } else if (!strcmp(mode, "mapped")) {
-        mapped();
+    } else {
+        run_mode(mode);
     }
     return 2;
 }

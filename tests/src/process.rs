@@ -337,10 +337,24 @@ pub fn with_environment(entry: &str) -> Vec<i32> {
         .into_iter()
         .filter(|pid| *pid != std::process::id() as i32)
         .filter(|pid| {
-            fs::read(format!("/proc/{pid}/environ"))
-                .is_ok_and(|env| env.split(|b| *b == 0).any(|e| e == entry.as_bytes()))
+            environment(*pid)
+                .split(|b| *b == 0)
+                .any(|e| e == entry.as_bytes())
         })
         .collect()
+}
+
+/// That of a thread, if the first one has ended before the others.
+fn environment(pid: i32) -> Vec<u8> {
+    let of = |dir: &Path| fs::read(dir.join("environ")).ok().filter(|e| !e.is_empty());
+    let tasks = || {
+        fs::read_dir(format!("/proc/{pid}/task"))
+            .into_iter()
+            .flatten()
+    };
+    of(Path::new(&format!("/proc/{pid}")))
+        .or_else(|| tasks().flatten().find_map(|task| of(&task.path())))
+        .unwrap_or_default()
 }
 
 /// What a process is doing, for people.

@@ -185,6 +185,72 @@ fn threads_and_children_made_all_the_time() {
     }
 }
 
+/// The `/proc/PID` of a process whose first thread has ended shows neither descriptors
+/// nor mappings.
+#[test]
+fn the_first_thread_has_ended() {
+    let _alone = lab::serial();
+    for mode in ["plain", "stdio", "mapped"] {
+        let Some(lab) = Lab::new(&format!("outside-headless-{mode}"), Fs::Xfs, LIMIT) else {
+            return;
+        };
+        let data = lab.data();
+        let headless = format!("headless-{mode}");
+        let mut writer = relay(&lab, &headless);
+        let pid = writer.pid();
+        assert!(process::wait_until(LIMIT, || process::state(pid) == Some('Z')));
+        for method in ["ptrace", "sigstop"] {
+            for _ in 0..rounds(50, 5) {
+                let outcome = snap(&lab, &["--outside", method, "--keep-last", "2"]);
+                let certificate = outcome.verified();
+                assert_layer(certificate, pid, method);
+                assert!(is_consistent(&certificate.copy_of(&data)), "{mode}");
+            }
+        }
+        snap(&lab, &["--outside", "none"]).unverified();
+        writer.end();
+        let _ = fs::remove_file(lab.stats().path());
+
+        let mut writer = lab.run(
+            &[],
+            &product::program("relay"),
+            &[&headless, data.to_str().unwrap()],
+        );
+        lab.wait_for_beats(&mut writer, 3);
+        let pid = lab.processes_named("relay")[0];
+        assert!(process::wait_until(LIMIT, || process::state(pid) == Some('Z')));
+        for _ in 0..rounds(100, 10) {
+            let outcome = lab.checkpoint(&["--keep-last", "2"]);
+            let certificate = outcome.verified();
+            let layers = layers(certificate);
+            assert!(
+                layers.iter().any(|(of, _)| *of == pid as u64),
+                "{mode}: {layers:?}"
+            );
+            assert!(is_consistent(&certificate.copy_of(&data)), "{mode}");
+        }
+        assert_layer(snap(&lab, &[]).verified(), pid, "ptrace");
+        assert_runs(&lab, &mut writer, Duration::from_secs(1));
+    }
+}
+
+#[test]
+fn what_the_coordinator_inherits_makes_nobody_a_writer() {
+    let _alone = lab::serial();
+    let Some(lab) = Lab::new("outside-inherits", Fs::Xfs, LIMIT) else {
+        return;
+    };
+    let writer = relay(&lab, "plain");
+    let plain = snap_command(&lab, &[]);
+    let mut command = lab.command("sh");
+    command.args(["-c", "exec \"$@\" 3>>\"$MEMBER\"", "sh"]);
+    command.env("MEMBER", lab.data().join("a"));
+    command.arg(plain.get_program()).args(plain.get_args());
+    let outcome = outcome(process::run(command, Duration::from_secs(30)));
+    let layers = layers(outcome.verified());
+    assert_eq!(layers, [(writer.pid() as u64, "ptrace".to_owned())]);
+}
+
 #[test]
 fn by_sigstop_and_freezer() {
     let _alone = lab::serial();

@@ -154,11 +154,18 @@ fn running(pid: u32, machine: &Machine, cache: &std::result::Result<Cache, Strin
         }
         subject.advice.extend(layer.notes);
     } else {
-        from_outside(&mut subject, machine);
-        if process.tracer.is_some() {
-            subject.layer = "none";
-            subject.because = Some("somebody traces it already".into());
+        let cannot = match &process {
+            _ if process.is_kernel => Some("it is a thread of the kernel, and has no files"),
+            _ if process.hidden => Some(
+                "it belongs to somebody else, or is more privileged than this command, or hides its memory: run this as root",
+            ),
+            _ if process.tracer.is_some() => Some("somebody traces it already"),
+            _ => None,
+        };
+        if let Some(why) = cannot {
+            subject.because = Some(why.into());
         } else {
+            from_outside(&mut subject, machine);
             let why = match process.shim {
                 true => "the shim is loaded, but has no gate",
                 false => "the shim is not loaded",

@@ -14,7 +14,7 @@ use snapshim_gate::table::{FileId, KIND_DEVICES, KIND_ONLY};
 use snapshim_gate::{Shared, hold, word};
 
 use super::calls::{Changes, changes};
-use super::process::{self, Doing, Pid, Schedule};
+use super::process::{self, Doing, Pid, Schedule, Unreadable};
 use crate::{Error, Result};
 
 /// Which files a hold shuts.
@@ -71,8 +71,8 @@ impl Locator {
         }
         let others = self.others.get_or_init(|| {
             let inner = |pid| Some((process::pid_namespace(pid)?, process::inner_id(pid, pid)?));
-            process::all()
-                .into_iter()
+            let all = process::all().unwrap_or_default();
+            all.into_iter()
                 .filter_map(|pid| Some((inner(pid)?, pid)))
                 .collect()
         });
@@ -80,13 +80,12 @@ impl Locator {
     }
 
     /// The thread behind an owner, in process `pid` as this process sees it.
-    fn thread(&self, owner: Owner, pid: Pid) -> Option<Pid> {
-        if self.is_own_namespace(owner) {
-            return process::schedule(pid, owner.tid).map(|_| owner.tid);
+    fn thread(&self, owner: Owner, pid: Pid) -> std::result::Result<Option<Pid>, Unreadable> {
+        let inner = |tid| process::inner_id(pid, tid) == Some(owner.tid);
+        match self.is_own_namespace(owner) {
+            true => process::has_thread(pid, owner.tid).map(|has| has.then_some(owner.tid)),
+            false => process::find_thread(pid, inner),
         }
-        process::threads(pid)
-            .into_iter()
-            .find(|tid| process::inner_id(pid, *tid) == Some(owner.tid))
     }
 
     /// Whether the process is known to have ended. Out of sight is not gone; nor is
@@ -101,7 +100,7 @@ impl Locator {
     /// Whether `pid` is not the process that claimed a slot at its `start_time`.
     pub fn is_another(&self, pid: Pid, start_time: u64) -> bool {
         start_time != 0
-            && process::start_time(pid) != Some(start_time)
+            && process::start_time(pid).is_some_and(|start| start != start_time)
             && !process::is_in_other_time(pid)
     }
 }
@@ -273,16 +272,15 @@ impl<'a> Hold<'a> {
             return None;
         }
         let pid = locator.process(owner)?;
-        let thread = locator.thread(owner, pid);
-        let schedule = thread.and_then(|tid| process::schedule(pid, tid));
+        let Some(tid) = locator.thread(owner, pid).ok()? else {
+            reap::reap(slot, claimed);
+            return None;
+        };
+        let schedule = process::schedule(pid, tid)?;
         // Another image, without the shim, in a process that made an exec: the
         // count is the old image's.
         let is_replaced =
             || thorough && process::mappings(pid, self.gate_id).is_ok_and(|m| !m.gate);
-        let (Some(tid), Some(schedule)) = (thread, schedule) else {
-            reap::reap(slot, claimed);
-            return None;
-        };
         if matches!(schedule.state, 'Z' | 'X') || is_replaced() {
             reap::reap(slot, claimed);
             return None;
@@ -297,7 +295,7 @@ impl<'a> Hold<'a> {
             ('T' | 't', _) => Some((schedule, doing)),
             ('S', Doing::Call { number, args }) if single => match changes(*number) {
                 Some(Changes::File(arg)) => {
-                    let (id, mode) = process::file_behind(pid, i64::from(args[arg] as i32))?;
+                    let (id, mode) = process::file_behind(pid, tid, i64::from(args[arg] as i32))?;
                     if self.is_member(id, mode) {
                         return None;
                     }

@@ -26,9 +26,11 @@ use snapshim_gate::table::FileId;
 use super::calls::{Changes, changes};
 use super::cut::{Hold, Locator};
 use super::outside::{Outside, Report, Target};
-use super::process::{self, Doing, Mapping, Mappings, NotOurs, OpenFiles, Pid, Polling};
+use super::process::{self, Doing, Mapping, Mappings, OpenFiles, Pid, Polling, Unreadable, Wanted};
 use super::sites::layer::{Layer, Looker};
+use crate::Result;
 use crate::capture::Member;
+use crate::error::Context;
 use crate::store::manifest::{FileRecord, Foreign, PathName, Reason, Writer};
 
 /// The members, to be found by identity.
@@ -36,6 +38,16 @@ use crate::store::manifest::{FileRecord, Foreign, PathName, Reason, Writer};
 pub struct Members {
     by_id: HashMap<FileId, PathBuf>,
     inodes: HashSet<u64>,
+}
+
+impl Wanted for Members {
+    fn has(&self, id: FileId) -> bool {
+        self.by_id.contains_key(&id)
+    }
+
+    fn has_device(&self, dev: u64) -> bool {
+        self.by_id.keys().any(|id| id.dev == dev)
+    }
 }
 
 impl Members {
@@ -132,8 +144,8 @@ impl Found {
 #[derive(Debug, Default)]
 pub struct Scan {
     found: BTreeMap<Pid, Found>,
-    /// Processes of this user that may not be looked at.
-    unreadable: BTreeSet<Pid>,
+    /// Processes that cannot be looked at, though this command should be able to, and why.
+    unreadable: BTreeMap<Pid, String>,
     /// Why other processes may not be looked at: they belong to another user, or
     /// are more privileged than we are.
     out_of_sight: BTreeSet<String>,
@@ -184,7 +196,11 @@ impl View<'_> {
 }
 
 /// Looks at all processes.
-pub fn scan(view: View<'_>, members: &Members) -> Scan {
+///
+/// # Errors
+///
+/// They cannot be listed.
+pub fn scan(view: View<'_>, members: &Members) -> Result<Scan> {
     let mut scan = Scan {
         maps: view
             .gate
@@ -200,32 +216,33 @@ pub fn scan(view: View<'_>, members: &Members) -> Scan {
     let me = std::process::id();
     let my_user = nix::unistd::geteuid().as_raw();
     let my_capabilities = process::capabilities(me).unwrap_or(0);
-    for pid in process::all() {
+    for pid in process::all().context(|| "list the processes in /proc".into())? {
         if pid == me {
             continue;
         }
         let threads = attached.get(&pid).copied().unwrap_or_default();
-        let Ok((files, maps)) = settled(pid, view, members) else {
-            match (process::owner(pid), process::capabilities(pid)) {
-                (None, _) | (_, None) => {}
-                _ if threads > 0 => {
-                    scan.unreadable.insert(pid);
+        let (files, maps) = match settled(pid, view, members) {
+            Ok(found) => found,
+            Err(why) => {
+                let is_foreign = why.is_forbidden() && threads == 0;
+                match (process::owner(pid), process::capabilities(pid)) {
+                    _ if !process::is_alive(pid) => {}
+                    (Some(user), _) if is_foreign && user != my_user => {
+                        scan.out_of_sight
+                            .insert(format!("processes of user {user}"));
+                    }
+                    (_, Some(theirs)) if is_foreign && theirs & !my_capabilities != 0 => {
+                        let name = process::name(pid);
+                        scan.out_of_sight.insert(format!(
+                            "{name} ({pid}), more privileged than this command,"
+                        ));
+                    }
+                    _ => {
+                        scan.unreadable.insert(pid, why.to_string());
+                    }
                 }
-                (Some(user), _) if user != my_user => {
-                    scan.out_of_sight
-                        .insert(format!("processes of user {user}"));
-                }
-                (_, Some(theirs)) if theirs & !my_capabilities != 0 => {
-                    let name = process::name(pid);
-                    scan.out_of_sight.insert(format!(
-                        "{name} ({pid}), more privileged than this command,"
-                    ));
-                }
-                _ => {
-                    scan.unreadable.insert(pid);
-                }
+                continue;
             }
-            continue;
         };
         let open: BTreeSet<PathBuf> = files
             .writable
@@ -256,7 +273,7 @@ pub fn scan(view: View<'_>, members: &Members) -> Scan {
         };
         scan.found.insert(pid, found);
     }
-    scan
+    Ok(scan)
 }
 
 /// The members a process can store into by way of a mapping, now or after a call
@@ -295,7 +312,7 @@ pub fn mapped_since(before: &Scan, view: View<'_>, members: &Members) -> Vec<Map
     for pid in pids {
         let mapped = match process::mappings(pid, gate_id) {
             Ok(maps) => may_store(pid, &maps, members),
-            Err(NotOurs) => continue, // The scans say so.
+            Err(_) => continue, // The scans say so.
         };
         if let Some(path) = mapped.first() {
             found.push(Mapped {
@@ -344,10 +361,14 @@ fn mapped_reason(target: Target, name: &str, path: &Path, report: &Report) -> Re
 /// The descriptors and mappings of a process, as of a moment at which it is not in
 /// the middle of its end or of an exec: then it has files open, but its memory,
 /// and with it the gate, is gone, or not there yet.
-fn settled(pid: Pid, view: View<'_>, members: &Members) -> Result<(OpenFiles, Mappings), NotOurs> {
+fn settled(
+    pid: Pid,
+    view: View<'_>,
+    members: &Members,
+) -> std::result::Result<(OpenFiles, Mappings), Unreadable> {
     let mut tries = 1;
     loop {
-        let files = process::open_files(pid, |id| members.path(id).is_some())?;
+        let files = process::open_files(pid, members)?;
         let maps = process::mappings(pid, view.gate_id())?;
         let is_suspect = !maps.gate && !files.writable.is_empty();
         if !is_suspect || tries >= view.tries || view.gate.is_none() {
@@ -515,12 +536,21 @@ impl Scan {
                     ),
                 );
             }
-            if found.ring.is_some()
-                && let Some(why) = report.ring(target)
-            {
+            // What the kernel reads into a mapping moves no ctime, so nothing is waived.
+            let mapped = found.mapped.first().filter(|_| !report.is_gone(target));
+            let ring = match (report.ring(target), mapped) {
+                (Some(why), _) => Some(why),
+                (None, Some(path)) => Some(format!(
+                    "what it reads into its mapping of {} may still be on its way",
+                    path.display()
+                )),
+                (None, None) => None,
+            };
+            if let Some(why) = ring.filter(|_| found.ring.is_some()) {
                 add("io-uring", format!("{who} has an io_uring{cause}: {why}"));
             }
-            if found.aio && !((settled || found.submits_at_gate()) && aio_is_done) {
+            let is_waived = (settled || found.submits_at_gate()) && aio_is_done && mapped.is_none();
+            if found.aio && !is_waived {
                 add(
                     "aio",
                     format!(
@@ -535,10 +565,10 @@ impl Scan {
             Some(mapped_reason(target, &f.name, path, report))
         });
         reasons.extend(mapped);
-        for pid in &self.unreadable {
+        for (pid, why) in &self.unreadable {
             reasons.push(reason(
                 "unreadable-process",
-                format!("{} ({pid}) may not be looked at: run the coordinator as root, or make the process dumpable", process::name(*pid)),
+                format!("{} ({pid}) cannot be looked at ({why}): run the coordinator as root, or make the process dumpable", process::name(*pid)),
                 Some(*pid),
             ));
         }
@@ -547,13 +577,57 @@ impl Scan {
 
     /// What was taken for granted.
     pub fn assumptions(&self) -> Vec<String> {
+        let mut assumptions = blind_spots();
         let unseen = |who: &String| {
             format!(
                 "{who} cannot be looked at: what their calls change during the hold is seen, what they have open or mapped is not"
             )
         };
-        self.out_of_sight.iter().map(unseen).collect()
+        assumptions.extend(self.out_of_sight.iter().map(unseen));
+        assumptions
     }
+}
+
+/// Processes that this command does not even know of.
+fn blind_spots() -> Vec<String> {
+    /// include/uapi/linux/nsfs.h: PID_NS_INIT_INO, USER_NS_INIT_INO.
+    const FIRST_PIDS: u64 = 0xEFFF_FFFC;
+    const FIRST_USERS: u64 = 0xEFFF_FFFD;
+    const CAP_SYS_PTRACE: u64 = 1 << 19;
+    let is_first = |name, first| {
+        let meta = std::fs::metadata(format!("/proc/self/ns/{name}"));
+        meta.is_ok_and(|m| std::os::unix::fs::MetadataExt::ino(&m) == first)
+    };
+    let mut found = Vec::new();
+    if !is_first("pid", FIRST_PIDS) {
+        found.push(
+            "this command is in a pid namespace of its own (a container): processes outside it \
+             that have a member open or mapped are not seen; where there may be any, run it in \
+             the initial pid namespace (on the host)"
+                .into(),
+        );
+    }
+    let capabilities = process::capabilities(std::process::id()).unwrap_or(0);
+    let sees_all = capabilities & CAP_SYS_PTRACE != 0 && is_first("user", FIRST_USERS);
+    let mountinfo = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let options = mount_of(Path::new("/proc"), &mountinfo).map(|(_, options)| options);
+    found.extend(hidden_by(&options.unwrap_or_default(), sees_all));
+    found
+}
+
+/// What these options of the proc file system keep from us.
+fn hidden_by(options: &str, sees_all: bool) -> Option<String> {
+    let hides = |option: &&str| match option.split_once('=') {
+        Some(("hidepid", how)) => !matches!(how, "0" | "off") && !sees_all,
+        Some(("subset", _)) => true,
+        _ => false,
+    };
+    let option = options.split(',').find(hides)?;
+    Some(format!(
+        "/proc is mounted with {option}: what it does not show, processes of others above all, is \
+         not seen, whatever they have open or mapped; run this command as root, with a /proc that \
+         is mounted without it"
+    ))
 }
 
 /// Makes a reason.
@@ -573,14 +647,25 @@ pub fn hidden_calls(hold: &Hold<'_>, held: &[Pid], outside: &Outside) -> Vec<Rea
     let mut reasons = Vec::new();
     // Whoever was stopped from outside is in no call.
     for pid in held.iter().filter(|pid| !outside.holds(**pid)) {
-        for tid in process::threads(*pid) {
+        let threads = match process::threads(*pid) {
+            Ok(threads) => threads,
+            Err(why) => {
+                let name = process::name(*pid);
+                let text = format!(
+                    "the threads of {name} ({pid}) could not be looked at at the cut: {why}"
+                );
+                reasons.push(reason("hidden-call", text, Some(*pid)));
+                continue;
+            }
+        };
+        for tid in threads {
             if parked.contains(&(*pid, tid)) {
                 continue;
             }
             let what = match process::doing(*pid, tid) {
                 Doing::Call { number, args } => match changes(number) {
                     Some(Changes::File(arg)) => {
-                        match process::file_behind(*pid, i64::from(args[arg] as i32)) {
+                        match process::file_behind(*pid, tid, i64::from(args[arg] as i32)) {
                             Some((id, mode)) if hold.is_member(id, mode) => {
                                 Some("changing a member")
                             }
@@ -686,6 +771,11 @@ pub fn is_fine(kind: Option<&str>) -> bool {
 /// drivers share magic numbers (ext2 and ext4), and btrfs gives stat device
 /// numbers that no mount has.
 pub fn filesystem(path: &Path, mountinfo: &str) -> Option<String> {
+    mount_of(path, mountinfo).map(|(kind, _)| kind)
+}
+
+/// Type and options of the file system `path` is on.
+fn mount_of(path: &Path, mountinfo: &str) -> Option<(String, String)> {
     use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
     let stat = statx(CWD, path, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::MNT_ID).ok()?;
     let id = stat.stx_mnt_id.to_string();
@@ -694,7 +784,8 @@ pub fn filesystem(path: &Path, mountinfo: &str) -> Option<String> {
         .find(|l| l.split(' ').next() == Some(&id))?;
     // proc_pid_mountinfo(5): the type follows the lone hyphen.
     let (_, rest) = line.split_once(" - ")?;
-    rest.split(' ').next().map(str::to_owned)
+    let mut fields = rest.split(' ').map(str::to_owned);
+    Some((fields.next()?, fields.nth(1)?))
 }
 
 /// Whether this release of Linux has multigrain timestamps.
@@ -741,6 +832,15 @@ mod tests {
         later.found.insert(2, brief);
         assert!(out(&later).is_empty());
         assert_eq!(out(&later.with_layers_of(&scan)), [2]);
+    }
+
+    #[test]
+    fn what_proc_hides() {
+        assert_eq!(hidden_by("rw", false), None);
+        assert_eq!(hidden_by("rw,hidepid=off", false), None);
+        assert!(hidden_by("rw,gid=4,hidepid=invisible", false).is_some());
+        assert_eq!(hidden_by("rw,hidepid=2", true), None);
+        assert!(hidden_by("rw,subset=pid", true).is_some_and(|t| t.contains("subset=pid")));
     }
 
     #[test]

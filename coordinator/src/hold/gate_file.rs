@@ -195,6 +195,19 @@ fn refused(path: &Path, cause: impl fmt::Display) -> Error {
     Error::new(format!("cannot use {}: {cause}", path.display()))
 }
 
+/// Whether this file is a gate, of whatever version.
+pub fn is_gate(path: &Path) -> bool {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let Ok(file) = fs::open(path, flags, Mode::empty()) else {
+        return false;
+    };
+    let mut magic = [0; 8];
+    let at = std::mem::offset_of!(Header, magic) as u64;
+    on_tmpfs(file.as_fd()) == Ok(true)
+        && rustix::io::pread(&file, &mut magic, at) == Ok(magic.len())
+        && u64::from_le_bytes(magic) == MAGIC
+}
+
 /// Whether an open file lies on tmpfs.
 fn on_tmpfs(file: BorrowedFd<'_>) -> std::result::Result<bool, Errno> {
     Ok(fs::fstatfs(file)?.f_type as u32 == TMPFS_MAGIC)

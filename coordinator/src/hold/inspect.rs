@@ -8,8 +8,9 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{Access, AtFlags, CWD, Mode, OFlags, accessat};
 use serde::Serialize;
 
-use super::evidence;
-use super::process::{self, Pid, Polling};
+use super::outside::freezer;
+use super::process::{self, MapLine, Pid, Polling};
+use super::{evidence, gate_file};
 
 /// What the machine offers.
 #[derive(Debug, Serialize)]
@@ -37,17 +38,14 @@ impl Machine {
             .to_string_lossy()
             .into_owned();
         let scope = fs::read_to_string("/proc/sys/kernel/yama/ptrace_scope");
-        let root = Path::new("/sys/fs/cgroup");
-        let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-        let own = own.lines().find_map(|l| l.strip_prefix("0::/"));
-        let own = own.map(|path| root.join(path));
+        let own = freezer::cgroup(std::process::id());
         let is_ours =
             |path: PathBuf| accessat(CWD, path, Access::WRITE_OK, AtFlags::EACCESS).is_ok();
         Machine {
             fine_ctime: evidence::has_multigrain(&release),
             kernel: release,
             ptrace_scope: scope.ok().and_then(|s| s.trim().parse().ok()),
-            cgroup2: root.join("cgroup.controllers").exists(),
+            cgroup2: freezer::is_mounted(),
             freezer: own.is_some_and(|own| is_ours(own.join("cgroup.procs")) && is_ours(own)),
             privileged: process::capabilities(std::process::id())
                 .is_some_and(|all| all & CAP_SYS_PTRACE != 0),
@@ -123,8 +121,11 @@ pub struct Process {
     pub no_new_privs: bool,
     /// Who traces it already.
     pub tracer: Option<u32>,
-    /// It, or its memory, may not be looked at.
+    /// It, or its memory, may not be looked at; nor may it be traced then.
     pub hidden: bool,
+    /// It is a thread of the kernel.
+    #[serde(skip)]
+    pub is_kernel: bool,
 }
 
 impl Process {
@@ -133,16 +134,13 @@ impl Process {
         if !process::is_alive(pid) {
             return None;
         }
-        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-        let field = |name: &str| {
-            let line = status.lines().find_map(|l| l.strip_prefix(name))?;
-            line.trim().parse::<u32>().ok()
-        };
-        let maps = fs::read(format!("/proc/{pid}/maps"));
+        let tid = process::live_thread(pid).unwrap_or(pid);
+        let field = |name| process::status_number(pid, tid, name);
+        let maps = process::maps(pid);
         let hidden = maps.is_err();
-        let maps = maps.unwrap_or_default();
+        let maps = maps.ok().flatten().unwrap_or_default();
         let mut found = Process {
-            threads: process::threads(pid).len(),
+            threads: process::threads(pid).map_or(0, |all| all.len()),
             shim: false,
             set: None,
             io_uring: rings(pid),
@@ -156,30 +154,27 @@ impl Process {
             no_new_privs: field("NoNewPrivs:") == Some(1),
             tracer: field("TracerPid:").filter(|pid| *pid != 0),
             hidden,
+            is_kernel: process::task(pid, pid).is_some_and(|t| t.is_kernel),
         };
-        for line in maps.split(|b| *b == b'\n') {
-            found.take(line);
+        for line in maps.split(|b| *b == b'\n').filter_map(MapLine::parse) {
+            found.take(tid, &line);
         }
         Some(found)
     }
 
     /// Takes in a line of its map.
-    fn take(&mut self, line: &[u8]) {
-        let mut fields = line.splitn(6, |b| *b == b' ');
-        let permissions = fields.nth(1).unwrap_or_default();
-        let path = fields.nth(3).unwrap_or_default().trim_ascii_start();
-        let is_shared = permissions.get(3) == Some(&b's');
-        let path = Path::new(std::ffi::OsStr::from_bytes(path));
+    fn take(&mut self, tid: Pid, line: &MapLine<'_>) {
+        let path = Path::new(std::ffi::OsStr::from_bytes(line.path));
         let name = path.file_name().unwrap_or_default().as_bytes();
         self.shim |= name.starts_with(b"libsnapshim") && name.windows(3).any(|w| w == b".so");
-        self.aio |= name.starts_with(b"[aio]");
-        if !is_shared || !path.is_absolute() || name.starts_with(b"[aio]") {
+        self.aio |= line.is_aio();
+        if !line.shared || !path.is_absolute() || line.is_aio() {
             return;
         }
-        if name == b"gate" {
+        if name == gate_file::GATE.as_bytes() && gate_file::is_gate(&line.file(tid)) {
             let set = path.parent().and_then(Path::file_name);
             self.set = set.map(|s| s.to_string_lossy().into_owned());
-        } else if permissions.get(1) == Some(&b'w') {
+        } else if line.writable {
             let shown = path.to_string_lossy().into_owned();
             if !self.shared_writable.contains(&shown) {
                 self.shared_writable.push(shown);

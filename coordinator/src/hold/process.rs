@@ -1,37 +1,163 @@
 //! What `/proc` says of other processes. Everything here is a look at something
 //! that may change or end at any moment; every answer may be "gone".
+//!
+//! Only ENOENT and ESRCH mean "gone"; whatever else keeps us from looking at a process
+//! leaves it [`Unreadable`], never absent.
+//!
+//! The first thread of a process may end before the others. Its `/proc/PID` then shows
+//! no descriptors and no mappings, though the process has them: [`live_thread`] is the
+//! one to look at instead. (`/proc/TID` exists for every thread, unlisted, and has
+//! `map_files`, which `/proc/PID/task/TID` has not.)
 
-use std::fs::{self, File};
-use std::io::Read;
+use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::{fmt, fs, io};
 
+use nix::libc;
+use rustix::io::Errno;
+use rustix::process::{Pid as RawPid, test_kill_process};
 use snapshim_gate::table::FileId;
 
 /// A process id as this process sees it.
 pub type Pid = u32;
 
-/// We may not look at this process.
-#[derive(Clone, Copy, Debug)]
-pub struct NotOurs;
+/// Why we cannot look at a process that is there.
+#[derive(Debug)]
+pub struct Unreadable(io::Error);
+
+impl Unreadable {
+    fn too_fast() -> Unreadable {
+        let cause = "its threads end faster than they can be looked at";
+        Unreadable(io::Error::other(cause))
+    }
+
+    /// Whether it is for lack of permission.
+    pub fn is_forbidden(&self) -> bool {
+        self.0.kind() == io::ErrorKind::PermissionDenied
+    }
+}
+
+impl fmt::Display for Unreadable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// Whether an error says that there is no such process (thread, descriptor) any more.
+fn is_gone(cause: &io::Error) -> bool {
+    matches!(cause.raw_os_error(), Some(libc::ENOENT | libc::ESRCH))
+}
+
+/// What is there; `None` if it is gone.
+fn present<T>(result: io::Result<T>) -> Result<Option<T>, Unreadable> {
+    match result {
+        Ok(found) => Ok(Some(found)),
+        Err(cause) if is_gone(&cause) => Ok(None),
+        Err(cause) => Err(Unreadable(cause)),
+    }
+}
 
 /// All processes there are.
-pub fn all() -> Vec<Pid> {
+pub fn all() -> io::Result<Vec<Pid>> {
     ids(Path::new("/proc"))
 }
 
-/// All threads of a process.
-pub fn threads(pid: Pid) -> Vec<Pid> {
-    ids(Path::new(&format!("/proc/{pid}/task")))
+/// All threads of a process; none if it is gone.
+pub fn threads(pid: Pid) -> Result<Vec<Pid>, Unreadable> {
+    let listed = present(ids(Path::new(&format!("/proc/{pid}/task"))))?;
+    Ok(listed.unwrap_or_default())
 }
 
-fn ids(dir: &Path) -> Vec<Pid> {
-    let Ok(entries) = fs::read_dir(dir) else {
-        return Vec::new();
-    };
-    entries
-        .filter_map(|e| e.ok()?.file_name().to_str()?.parse().ok())
-        .collect()
+/// Whether a process has this thread.
+pub fn has_thread(pid: Pid, tid: Pid) -> Result<bool, Unreadable> {
+    Ok(present(look(pid, tid))?.is_some())
+}
+
+/// The first thread of a process that `is_it`; `None` if there is none.
+pub fn find_thread(pid: Pid, is_it: impl Fn(Pid) -> bool) -> Result<Option<Pid>, Unreadable> {
+    for _ in 0..LOOKS {
+        let listed = threads(pid)?;
+        let found = listed.iter().copied().find(|tid| is_it(*tid));
+        // A list may end early where a thread ends as it is read.
+        if found.is_some() || thread_count(pid).is_none_or(|n| n <= listed.len()) {
+            return Ok(found);
+        }
+    }
+    Err(Unreadable::too_fast())
+}
+
+fn ids(dir: &Path) -> io::Result<Vec<Pid>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir)? {
+        let name = entry?.file_name();
+        found.extend(name.to_str().and_then(|n| n.parse::<Pid>().ok()));
+    }
+    Ok(found)
+}
+
+/// How often a look is begun again, of which the thread it went by way of has ended.
+const LOOKS: u32 = 20;
+
+/// A thread of the process that has not ended, to be looked at as `/proc/TID`: the first
+/// one, unless it has ended before the others. `None` if the process has ended.
+pub fn live_thread(pid: Pid) -> Option<Pid> {
+    for _ in 0..LOOKS {
+        match look(pid, pid) {
+            Ok(task) if !task.is_ending => return Some(pid),
+            Ok(_) => {}
+            Err(cause) if is_gone(&cause) => return None,
+            // It is there, whatever it does.
+            Err(_) => return Some(pid),
+        }
+        let Ok(listed) = threads(pid) else {
+            return Some(pid);
+        };
+        let mut ending = None;
+        for tid in &listed {
+            match look(pid, *tid) {
+                Ok(task) if !task.is_ending => return Some(*tid),
+                Ok(task) if !task.has_ended() => ending = Some(*tid),
+                Ok(_) => {}
+                Err(cause) if is_gone(&cause) => {}
+                Err(_) => return Some(*tid),
+            }
+        }
+        // A list may end early where a thread ends as it is read.
+        if ending.is_some() || thread_count(pid).is_none_or(|n| n <= listed.len()) {
+            return ending;
+        }
+    }
+    Some(pid)
+}
+
+/// Reads something by way of `/proc/TID` of a thread that did not end meanwhile; `None`
+/// if the process is gone, or has no such thing (a thread of the kernel has none).
+fn through<T>(
+    pid: Pid,
+    mut read: impl FnMut(Pid) -> io::Result<T>,
+) -> Result<Option<T>, Unreadable> {
+    let mut tid = pid;
+    for _ in 0..LOOKS {
+        let found = read(tid);
+        let is_missing = found.as_ref().is_err_and(is_gone);
+        match look(pid, tid) {
+            // Not there for a moment: another thread takes its place by an exec.
+            Ok(task) if is_missing && !task.is_kernel && !task.is_ending => {}
+            Ok(task) if !task.is_ending => return present(found),
+            Err(cause) if !is_gone(&cause) => return present(found),
+            _ => {}
+        }
+        match live_thread(pid) {
+            None => return Ok(None),
+            // The last one, on its way out, or not to be had.
+            Some(same) if same == tid && look(pid, tid).is_ok_and(|t| !t.has_ended()) => {
+                return present(found);
+            }
+            Some(other) => tid = other,
+        }
+    }
+    Err(Unreadable::too_fast())
 }
 
 /// The command name.
@@ -53,83 +179,104 @@ pub fn capabilities(pid: Pid) -> Option<u64> {
     u64::from_str_radix(line.trim(), 16).ok()
 }
 
-/// Whether there is such a process, and it has not ended (a zombie has).
+/// Whether there is such a process, and a thread of it that has not ended. One that
+/// `/proc` hides from us (hidepid) counts as alive.
 pub fn is_alive(pid: Pid) -> bool {
-    !matches!(
-        stat(&format!("/proc/{pid}/stat")),
-        None | Some(('Z' | 'X', _))
-    )
+    live_thread(pid).is_some() || is_hidden(pid)
+}
+
+/// Whether there is a process that `/proc` does not show.
+fn is_hidden(pid: Pid) -> bool {
+    let exists = |pid| !matches!(test_kill_process(pid), Err(Errno::SRCH));
+    let raw = i32::try_from(pid).ok().and_then(RawPid::from_raw);
+    raw.is_some_and(exists) && !fs::exists(format!("/proc/{pid}")).unwrap_or(true)
 }
 
 /// When the process started, in clock ticks since boot; `None` if it is gone.
 pub fn start_time(pid: Pid) -> Option<u64> {
-    stat(&format!("/proc/{pid}/stat")).map(|(_, start)| start)
+    look(pid, pid).ok().map(|task| task.start)
 }
 
-/// State letter and start time out of a stat file (proc_pid_stat(5), fields 3 and 22).
-fn stat(path: &str) -> Option<(char, u64)> {
-    let text = fs::read(path).ok()?;
-    // The name, in parentheses, may hold anything, parentheses included.
-    let end = text.iter().rposition(|b| *b == b')')?;
-    let rest = std::str::from_utf8(text.get(end + 1..)?).ok()?;
-    let mut fields = rest.split_ascii_whitespace();
-    let state = fields.next()?.chars().next()?;
-    Some((state, fields.nth(18)?.parse().ok()?))
-}
-
-/// What a thread's stat file says.
+/// What a thread's stat file says (proc_pid_stat(5)).
 #[derive(Clone, Copy, Debug)]
 pub struct Task {
-    /// State letter (proc_pid_stat(5)).
+    /// State letter.
     pub state: char,
     /// A thread the kernel made for an io_uring, which runs no code of the program's.
     pub is_io_worker: bool,
+    /// A thread of the kernel's own.
+    pub is_kernel: bool,
+    /// It has ended, or is about to: it has no memory and no descriptors any more.
+    is_ending: bool,
+    /// When it started.
+    start: u64,
+}
+
+impl Task {
+    /// Whether it has ended.
+    pub fn has_ended(&self) -> bool {
+        matches!(self.state, 'Z' | 'X')
+    }
+
+    fn parse(text: &[u8]) -> Option<Task> {
+        /// include/linux/sched.h.
+        const PF_EXITING: u64 = 0x4;
+        const PF_IO_WORKER: u64 = 0x10;
+        const PF_KTHREAD: u64 = 0x20_0000;
+        // The name, in parentheses, may hold anything, parentheses included.
+        let end = text.iter().rposition(|b| *b == b')')?;
+        let rest = std::str::from_utf8(text.get(end + 1..)?).ok()?;
+        let mut fields = rest.split_ascii_whitespace();
+        let state = fields.next()?.chars().next()?;
+        let flags: u64 = fields.nth(5)?.parse().ok()?;
+        Some(Task {
+            state,
+            is_io_worker: flags & PF_IO_WORKER != 0,
+            is_kernel: flags & PF_KTHREAD != 0,
+            is_ending: flags & PF_EXITING != 0 || matches!(state, 'Z' | 'X'),
+            start: fields.nth(12)?.parse().ok()?,
+        })
+    }
 }
 
 /// One thread of a process; `None` if it is gone.
 pub fn task(pid: Pid, tid: Pid) -> Option<Task> {
-    /// include/linux/sched.h.
-    const PF_IO_WORKER: u64 = 0x10;
-    let text = fs::read(format!("/proc/{pid}/task/{tid}/stat")).ok()?;
-    let end = text.iter().rposition(|b| *b == b')')?;
-    let mut fields = std::str::from_utf8(text.get(end + 1..)?)
-        .ok()?
-        .split_ascii_whitespace();
-    let state = fields.next()?.chars().next()?;
-    let flags: u64 = fields.nth(5)?.parse().ok()?;
-    Some(Task {
-        state,
-        is_io_worker: flags & PF_IO_WORKER != 0,
-    })
+    look(pid, tid).ok()
+}
+
+fn look(pid: Pid, tid: Pid) -> io::Result<Task> {
+    let text = fs::read(format!("/proc/{pid}/task/{tid}/stat"))?;
+    Task::parse(&text).ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))
 }
 
 /// A number in a thread's status file.
-fn status_number(path: &str, field: &str) -> Option<Pid> {
-    let status = fs::read_to_string(path).ok()?;
+pub fn status_number(pid: Pid, tid: Pid, field: &str) -> Option<u32> {
+    let status = fs::read_to_string(format!("/proc/{pid}/task/{tid}/status")).ok()?;
     let line = status.lines().find_map(|l| l.strip_prefix(field))?;
     line.trim().parse().ok()
 }
 
 /// The process that traces a thread, 0 if none does; `None` if the thread is gone.
 pub fn tracer(pid: Pid, tid: Pid) -> Option<Pid> {
-    status_number(&format!("/proc/{pid}/task/{tid}/status"), "TracerPid:")
+    status_number(pid, tid, "TracerPid:")
 }
 
 /// How many threads a process has, by the kernel's own count; `None` if it is gone.
 pub fn thread_count(pid: Pid) -> Option<usize> {
-    status_number(&format!("/proc/{pid}/status"), "Threads:").map(|n| n as usize)
+    status_number(pid, pid, "Threads:").map(|n| n as usize)
 }
 
 /// The process that a thread belongs to; `None` if it is gone.
 pub fn group(tid: Pid) -> Option<Pid> {
-    status_number(&format!("/proc/{tid}/status"), "Tgid:")
+    status_number(tid, tid, "Tgid:")
 }
 
 /// Whether a process counts time from another moment than this one does: then
 /// its own view of its start time says nothing here (time_namespaces(7)).
 pub fn is_in_other_time(pid: Pid) -> bool {
     let namespace = |pid: &str| fs::metadata(format!("/proc/{pid}/ns/time")).map(|m| m.ino());
-    matches!((namespace(&pid.to_string()), namespace("self")), (Ok(a), Ok(b)) if a != b)
+    let theirs = live_thread(pid).unwrap_or(pid).to_string();
+    matches!((namespace(&theirs), namespace("self")), (Ok(a), Ok(b)) if a != b)
 }
 
 /// Low bits of the inode number of a process's pid namespace, as the shim
@@ -222,9 +369,9 @@ fn parse_doing(text: &str) -> Doing {
     Doing::Call { number, args }
 }
 
-/// What is behind a descriptor of a process: its identity and mode bits.
-pub fn file_behind(pid: Pid, fd: i64) -> Option<(FileId, u32)> {
-    let meta = fs::metadata(format!("/proc/{pid}/fd/{fd}")).ok()?;
+/// What is behind a descriptor of a thread: its identity and mode bits.
+pub fn file_behind(pid: Pid, tid: Pid, fd: i64) -> Option<(FileId, u32)> {
+    let meta = fs::metadata(format!("/proc/{pid}/task/{tid}/fd/{fd}")).ok()?;
     let id = FileId {
         dev: meta.dev(),
         ino: meta.ino(),
@@ -287,59 +434,98 @@ fn is_ring(target: &Path) -> bool {
     target.to_string_lossy().starts_with("anon_inode:[io_uring")
 }
 
-/// The io_urings that a process has descriptors of; `None` if it may not be looked at.
-pub fn rings(pid: Pid) -> Option<Vec<Ring>> {
+/// The io_urings that a process has descriptors of.
+pub fn rings(pid: Pid) -> Result<Vec<Ring>, Unreadable> {
+    Ok(through(pid, rings_through)?.unwrap_or_default())
+}
+
+fn rings_through(tid: Pid) -> io::Result<Vec<Ring>> {
     let mut rings = Vec::new();
-    for entry in fs::read_dir(format!("/proc/{pid}/fd")).ok()?.flatten() {
-        if fs::read_link(entry.path()).is_ok_and(|target| is_ring(&target)) {
-            let fd = entry.file_name().to_str()?.parse().ok()?;
-            let info = fs::read_to_string(format!("/proc/{pid}/fdinfo/{fd}")).ok()?;
-            rings.push(Ring::parse(fd, &info));
+    for entry in fs::read_dir(format!("/proc/{tid}/fd"))? {
+        let entry = entry?;
+        let is_ring = match fs::read_link(entry.path()) {
+            Ok(target) => is_ring(&target),
+            Err(cause) if is_gone(&cause) => continue,
+            Err(cause) => return Err(cause),
+        };
+        let name = entry.file_name();
+        if is_ring && let Some(fd) = name.to_str().and_then(|n| n.parse().ok()) {
+            match fs::read_to_string(format!("/proc/{tid}/fdinfo/{fd}")) {
+                Ok(info) => rings.push(Ring::parse(fd, &info)),
+                Err(cause) if is_gone(&cause) => {}
+                Err(cause) => return Err(cause),
+            }
         }
     }
-    Some(rings)
+    Ok(rings)
+}
+
+/// What is looked for among descriptors.
+pub trait Wanted {
+    /// Whether this file matters.
+    fn has(&self, id: FileId) -> bool;
+    /// Whether any file on this device does.
+    fn has_device(&self, dev: u64) -> bool;
 }
 
 /// The descriptors of a process on files that matter; an empty answer if it is gone.
-pub fn open_files(pid: Pid, matters: impl Fn(FileId) -> bool) -> Result<OpenFiles, NotOurs> {
+pub fn open_files(pid: Pid, wanted: &impl Wanted) -> Result<OpenFiles, Unreadable> {
+    let read = |tid| open_files_through(tid, wanted);
+    Ok(through(pid, read)?.unwrap_or_default())
+}
+
+fn open_files_through(tid: Pid, wanted: &impl Wanted) -> io::Result<OpenFiles> {
     let mut found = OpenFiles::default();
-    let entries = match fs::read_dir(format!("/proc/{pid}/fd")) {
-        Ok(entries) => entries,
-        Err(e) if e.kind() == std::io::ErrorKind::PermissionDenied => return Err(NotOurs),
-        Err(_) => return Ok(found),
-    };
-    for entry in entries.flatten() {
-        let Ok(target) = fs::read_link(entry.path()) else {
-            continue;
+    for entry in fs::read_dir(format!("/proc/{tid}/fd"))? {
+        let entry = entry?;
+        let target = match fs::read_link(entry.path()) {
+            Ok(target) => target,
+            Err(cause) if is_gone(&cause) => continue,
+            Err(cause) => return Err(cause),
         };
-        let text = target.to_string_lossy();
-        if is_ring(&target) {
-            let rings = rings(pid).unwrap_or_default();
-            let worst = rings.iter().map(|ring| ring.polling).max();
+        if is_ring(&target) && found.ring.is_none() {
+            let worst = rings_through(tid)?.iter().map(|ring| ring.polling).max();
             found.ring = Some(worst.unwrap_or(Polling::Yes));
         }
         // Anything in the tree of files has an absolute path; the rest is
         // sockets, pipes and anonymous inodes.
-        if !text.starts_with('/') {
+        if !target.is_absolute() {
             continue;
         }
-        let Ok(meta) = fs::metadata(entry.path()) else {
-            continue;
+        let meta = match fs::metadata(entry.path()) {
+            Ok(meta) => meta,
+            Err(cause) if is_gone(&cause) || is_elsewhere(&entry.path(), wanted) => continue,
+            Err(cause) => return Err(cause),
         };
         let id = FileId {
             dev: meta.dev(),
             ino: meta.ino(),
         };
         // This look may be one under a hold: no more system calls than it needs.
-        if !matters(id) {
+        if !wanted.has(id) {
             continue;
         }
-        let info = format!("/proc/{pid}/fdinfo/{}", entry.file_name().to_string_lossy());
-        if meta.is_file() && fs::read_to_string(info).map_or(true, |i| is_writable(&i)) {
+        let info = format!("/proc/{tid}/fdinfo/{}", entry.file_name().to_string_lossy());
+        let is_writer = match fs::read_to_string(info) {
+            Ok(info) => is_writable(&info),
+            // Closed meanwhile: a writer would be caught at it by its file's ctime.
+            Err(e) => !is_gone(&e),
+        };
+        if meta.is_file() && is_writer {
             found.writable.push(id);
         }
     }
     Ok(found)
+}
+
+/// Whether a file that cannot be asked who it is (FUSE answers its owner only, a server
+/// may be down) is on a device that nothing wanted is on, which it tells nevertheless.
+fn is_elsewhere(path: &Path, wanted: &impl Wanted) -> bool {
+    use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
+    statx(CWD, path, AtFlags::STATX_DONT_SYNC, StatxFlags::empty()).is_ok_and(|stat| {
+        let dev = rustix::fs::makedev(stat.stx_dev_major, stat.stx_dev_minor);
+        !wanted.has_device(dev)
+    })
 }
 
 /// Whether fdinfo says O_WRONLY or O_RDWR.
@@ -368,7 +554,8 @@ impl Mapping {
     /// The identity of the file, as stat tells it (`/proc/PID/map_files`, which only root
     /// may follow).
     pub fn identity(&self, pid: Pid) -> Option<FileId> {
-        let path = format!("/proc/{pid}/map_files/{:x}-{:x}", self.start, self.end);
+        let tid = live_thread(pid)?;
+        let path = format!("/proc/{tid}/map_files/{:x}-{:x}", self.start, self.end);
         let meta = fs::metadata(path).ok()?;
         Some(FileId {
             dev: meta.dev(),
@@ -388,21 +575,20 @@ pub struct Mappings {
     pub aio: bool,
 }
 
+/// The text of `/proc/PID/maps`; `None` if the process is gone.
+pub fn maps(pid: Pid) -> Result<Option<Vec<u8>>, Unreadable> {
+    through(pid, |tid| fs::read(format!("/proc/{tid}/maps")))
+}
+
 /// The mappings of a process; an empty answer if it is gone.
-pub fn mappings(pid: Pid, gate: FileId) -> Result<Mappings, NotOurs> {
+pub fn mappings(pid: Pid, gate: FileId) -> Result<Mappings, Unreadable> {
     let mut found = Mappings::default();
-    let mut text = Vec::new();
-    let read = File::open(format!("/proc/{pid}/maps")).and_then(|mut f| f.read_to_end(&mut text));
-    match read {
-        Ok(_) => {}
-        Err(e) if e.kind() == std::io::ErrorKind::PermissionDenied => return Err(NotOurs),
-        Err(_) => return Ok(found),
-    }
+    let text = maps(pid)?.unwrap_or_default();
     for line in text.split(|b| *b == b'\n') {
         let Some(map) = MapLine::parse(line) else {
             continue;
         };
-        if map.path == b"/[aio] (deleted)" || map.path == b"/[aio]" {
+        if map.is_aio() {
             found.aio = true;
             continue;
         }
@@ -434,8 +620,10 @@ pub fn may_write(pid: Pid, mappings: &[&Mapping]) -> bool {
     if mappings.iter().any(|m| m.is_writable) {
         return true;
     }
-    let Ok(text) = fs::read(format!("/proc/{pid}/smaps")) else {
-        return is_alive(pid);
+    let text = match through(pid, |tid| fs::read(format!("/proc/{tid}/smaps"))) {
+        Ok(Some(text)) => text,
+        Ok(None) => return false,
+        Err(_) => return true,
     };
     let mut inside = false;
     for line in text.split(|b| *b == b'\n') {
@@ -454,19 +642,44 @@ pub fn may_write(pid: Pid, mappings: &[&Mapping]) -> bool {
 }
 
 /// One line of `/proc/PID/maps`: "start-end perms offset major:minor inode   path".
-struct MapLine<'a> {
+pub struct MapLine<'a> {
     start: u64,
     end: u64,
-    shared: bool,
-    writable: bool,
+    /// MAP_SHARED.
+    pub shared: bool,
+    /// PROT_WRITE.
+    pub writable: bool,
     major: u32,
     minor: u32,
     ino: u64,
-    path: &'a [u8],
+    /// The path, or whatever is in its place.
+    pub path: &'a [u8],
 }
 
 impl<'a> MapLine<'a> {
-    fn parse(line: &'a [u8]) -> Option<MapLine<'a>> {
+    /// Whether this is a kernel AIO context.
+    pub fn is_aio(&self) -> bool {
+        matches!(self.path, b"/[aio] (deleted)" | b"/[aio]")
+    }
+
+    /// The file that is mapped (`map_files`, for root only); else where its path leads.
+    pub fn file(&self, tid: Pid) -> PathBuf {
+        let direct = PathBuf::from(format!(
+            "/proc/{tid}/map_files/{:x}-{:x}",
+            self.start, self.end
+        ));
+        match fs::metadata(&direct) {
+            Ok(_) => direct,
+            Err(_) => {
+                let mut path = format!("/proc/{tid}/root").into_bytes();
+                path.extend(self.path);
+                PathBuf::from(std::ffi::OsString::from_vec(path))
+            }
+        }
+    }
+
+    /// Reads a line.
+    pub fn parse(line: &'a [u8]) -> Option<MapLine<'a>> {
         let mut fields = line.splitn(6, |b| *b == b' ');
         let range = std::str::from_utf8(fields.next()?).ok()?;
         let (start, end) = range.split_once('-')?;
@@ -532,7 +745,8 @@ mod tests {
     fn this_process() {
         let me = std::process::id();
         assert!(is_alive(me) && start_time(me).is_some_and(|s| s > 0));
-        assert!(all().contains(&me) && threads(me).contains(&me));
+        assert!(all().unwrap().contains(&me) && threads(me).unwrap().contains(&me));
+        assert!(live_thread(me) == Some(me) && live_thread(u32::MAX >> 1).is_none());
         assert_eq!(inner_id(me, me), Some(me));
         assert!(pid_namespace(me).is_some() && owner(me).is_some());
         assert!(!is_alive(u32::MAX >> 1));

@@ -821,7 +821,8 @@ fn no_set(message: String, known: &[String]) -> Error {
 /// Whether the process that took a slot still lives, and is not another one that
 /// was given its id.
 pub fn is_owner_alive(owner: Owner, start_time: u64) -> bool {
-    process::start_time(owner.pid) == Some(start_time) && process::is_alive(owner.pid)
+    process::start_time(owner.pid).is_none_or(|start| start == start_time)
+        && process::is_alive(owner.pid)
 }
 
 #[cfg(test)]

@@ -154,7 +154,7 @@ fn processes(dir: &Path) -> Vec<Pid> {
 }
 
 /// The directory of a process's cgroup, if it can be frozen: the root cannot.
-fn cgroup(pid: Pid) -> Option<PathBuf> {
+pub(in crate::hold) fn cgroup(pid: Pid) -> Option<PathBuf> {
     let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
     let path = text.lines().find_map(|l| l.strip_prefix("0::"))?;
     let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
@@ -162,6 +162,12 @@ fn cgroup(pid: Pid) -> Option<PathBuf> {
     let inside = Path::new(path).strip_prefix(root).ok()?;
     let dir = Path::new(point).join(inside);
     dir.join(FREEZE).exists().then_some(dir)
+}
+
+/// Whether cgroup v2 is mounted, wherever.
+pub(in crate::hold) fn is_mounted() -> bool {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    mounts.lines().any(|line| mount_point(line).is_some())
 }
 
 /// Root and mount point, if the line of mountinfo is of cgroup v2.
@@ -180,6 +186,8 @@ mod tests {
     fn mounts() {
         let line = "30 23 0:26 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate";
         assert_eq!(mount_point(line), Some(("/", "/sys/fs/cgroup")));
+        let line = "31 23 0:26 / /sys/fs/cgroup/unified rw shared:9 - cgroup2 cgroup2 rw";
+        assert_eq!(mount_point(line), Some(("/", "/sys/fs/cgroup/unified")));
         let line = "30 23 0:26 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu";
         assert_eq!(mount_point(line), None);
     }

@@ -82,6 +82,11 @@ impl Guard {
         }
     }
 
+    /// Whether it is still there. It says nothing unless it is asked.
+    pub(super) fn is_there(&self) -> bool {
+        self.buffer.is_empty() && !can_read(&self.from, Duration::ZERO)
+    }
+
     /// Lets everybody go; the longest stop. An error: somebody had been let go before.
     pub(super) fn release(mut self) -> Result<Duration> {
         let until = self.until.unwrap_or_else(|| Instant::now() + END);

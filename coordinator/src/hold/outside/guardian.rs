@@ -30,6 +30,9 @@ use super::{Method, Target, guard};
 /// The hidden command.
 pub const COMMAND: &str = "internal-guardian";
 
+/// What a guardian is called.
+pub(super) const NAME: &std::ffi::CStr = c"snapshim";
+
 /// How long after the bound the kernel's timer strikes.
 const MARGIN: Duration = Duration::from_millis(50);
 
@@ -38,6 +41,9 @@ pub fn main(arguments: &[OsString]) -> Option<ExitCode> {
     if !matches!(arguments, [_, command] if command == COMMAND) {
         return None;
     }
+    // A member that the coordinator has inherited open would make a writer of us.
+    close_all_but_streams();
+    let _ = nix::sys::prctl::set_name(NAME);
     let _ = nix::unistd::setsid();
     let _ = sigprocmask(SigmaskHow::SIG_BLOCK, Some(&SigSet::all()), None);
     let mut guardian = Guardian::default();
@@ -45,6 +51,23 @@ pub fn main(arguments: &[OsString]) -> Option<ExitCode> {
     guardian.serve();
     guardian.release();
     Some(ExitCode::SUCCESS)
+}
+
+fn close_all_but_streams() {
+    let (first, last, flags) = (3_u32, u32::MAX, 0_u32);
+    // SAFETY: nothing of this program is open yet but its standard streams.
+    if unsafe { libc::syscall(libc::SYS_close_range, first, last, flags) } == 0 {
+        return;
+    }
+    // Before Linux 5.9.
+    let listed = std::fs::read_dir("/proc/self/fd").into_iter().flatten();
+    let open: Vec<i32> = listed
+        .filter_map(|e| e.ok()?.file_name().to_str()?.parse().ok())
+        .collect();
+    for fd in open.into_iter().filter(|fd| *fd > 2) {
+        // SAFETY: as above; that of the listing itself is closed already.
+        unsafe { libc::close(fd) };
+    }
 }
 
 /// Asked again and again during a stop: whether there is any use in going on.

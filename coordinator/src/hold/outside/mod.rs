@@ -16,7 +16,7 @@
 //! | `trace`, `freezer`, `sigstop` | the three methods |
 //! | `rings` | what an io_uring still does when nothing is submitted any more |
 
-mod freezer;
+pub(super) mod freezer;
 mod guard;
 pub mod guardian;
 mod protocol;
@@ -161,6 +161,11 @@ impl Report {
         self.held.contains_key(&target) || self.gone.contains(&target)
     }
 
+    /// Whether a process had ended before the cut.
+    pub fn is_gone(&self, target: Target) -> bool {
+        self.gone.contains(&target)
+    }
+
     /// Why a process was not held, to go behind what it did: empty, or ", and …".
     pub fn cause(&self, target: Target) -> String {
         match self.failed.get(&target) {
@@ -272,6 +277,11 @@ impl Outside {
             }
         }
         true
+    }
+
+    /// Whether those that were stopped are still held, as far as can be told before the end.
+    pub fn stands(&self) -> bool {
+        !self.is_used() || self.guard.as_ref().is_some_and(Guard::is_there)
     }
 
     /// Waits, for at most `left`, until `rings` have nothing in flight: those of processes

@@ -11,7 +11,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::hold::process::{self, Pid, Polling, Ring};
+use crate::hold::process::{self, Pid, Polling, Ring, Unreadable};
 
 /// Time between two looks.
 const PAUSE: Duration = Duration::from_micros(200);
@@ -38,11 +38,12 @@ enum Flight {
 
 fn look(pid: Pid) -> Result<(), Flight> {
     let rings = process::rings(pid);
-    let rings = rings.ok_or_else(|| Flight::Never("its descriptors cannot be looked at".into()))?;
+    let unseen = |why: Unreadable| Flight::Never(format!("it cannot be looked at: {why}"));
+    let rings = rings.map_err(unseen)?;
     rings.iter().try_for_each(is_idle)?;
     let is_busy =
         |tid: &Pid| process::task(pid, *tid).is_some_and(|t| t.is_io_worker && t.state != 'S');
-    match process::threads(pid).iter().any(is_busy) {
+    match process::threads(pid).map_err(unseen)?.iter().any(is_busy) {
         true => Err(Flight::Later("a worker of it is still at work".into())),
         false => Ok(()),
     }

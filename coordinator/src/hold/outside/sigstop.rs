@@ -21,7 +21,8 @@ pub(super) type Schedules = Vec<(Pid, Option<Schedule>)>;
 
 /// What the threads of a process do, to be compared later.
 pub(super) fn schedules(pid: Pid) -> Schedules {
-    process::threads(pid)
+    let threads = process::threads(pid).unwrap_or_default();
+    threads
         .into_iter()
         .filter(|tid| process::task(pid, *tid).is_some_and(|t| !t.is_io_worker))
         .map(|tid| (tid, process::schedule(pid, tid)))
@@ -110,7 +111,9 @@ impl Stopped {
 
 fn send_stop(target: Target) -> Result<Stopped, Answer> {
     let process = open(target).ok_or(Answer::Gone)?;
-    if let Some(tracer) = process::tracer(target.pid, target.pid).filter(|t| *t != 0) {
+    // Of the first thread nothing is to be learnt if it has ended.
+    let first = process::live_thread(target.pid).ok_or(Answer::Gone)?;
+    if let Some(tracer) = process::tracer(target.pid, first).filter(|t| *t != 0) {
         let name = process::name(tracer);
         return Err(Answer::Not(format!(
             "{name} ({tracer}) traces it; end that first"
@@ -136,7 +139,7 @@ fn send_stop(target: Target) -> Result<Stopped, Answer> {
 /// The number of threads if all are stopped.
 fn stopped_threads(pid: Pid) -> Option<u32> {
     let mut threads = 0;
-    for tid in process::threads(pid) {
+    for tid in process::threads(pid).ok()? {
         match process::task(pid, tid) {
             None => {}
             Some(task) if task.is_io_worker || matches!(task.state, 'Z' | 'X') => {}

@@ -20,19 +20,47 @@
 //! not be caught up with.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::libc;
 
-use super::guardian::Watch;
+use super::guardian::{self, Watch};
 use super::protocol::Answer;
 use super::{Held, Method, Target};
 use crate::hold::calls;
-use crate::hold::process::{self, Doing, Pid};
+use crate::hold::process::{self, Doing, Pid, Unreadable};
 
 /// Time between two looks at threads that have not stopped yet, after the first few.
 const PAUSE: Duration = Duration::from_micros(30);
+
+/// How long to wait for another guardian that holds the same process.
+const RIVAL: Duration = Duration::from_millis(250);
+/// Time between two tries.
+const RIVAL_PAUSE: Duration = Duration::from_millis(1);
+/// How long to wait for a thread that is in the middle of an exec.
+const EXEC: Duration = Duration::from_millis(5);
+
+/// Why a thread cannot be seized.
+#[derive(Debug)]
+enum Refusal {
+    /// It will not be any better.
+    Final(String),
+    /// The guardian of another snapshot holds it, and will let it go soon.
+    Rival(Pid),
+}
+
+impl Refusal {
+    fn answer(self) -> Answer {
+        Answer::Not(match self {
+            Refusal::Final(cause) => cause,
+            Refusal::Rival(tracer) => format!(
+                "another snapshot holds it, by snapshim ({tracer}), and did not let it go within {} ms; try again",
+                RIVAL.as_millis()
+            ),
+        })
+    }
+}
 
 /// What is known of a seized thread.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -50,6 +78,7 @@ enum State {
 pub(super) struct Tracer {
     /// By thread; with its process.
     tracees: BTreeMap<Pid, (Pid, State)>,
+    is_privileged: Option<bool>,
 }
 
 impl Tracer {
@@ -57,8 +86,10 @@ impl Tracer {
     pub(super) fn stop(&mut self, targets: &[Target], watch: &Watch) -> Vec<(Target, Answer)> {
         let mut answers = Vec::new();
         let mut open: BTreeSet<Target> = BTreeSet::new();
+        let patience = Instant::now() + RIVAL;
+        let goes_on = || watch.goes_on() && Instant::now() < patience;
         for target in targets {
-            match self.seize(*target) {
+            match self.seize_in_turn(*target, goes_on) {
                 Ok(()) => {
                     open.insert(*target);
                 }
@@ -98,19 +129,43 @@ impl Tracer {
         answers
     }
 
-    /// Seizes all threads of a process there are now.
-    fn seize(&mut self, target: Target) -> Result<(), Answer> {
+    /// Seizes all threads of a process there are now; waits for another guardian that has
+    /// them.
+    fn seize_in_turn(&mut self, target: Target, goes_on: impl Fn() -> bool) -> Result<(), Answer> {
+        loop {
+            let rival = match self.seize(target)? {
+                None => return Ok(()),
+                Some(rival) => rival,
+            };
+            // Of two that have some threads each, one must give way.
+            let gives_way = rival < std::process::id();
+            if gives_way || !goes_on() {
+                self.let_go(target.pid);
+            }
+            if !goes_on() {
+                return Err(Refusal::Rival(rival).answer());
+            }
+            std::thread::sleep(RIVAL_PAUSE);
+        }
+    }
+
+    /// Seizes all threads of a process there are now, or meets another guardian.
+    fn seize(&mut self, target: Target) -> Result<Option<Pid>, Answer> {
         let pid = target.pid;
         if !target.is_there() {
             return Err(Answer::Gone);
         }
-        for tid in process::threads(pid) {
-            if let Err(cause) = self.attach(pid, tid) {
-                self.let_go(pid);
-                return Err(match target.is_there() {
-                    true => Answer::Not(cause),
-                    false => Answer::Gone,
-                });
+        for tid in process::threads(pid).map_err(|why| Answer::Not(unlisted(&why)))? {
+            match self.attach(pid, tid) {
+                Ok(()) => {}
+                Err(Refusal::Rival(rival)) => return Ok(Some(rival)),
+                Err(refusal) => {
+                    self.let_go(pid);
+                    return Err(match target.is_there() {
+                        true => refusal.answer(),
+                        false => Answer::Gone,
+                    });
+                }
             }
         }
         // Between the two looks the id may have become another process's.
@@ -118,11 +173,11 @@ impl Tracer {
             self.let_go(pid);
             return Err(Answer::Gone);
         }
-        Ok(())
+        Ok(None)
     }
 
     /// Seizes one thread, unless that is done, or needs no doing.
-    fn attach(&mut self, pid: Pid, tid: Pid) -> Result<(), String> {
+    fn attach(&mut self, pid: Pid, tid: Pid) -> Result<(), Refusal> {
         if self.tracees.contains_key(&tid) {
             return Ok(());
         }
@@ -138,11 +193,17 @@ impl Tracer {
             }
             Some(0) | None => {}
             Some(tracer) => {
-                return Err(format!(
-                    "{} ({tracer}) traces it already; end that, or allow --outside freezer",
-                    process::name(tracer)
-                ));
+                let name = process::name(tracer);
+                if name.as_bytes() == guardian::NAME.to_bytes() {
+                    return Err(Refusal::Rival(tracer));
+                }
+                return Err(Refusal::Final(format!(
+                    "{name} ({tracer}) traces it already; end that, or allow --outside freezer"
+                )));
             }
+        }
+        if !self.is_privileged() {
+            wait_for_exec(pid, tid);
         }
         let options =
             libc::PTRACE_O_TRACECLONE | libc::PTRACE_O_TRACEFORK | libc::PTRACE_O_TRACEVFORK;
@@ -154,7 +215,7 @@ impl Tracer {
                     None => Ok(()),
                     // The dead cannot be traced.
                     Some(task) if matches!(task.state, 'Z' | 'X') => Ok(()),
-                    Some(_) => Err(refusal(cause)),
+                    Some(_) => Err(Refusal::Final(refusal(cause))),
                 };
             }
         }
@@ -164,8 +225,17 @@ impl Tracer {
                 Ok(())
             }
             Err(Errno::ESRCH) => Ok(()),
-            Err(cause) => Err(refusal(cause)),
+            Err(cause) => Err(Refusal::Final(refusal(cause))),
         }
+    }
+
+    /// Whether a set-user-id program that a traced thread executes gets its privileges.
+    fn is_privileged(&mut self) -> bool {
+        const CAP_SYS_PTRACE: u64 = 1 << 19;
+        let look = || process::capabilities(std::process::id());
+        *self
+            .is_privileged
+            .get_or_insert_with(|| look().is_some_and(|all| all & CAP_SYS_PTRACE != 0))
     }
 
     /// Takes note of threads that have stopped or ended; whether there were any.
@@ -228,7 +298,13 @@ impl Tracer {
         }
         let mut threads = 0;
         let mut all = true;
-        let listed = process::threads(pid);
+        let listed = match process::threads(pid) {
+            Ok(listed) => listed,
+            Err(why) => {
+                self.let_go(pid);
+                return Some(Answer::Not(unlisted(&why)));
+            }
+        };
         for tid in listed.iter().copied() {
             let task = process::task(pid, tid);
             let state = self.tracees.get(&tid).map(|(_, state)| *state);
@@ -243,9 +319,9 @@ impl Tracer {
                     all = false;
                 }
                 (None, Some(_)) => {
-                    if let Err(cause) = self.attach(pid, tid) {
+                    if let Err(refusal) = self.attach(pid, tid) {
                         self.let_go(pid);
-                        return Some(Answer::Not(cause));
+                        return Some(refusal.answer());
                     }
                     all &= !self.tracees.contains_key(&tid);
                 }
@@ -255,7 +331,8 @@ impl Tracer {
             return None;
         }
         let count = process::thread_count(pid);
-        let is_whole = count == Some(listed.len()) && process::threads(pid) == listed;
+        let is_whole =
+            count == Some(listed.len()) && process::threads(pid).is_ok_and(|again| again == listed);
         if !is_whole && target.is_there() {
             return None;
         }
@@ -311,6 +388,24 @@ impl Tracer {
             let _ = request(libc::PTRACE_DETACH, tid, signal as usize);
         }
     }
+}
+
+/// Waits a little for a thread that sleeps in an exec. A program that is executed while a
+/// tracer without CAP_SYS_PTRACE is there does not get its set-user-id privileges. One
+/// that is on a CPU does not tell what it does: see docs/limitations.md.
+fn wait_for_exec(pid: Pid, tid: Pid) {
+    let until = Instant::now() + EXEC;
+    let is_in_exec = || {
+        matches!(process::doing(pid, tid), Doing::Call { number, .. }
+            if number == libc::SYS_execve || number == libc::SYS_execveat)
+    };
+    while is_in_exec() && Instant::now() < until {
+        std::thread::sleep(PAUSE);
+    }
+}
+
+fn unlisted(why: &Unreadable) -> String {
+    format!("its threads cannot be listed: {why}")
 }
 
 /// Whether a thread is asleep in a call that makes a child and waits for it.

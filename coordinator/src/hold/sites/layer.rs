@@ -18,7 +18,7 @@ use rustix::fs::{Mode, OFlags};
 use snapshim_gate::sites::JUMP;
 
 use super::cache::{self, Cache, Entry};
-use crate::hold::process::Pid;
+use crate::hold::process::{self, Pid};
 
 /// The first byte of the jump that replaces a window: `jmp rel32`.
 const JMP: u8 = 0xe9;
@@ -124,6 +124,8 @@ impl Looker {
             .cache
             .as_ref()
             .map_err(|why| format!("there are no site tables: {why}"))?;
+        // The first thread may have ended before the others.
+        let pid = process::live_thread(pid).unwrap_or(pid);
         let map = Map::of(pid)?;
         let memory = File::open(format!("/proc/{pid}/mem"))
             .map_err(|why| format!("its memory cannot be read: {why}"))?;
