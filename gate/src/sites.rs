@@ -15,6 +15,25 @@ pub const MAGIC: u64 = u64::from_le_bytes(*b"snapsite");
 pub const VERSION: u32 = RULES << 16 | calls_hash();
 const RULES: u32 = 2;
 
+/// What the names of tables end with: a dot and the version. Builds that differ in it keep
+/// theirs side by side.
+pub const SUFFIX: &str = {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    const BYTES: [u8; 9] = {
+        let mut bytes = [b'.'; 9];
+        let mut i = 0;
+        while i < 8 {
+            bytes[8 - i] = DIGITS[(VERSION >> (4 * i) & 15) as usize];
+            i += 1;
+        }
+        bytes
+    };
+    match core::str::from_utf8(&BYTES) {
+        Ok(suffix) => suffix,
+        Err(_) => "",
+    }
+};
+
 const fn calls_hash() -> u32 {
     let bits = crate::calls::bits();
     let mut hash = 0xcbf2_9ce4_8422_2325u64;

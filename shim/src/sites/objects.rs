@@ -2,6 +2,8 @@
 
 use core::ffi::{c_char, c_int, c_void};
 
+use snapshim_gate::sites::SUFFIX;
+
 use crate::{libc, sys};
 
 /// <elf.h>, `Elf64_Phdr`.
@@ -200,7 +202,8 @@ impl Id {
             let (high, low) = (usize::from(byte >> 4), usize::from(byte & 15));
             text.push(&[DIGITS[high], DIGITS[low]])?;
         }
-        (text.len > 0).then_some(text)
+        text.push(SUFFIX.as_bytes())?;
+        Some(text)
     }
 
     /// What tells a file, and this content of it, from others.
@@ -214,6 +217,7 @@ impl Id {
         text.push_decimal(stat.size as u64)?;
         text.push(b"-")?;
         text.push_decimal(stat.ctime_ns())?;
+        text.push(SUFFIX.as_bytes())?;
         Some(text)
     }
 }

@@ -13,7 +13,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{self, FileType, Mode, OFlags};
-use snapshim_gate::sites::{COMPLETE, Header, LIBC, MAX_SITES, Record, Table, UNPATCHABLE};
+use snapshim_gate::sites::{COMPLETE, Header, LIBC, MAX_SITES, Record, SUFFIX, Table, UNPATCHABLE};
 
 use super::super::gate_file::{self, Sharing};
 use super::super::shim_file;
@@ -211,12 +211,13 @@ pub fn identity(file: &File) -> std::io::Result<String> {
     }
     let is_roots = meta.uid() == 0 && meta.mode() & OTHERS_WRITE == 0;
     if is_roots && let Some(id) = build_id(file) {
-        return Ok(id.iter().map(|b| format!("{b:02x}")).collect());
+        let id: String = id.iter().map(|b| format!("{b:02x}")).collect();
+        return Ok(id + SUFFIX);
     }
     // The mtime is whatever its owner says.
     let ctime = i128::from(meta.ctime()) * 1_000_000_000 + i128::from(meta.ctime_nsec());
     Ok(format!(
-        "f-{}-{}-{}-{ctime}",
+        "f-{}-{}-{}-{ctime}{SUFFIX}",
         meta.dev(),
         meta.ino(),
         meta.size()
