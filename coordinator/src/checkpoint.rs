@@ -262,7 +262,7 @@ fn take(subject: Subject<'_>, options: &Options, scope: &Scope, draft: &Draft) -
         None => Bound::Clock(Clock::start(limit)),
     };
     let mut drain = hold.drain()?;
-    let mapped = evidence::mapped_since(&seen, view, &members);
+    let mapped = evidence::mapped_since(&mut seen, view, &members);
     targets.extend(mapped.iter().map(|m| m.target));
     for _ in 0..ROUNDS {
         if !outside.stop(&targets, hold.left()) {

@@ -4,8 +4,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
 
-/// A hold that no gate bounds: only processes are held, from outside. As long as the
-/// value lives, signals that would end or stop this process are put off: dying or
+/// The time of a hold, by the gate or only from outside. As long as the value lives, signals that would end or stop this process are put off: dying or
 /// stopping now would make programs wait for nothing.
 #[derive(Debug)]
 pub struct Clock {
@@ -28,6 +27,11 @@ impl Clock {
             limit,
             signals,
         }
+    }
+
+    /// How long it may last.
+    pub fn limit(&self) -> Duration {
+        self.limit
     }
 
     /// How long it has lasted.

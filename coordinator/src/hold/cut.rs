@@ -3,9 +3,8 @@
 use std::cell::OnceCell;
 use std::collections::HashMap;
 use std::sync::atomic::Ordering::{Acquire, Relaxed};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
 use snapshim_gate::abi::Gate;
 use snapshim_gate::reap::{self, Claimed};
 use snapshim_gate::slot::{Owner, Slot};
@@ -14,6 +13,7 @@ use snapshim_gate::table::{FileId, KIND_DEVICES, KIND_ONLY};
 use snapshim_gate::{Shared, hold, word};
 
 use super::calls::{Changes, changes};
+use super::clock::Clock;
 use super::process::{self, Doing, Pid, Schedule, Unreadable};
 use crate::{Error, Result};
 
@@ -112,10 +112,8 @@ pub struct Hold<'a> {
     gate_id: FileId,
     closed: u32,
     shut: Shut,
-    since: Instant,
-    limit: Duration,
+    clock: Clock,
     parked: Vec<Parked>,
-    signals: SigSet,
     is_over: bool,
 }
 
@@ -162,18 +160,10 @@ impl<'a> Hold<'a> {
         if !written {
             return Err(Error::new("the member table of the gate is full"));
         }
-        let mut signals = SigSet::empty();
-        // Only stopping or dying in the middle of a hold makes the program wait.
-        let _ = sigprocmask(
-            SigmaskHow::SIG_BLOCK,
-            Some(&SigSet::all()),
-            Some(&mut signals),
-        );
-        let since = Instant::now();
+        let clock = Clock::start(limit);
         let closed = match hold::close::<Shared>(&header.word) {
             Ok(closed) => closed,
             Err(found) => {
-                let _ = sigprocmask(SigmaskHow::SIG_SETMASK, Some(&signals), None);
                 return Err(Error::new(format!(
                     "the gate is shut already (state {}, epoch {})",
                     word::state(found),
@@ -189,10 +179,8 @@ impl<'a> Hold<'a> {
             gate_id,
             closed,
             shut,
-            since,
-            limit,
+            clock,
             parked: Vec::new(),
-            signals,
             is_over: false,
         })
     }
@@ -208,7 +196,7 @@ impl<'a> Hold<'a> {
                 .iter()
                 .filter(|s| !s.is_quiet(self.closed) && !self.is_parked(s))
                 .collect();
-            let elapsed = self.since.elapsed();
+            let elapsed = self.elapsed();
             if busy.is_empty() {
                 // What was ignored early may have gone on since.
                 if self.refresh_parked() {
@@ -219,7 +207,7 @@ impl<'a> Hold<'a> {
             if !self.stands() {
                 return Err(broken(elapsed, "while calls in flight were waited for"));
             }
-            if elapsed > self.limit {
+            if self.left().is_zero() {
                 return Err(self.stuck(&busy));
             }
             if elapsed > next_look {
@@ -231,7 +219,7 @@ impl<'a> Hold<'a> {
                         self.parked.push(parked);
                     }
                 }
-                next_look = self.since.elapsed() + LOOK;
+                next_look = self.elapsed() + LOOK;
             }
             rounds += 1;
             if rounds < 50 {
@@ -335,17 +323,17 @@ impl<'a> Hold<'a> {
 
     /// Whether there is time left for the capture.
     pub fn goes_on(&self) -> bool {
-        self.stands() && self.since.elapsed() < self.limit
+        self.stands() && !self.left().is_zero()
     }
 
     /// How long it has lasted.
     pub fn elapsed(&self) -> Duration {
-        self.since.elapsed()
+        self.clock.elapsed()
     }
 
     /// How much longer it may last.
     pub fn left(&self) -> Duration {
-        self.limit.saturating_sub(self.elapsed())
+        self.clock.left()
     }
 
     /// Threads whose calls were ignored, as (process, thread).
@@ -362,7 +350,7 @@ impl<'a> Hold<'a> {
             .find(|p| !p.stands())
             .map(|p| (p.pid, p.tid));
         let held = self.reopen();
-        let held = held.ok_or_else(|| broken(self.since.elapsed(), "while files were captured"))?;
+        let held = held.ok_or_else(|| broken(self.elapsed(), "while files were captured"))?;
         match woke {
             None => Ok(held),
             Some((pid, tid)) => Err(Error::by_chance(format!(
@@ -381,10 +369,9 @@ impl<'a> Hold<'a> {
         self.is_over = true;
         let header = self.gate.header();
         let ours = hold::open::<Shared>(&header.word, self.closed, futex_wake_all);
-        let held = self.since.elapsed();
+        let held = self.elapsed();
         header.last_hold_ns.store(held.as_nanos() as u64, Relaxed);
         header.last_open_ns.store(monotonic_ns(), Relaxed);
-        let _ = sigprocmask(SigmaskHow::SIG_SETMASK, Some(&self.signals), None);
         ours.then_some(held)
     }
 
@@ -410,7 +397,7 @@ impl<'a> Hold<'a> {
             } else {
                 format!("{} was", who.join(", "))
             },
-            self.limit.as_millis()
+            self.clock.limit().as_millis()
         ))
         .next("the program goes on; try again, or allow more time with --max-hold")
     }

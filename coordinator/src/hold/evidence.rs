@@ -295,8 +295,9 @@ fn may_store(pid: Pid, maps: &Mappings, members: &Members) -> BTreeSet<PathBuf> 
 
 /// Looks, at the cut, at the mappings of processes that have made a shared writable
 /// one since `before`: what was mapped and stored into then, and is unmapped before
-/// the next look, would leave no other trace. New ones wait at the gate.
-pub fn mapped_since(before: &Scan, view: View<'_>, members: &Members) -> Vec<Mapped> {
+/// the next look, would leave no other trace. New ones wait at the gate. Whoever cannot be
+/// looked at now is added to `before` as such.
+pub fn mapped_since(before: &mut Scan, view: View<'_>, members: &Members) -> Vec<Mapped> {
     let Some((gate, gate_id)) = view.gate else {
         return Vec::new();
     };
@@ -312,7 +313,10 @@ pub fn mapped_since(before: &Scan, view: View<'_>, members: &Members) -> Vec<Map
     for pid in pids {
         let mapped = match process::mappings(pid, gate_id) {
             Ok(maps) => may_store(pid, &maps, members),
-            Err(_) => continue, // The scans say so.
+            Err(why) => {
+                before.unreadable.insert(pid, why.to_string());
+                continue;
+            }
         };
         if let Some(path) = mapped.first() {
             found.push(Mapped {

@@ -723,6 +723,31 @@ mod tests {
     }
 
     #[test]
+    fn stat_lines() {
+        let rest = "0 -1 4227084 10320 0 40 0 0 3 0 0 20 0 2 0 1783670 0 0";
+        let parse = |head: &str| Task::parse(format!("{head} 1 1 1 {rest}").as_bytes());
+        let ended = parse("7 (a) b) Z").unwrap();
+        assert!(ended.has_ended() && ended.is_ending && !ended.is_kernel);
+        assert_eq!(ended.start, 1_783_670);
+        let ending = parse("7 (x) R").unwrap();
+        assert!(!ending.has_ended() && ending.is_ending && !ending.is_io_worker);
+        assert!(Task::parse(b"7 (x) R 1 1").is_none());
+    }
+
+    #[test]
+    fn only_absence_is_absence() {
+        let fails = |code| present::<()>(Err(io::Error::from_raw_os_error(code)));
+        assert!(matches!(fails(libc::ENOENT), Ok(None)));
+        assert!(matches!(fails(libc::ESRCH), Ok(None)));
+        assert!(fails(libc::EACCES).is_err_and(|why| why.is_forbidden()));
+        assert!(fails(libc::EMFILE).is_err_and(|why| !why.is_forbidden()));
+        let me = std::process::id();
+        let read = |_| Err::<(), _>(io::Error::from_raw_os_error(libc::EMFILE));
+        assert!(through(me, read).is_err());
+        assert!(matches!(through(u32::MAX >> 1, read), Ok(None)));
+    }
+
+    #[test]
     fn map_lines() {
         let line = b"7f12-7f13 rw-s 00001000 103:02 4711                  /data/a b (deleted)";
         let map = MapLine::parse(line).unwrap();

@@ -232,11 +232,15 @@ impl Outside {
 
     /// Starts the guardian, which takes some milliseconds: to be called before
     /// anything is held. One that cannot be started is a cause why nobody is held.
-    pub fn prepare(&mut self) -> std::result::Result<(), String> {
-        if self.guard.is_none() {
-            self.guard = Some(Guard::spawn().map_err(|e| e.message)?);
+    pub fn prepare(&mut self) -> Result<()> {
+        self.guard().map(drop)
+    }
+
+    fn guard(&mut self) -> Result<&mut Guard> {
+        match &mut self.guard {
+            Some(guard) => Ok(guard),
+            none => Ok(none.insert(Guard::spawn()?)),
         }
-        Ok(())
     }
 
     /// Stops those of `targets` that were not asked for yet; everybody is let go in
@@ -251,18 +255,11 @@ impl Outside {
         if new.is_empty() || !self.is_enabled() {
             return false;
         }
-        let answers = match self.prepare() {
-            Ok(()) => match self
-                .guard
-                .as_mut()
-                .map(|g| g.stop(&new, &self.methods, left))
-            {
-                Some(Ok(answers)) => answers,
-                Some(Err(e)) => not_for(&new, &e.message),
-                None => Vec::new(),
-            },
-            Err(cause) => not_for(&new, &cause),
-        };
+        let methods = self.methods.clone();
+        let answers = self
+            .guard()
+            .and_then(|guard| guard.stop(&new, &methods, left))
+            .unwrap_or_else(|e| not_for(&new, &e.message));
         for (target, answer) in answers {
             match answer {
                 Answer::Held(held) => {

@@ -5,12 +5,13 @@
 //! stopped before is left so.
 
 use std::os::fd::OwnedFd;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid as RawPid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::guardian::{Watch, say};
 use super::protocol::{self, Answer};
+use super::trace::{RIVAL, RIVAL_PAUSE, is_guardian};
 use super::{Held, Method, Target};
 use crate::hold::process::{self, Pid, Schedule};
 
@@ -113,10 +114,15 @@ fn send_stop(target: Target) -> Result<Stopped, Answer> {
     let process = open(target).ok_or(Answer::Gone)?;
     // Of the first thread nothing is to be learnt if it has ended.
     let first = process::live_thread(target.pid).ok_or(Answer::Gone)?;
-    if let Some(tracer) = process::tracer(target.pid, first).filter(|t| *t != 0) {
+    let until = Instant::now() + RIVAL;
+    while let Some(tracer) = process::tracer(target.pid, first).filter(|t| *t != 0) {
+        if is_guardian(tracer) && Instant::now() < until {
+            std::thread::sleep(RIVAL_PAUSE);
+            continue;
+        }
         let name = process::name(tracer);
         return Err(Answer::Not(format!(
-            "{name} ({tracer}) traces it; end that first"
+            "{name} ({tracer}) traces it; end that first (a snapshot ends by itself)"
         )));
     }
     let was_stopped = stopped_threads(target.pid).is_some();

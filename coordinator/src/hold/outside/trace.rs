@@ -35,9 +35,9 @@ use crate::hold::process::{self, Doing, Pid, Unreadable};
 const PAUSE: Duration = Duration::from_micros(30);
 
 /// How long to wait for another guardian that holds the same process.
-const RIVAL: Duration = Duration::from_millis(250);
+pub(super) const RIVAL: Duration = Duration::from_millis(250);
 /// Time between two tries.
-const RIVAL_PAUSE: Duration = Duration::from_millis(1);
+pub(super) const RIVAL_PAUSE: Duration = Duration::from_millis(1);
 /// How long to wait for a thread that is in the middle of an exec.
 const EXEC: Duration = Duration::from_millis(5);
 
@@ -193,12 +193,12 @@ impl Tracer {
             }
             Some(0) | None => {}
             Some(tracer) => {
-                let name = process::name(tracer);
-                if name.as_bytes() == guardian::NAME.to_bytes() {
+                if is_guardian(tracer) {
                     return Err(Refusal::Rival(tracer));
                 }
                 return Err(Refusal::Final(format!(
-                    "{name} ({tracer}) traces it already; end that, or allow --outside freezer"
+                    "{} ({tracer}) traces it already; end that, or allow --outside freezer",
+                    process::name(tracer)
                 )));
             }
         }
@@ -402,6 +402,11 @@ fn wait_for_exec(pid: Pid, tid: Pid) {
     while is_in_exec() && Instant::now() < until {
         std::thread::sleep(PAUSE);
     }
+}
+
+/// Whether a tracer is the guardian of another snapshot.
+pub(super) fn is_guardian(tracer: Pid) -> bool {
+    process::name(tracer).as_bytes() == guardian::NAME.to_bytes()
 }
 
 fn unlisted(why: &Unreadable) -> String {
