@@ -3,7 +3,7 @@ use std::process::Command;
 
 use iced_x86::{Decoder, DecoderOptions};
 use snapshim_gate::calls::action;
-use snapshim_gate::sites::{JUMP, MOVED, NUMBERED, Table};
+use snapshim_gate::sites::{JUMP, MOVED, NUMBERED, SUFFIX, Table};
 
 use super::*;
 
@@ -372,7 +372,10 @@ fn tables_are_named_by_what_nobody_else_can_forge() {
         fs::write(&file, linked("names", &[WRITE], "", &[&id])).unwrap();
         fs::set_permissions(&file, fs::Permissions::from_mode(0o755)).unwrap();
     };
-    let name = || cache::identity(&fs::File::open(&file).unwrap()).unwrap();
+    let name = || {
+        let name = cache::identity(&fs::File::open(&file).unwrap()).unwrap();
+        name.strip_suffix(SUFFIX).unwrap().to_owned()
+    };
     let by_stat = || {
         let m = file.metadata().unwrap();
         let ctime = m.ctime() * 1_000_000_000 + m.ctime_nsec();
