@@ -439,15 +439,22 @@ pub fn rings(pid: Pid) -> Result<Vec<Ring>, Unreadable> {
     Ok(through(pid, rings_through)?.unwrap_or_default())
 }
 
+/// What a descriptor is on; `None` if it is closed. Of a file whose path is too long to be
+/// told, only that it is a file: paths of nothing else are that long.
+fn descriptor(link: &Path) -> io::Result<Option<PathBuf>> {
+    match fs::read_link(link) {
+        Ok(target) => Ok(Some(target)),
+        Err(cause) if is_gone(&cause) => Ok(None),
+        Err(cause) if cause.raw_os_error() == Some(libc::ENAMETOOLONG) => Ok(Some("/".into())),
+        Err(cause) => Err(cause),
+    }
+}
+
 fn rings_through(tid: Pid) -> io::Result<Vec<Ring>> {
     let mut rings = Vec::new();
     for entry in fs::read_dir(format!("/proc/{tid}/fd"))? {
         let entry = entry?;
-        let is_ring = match fs::read_link(entry.path()) {
-            Ok(target) => is_ring(&target),
-            Err(cause) if is_gone(&cause) => continue,
-            Err(cause) => return Err(cause),
-        };
+        let is_ring = descriptor(&entry.path())?.is_some_and(|target| is_ring(&target));
         let name = entry.file_name();
         if is_ring && let Some(fd) = name.to_str().and_then(|n| n.parse().ok()) {
             match fs::read_to_string(format!("/proc/{tid}/fdinfo/{fd}")) {
@@ -478,10 +485,8 @@ fn open_files_through(tid: Pid, wanted: &impl Wanted) -> io::Result<OpenFiles> {
     let mut found = OpenFiles::default();
     for entry in fs::read_dir(format!("/proc/{tid}/fd"))? {
         let entry = entry?;
-        let target = match fs::read_link(entry.path()) {
-            Ok(target) => target,
-            Err(cause) if is_gone(&cause) => continue,
-            Err(cause) => return Err(cause),
+        let Some(target) = descriptor(&entry.path())? else {
+            continue;
         };
         if is_ring(&target) && found.ring.is_none() {
             let worst = rings_through(tid)?.iter().map(|ring| ring.polling).max();
