@@ -417,6 +417,14 @@ fn run_forwards_signals() {
         );
         let mut command = lab.run_command(&["--every", "100ms"]);
         command.args(["bash", "-c", &script]);
+        // A shell cannot trap what was ignored when it started, as under nohup.
+        // SAFETY: signal(2) may be called between fork and exec.
+        unsafe {
+            command.pre_exec(move || {
+                nix::sys::signal::signal(signal, nix::sys::signal::SigHandler::SigDfl)?;
+                Ok(())
+            });
+        }
         let mut proc = Proc::piped(command);
         assert!(
             process::wait_until(LIMIT / 4, || marker.exists()),
