@@ -1,7 +1,8 @@
 // Appends numbered lines to a file by way of stdio, never flushing, in one of the
 // ways that stdio has: recorder FILE HOW COUNT. Lines have many lengths, so that
 // libc's buffer runs over in the middle of nearly every one it ends with.
-// With COUNT 0 it goes on until it is killed, with short rests.
+// With COUNT 0 it goes on until it is killed, with short rests, and begins its file anew
+// after 20,000 lines.
 #define _GNU_SOURCE
 #include <stdarg.h>
 #include <stdio.h>
@@ -28,6 +29,11 @@ int main(int argc, char **argv) {
     if (!file)
         return 1;
     for (long n = 0; count == 0 || n < count; n++) {
+        if (count == 0 && n == 20000 && file != stdout) {
+            if (fclose(file) || !(file = fopen(argv[1], "w")))
+                return 1;
+            n = 0;
+        }
         char line[512], filler[400];
         int length = (int)(n * 37 % 389);
         memset(filler, 'a' + (int)(n % 26), sizeof filler);

@@ -40,9 +40,7 @@ fn torn(lab: &Lab, how: &str, options: &[&str], count: usize) -> usize {
     for _ in 0..count {
         let outcome = lab.checkpoint(&["--keep-last", "1"]);
         let text = fs::read(outcome.certificate().copy_of(&file)).unwrap();
-        assert!(!text.is_empty());
         torn += usize::from(!is_whole(&text));
-        // The file must not grow for ever: 100 MB a minute and more.
         assert!(begin.elapsed() < LIMIT, "too slow");
     }
     proc.end();
