@@ -48,11 +48,15 @@ pub(super) unsafe fn patch(
         return false;
     };
     let mut all_done = true;
-    for record in inside {
+    for record in inside.clone() {
         all_done &= site(&mut text, &mut room, address(record), record).is_some();
     }
-    // The stubs must be there before anything jumps to them.
+    // The stubs must be there before anything jumps to them. Text that was changed in its
+    // place is put back if they cannot be.
     if !room.seal() {
+        for record in inside {
+            restore(&mut text, address(record), record);
+        }
         text.discard();
         return false;
     }
@@ -149,6 +153,17 @@ fn site(text: &mut Code, room: &mut Room<'_>, at: usize, record: &Record) -> Opt
     let distance = near_distance(at, target)?;
     jump.get_mut(..JUMP)?.copy_from_slice(&near_jump(distance));
     text.write(at, jump)
+}
+
+/// Puts back what stood at a site, if it is a jump now.
+fn restore(text: &mut Code, at: usize, record: &Record) {
+    if let Some(window) = record.window()
+        && text
+            .read(at, window.len())
+            .is_some_and(|now| now != window && now.first() == near_jump(0).first())
+    {
+        text.write(at, window);
+    }
 }
 
 /// What a near jump at `from` says to lead to `to`.
