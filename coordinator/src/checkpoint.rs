@@ -8,7 +8,9 @@ use snapshim_gate::abi::MAX_HOLD_BOUND_MS;
 use snapshim_gate::table::FileId;
 
 use crate::capture::{self, Captured, Method, Moved, Scope};
-use crate::commit::CommitPoint;
+use crate::commit::judge::Ground;
+use crate::commit::reach::{self, Asked, Reached};
+use crate::commit::{CommitPoint, Otherwise};
 use crate::hold::clock::Clock;
 use crate::hold::cut::{self, Hold, Shut};
 use crate::hold::evidence::{self, Members, Scan, View, reason};
@@ -32,6 +34,8 @@ const ROUNDS: u32 = 6;
 pub struct Options {
     /// The point to cut at.
     pub at: CommitPoint,
+    /// What else, if it is not reached.
+    pub otherwise: Otherwise,
     /// How long to try for it, and for the set if another coordinator has it.
     pub wait: Duration,
     /// Longest time a call of the program may be made to wait.
@@ -61,6 +65,7 @@ pub struct Outcome {
 struct Cut {
     captured: Captured,
     time: jiff::Timestamp,
+    point: CommitPoint,
     hold: Duration,
     drain: Duration,
     reasons: Vec<Reason>,
@@ -258,11 +263,24 @@ fn take(subject: Subject<'_>, options: &Options, scope: &Scope, draft: &Draft) -
         Some(path) => Shut::Only(identity(path)?),
     };
 
-    let mut hold = match subject.set {
-        Some(set) => Bound::Gate(Hold::close(&set.gate, set.gate_id, shut, limit)?),
-        None => Bound::Clock(Clock::start(limit)),
+    let (mut hold, mut drain, mut point) = match subject.set {
+        Some(set) => {
+            let ground = Ground {
+                gate: &set.gate,
+                roots: &subject.config.roots,
+                members: prepared.members(),
+            };
+            let asked = asked(options, limit, &seen)?;
+            let Reached {
+                hold, drain, point, ..
+            } = reach::reach(&ground, set.gate_id, shut, asked)?;
+            (Bound::Gate(hold), drain, point)
+        }
+        None => {
+            let clock = Bound::Clock(Clock::start(limit));
+            (clock, Duration::ZERO, CommitPoint::Write)
+        }
     };
-    let mut drain = hold.drain()?;
     let mapped = evidence::mapped_since(&mut seen, view, &members);
     targets.extend(mapped.iter().map(|m| m.target));
     for _ in 0..ROUNDS {
@@ -309,6 +327,11 @@ fn take(subject: Subject<'_>, options: &Options, scope: &Scope, draft: &Draft) -
         None => look(View::PATIENT)?,
     };
     let report = outside.into_report();
+    let scan = seen.and(after);
+    // What the gate does not see done cannot have reached a point of the program's.
+    if !scan.outside().is_empty() {
+        point = CommitPoint::Write;
+    }
     reasons.extend(mapped.iter().filter_map(|m| m.reason(&report)));
     if let (Some(gate), Some(before)) = (gate, overflow) {
         reasons.extend(evidence::overflow_reasons(gate, before));
@@ -316,12 +339,40 @@ fn take(subject: Subject<'_>, options: &Options, scope: &Scope, draft: &Draft) -
     Ok(Cut {
         captured,
         time,
+        point,
         hold: held_for,
         drain,
         reasons,
-        scan: seen.and(after),
+        scan,
         report,
         moved,
+    })
+}
+
+/// What is asked of the commit point, if there are these writers.
+fn asked(options: &Options, limit: Duration, seen: &Scan) -> Result<Asked> {
+    let mut at = options.at;
+    if at != CommitPoint::Write && !seen.outside().is_empty() {
+        match options.otherwise {
+            Otherwise::At(_) => at = CommitPoint::Write,
+            Otherwise::Fail => {
+                return Err(Error {
+                    exit: Exit::NotReached,
+                    ..Error::new(format!(
+                        "the commit point {at} cannot be told: a program writes to the files \
+                         that the gate does not see ({})",
+                        seen.outside_names().join(", ")
+                    ))
+                }
+                .next("say what else will do with --else write; `snapshim doctor PID` says why"));
+            }
+        }
+    }
+    Ok(Asked {
+        at,
+        otherwise: options.otherwise,
+        wait: options.wait,
+        limit,
     })
 }
 
@@ -355,6 +406,7 @@ fn certify(subject: Subject<'_>, options: &Options, id: &str, cut: Cut) -> (Mani
     let Cut {
         captured,
         time,
+        point,
         hold,
         drain,
         mut reasons,
@@ -387,7 +439,8 @@ fn certify(subject: Subject<'_>, options: &Options, id: &str, cut: Cut) -> (Mani
         id: id.to_owned(),
         set: subject.name.to_owned(),
         time: time.to_string(),
-        commit_point: CommitPoint::Write.to_string(),
+        commit_point: point.to_string(),
+        claim: Some(point.claim().to_owned()),
         commit_point_asked: options.at.to_string(),
         verified: reasons.is_empty(),
         reasons,

@@ -1,4 +1,4 @@
-//! The layout of the gate file, version 1.
+//! The layout of the gate file, version 2.
 //!
 //! Rule: fields are only ever appended, into reserved space; anything else is a
 //! new version, which is a new file. Every field is an atomic of fixed width,
@@ -9,7 +9,8 @@
 //! ```text
 //! 0     Header   identity, then the gate word on a line of its own, then policy
 //! 192   Header   two member tables
-//! 9600  Slot × slot_count, 128 bytes each
+//! 4800  Header   what is noted while the gate is armed
+//! 13696 Slot × slot_count, 128 bytes each
 //! ```
 
 use core::mem::{offset_of, size_of};
@@ -18,11 +19,12 @@ use core::sync::atomic::{AtomicU32, AtomicU64};
 
 use crate::slot::Slot;
 use crate::table::MemberTable;
+use crate::watch::Watch;
 
 /// The first eight bytes of a gate file, written last when one is made.
 pub const MAGIC: u64 = u64::from_le_bytes(*b"snapshim");
 /// The version of this layout.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 /// Slots of a gate unless asked otherwise: one for each thread of the set.
 pub const DEFAULT_SLOTS: u32 = 4096;
 /// Most slots a gate may have.
@@ -30,7 +32,7 @@ pub const MAX_SLOTS: u32 = 65536;
 /// Bytes before the first slot. Not a multiple of a page: what lies at the start of
 /// a page shares its place in the caches with much else that does, and the first
 /// slots, which are used most, cost 5 ns more a call there.
-pub const HEADER_SIZE: usize = 9600;
+pub const HEADER_SIZE: usize = 13696;
 /// Longest time one call may be made to wait, unless asked otherwise: 1 s.
 pub const DEFAULT_HOLD_BOUND_MS: u32 = 1_000;
 /// Longest time that may be asked for: 10 s.
@@ -84,12 +86,16 @@ pub struct Header {
 
     /// C. The member tables; see [`crate::word::bank`].
     pub tables: [MemberTable; 2],
+
+    /// C and S. What is noted while the gate is armed.
+    pub watch: Watch,
 }
 
 const _: () = {
     assert!(offset_of!(Header, word) == 64);
     assert!(offset_of!(Header, hold_bound_ms) == 128);
     assert!(offset_of!(Header, tables) == 192);
+    assert!(offset_of!(Header, watch) == 4800);
     assert!(size_of::<Header>() <= HEADER_SIZE);
     assert!(size_of::<MemberTable>() == 2304);
     assert!(size_of::<Slot>() == 128);
@@ -98,6 +104,7 @@ const _: () = {
     assert!(offset_of!(Slot, owner) == 32);
     assert!(offset_of!(Slot, longest_wait_ns) == 56);
     assert!(offset_of!(Slot, seen) == 80);
+    assert!(offset_of!(Slot, ticket) == 124);
 };
 
 /// The size of a gate file with `slots` slots, bytes.

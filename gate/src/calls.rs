@@ -39,14 +39,20 @@ pub enum Action {
     Map,
     /// Changes mappings.
     Remap,
-    /// Makes earlier changes durable.
+    /// Makes earlier changes of the file in argument 0 durable.
     Sync,
+    /// Makes earlier changes of everything durable.
+    SyncAll,
+    /// Writes back some of what was changed: no promise.
+    Flush,
     /// `fcntl`: some commands take or drop a lock.
     Fcntl,
     /// Takes or drops a lock.
     Lock,
-    /// Closes descriptors (and so may drop locks).
-    Close,
+    /// Closes the descriptor in the argument of this number (and so may drop locks).
+    Close(u8),
+    /// Closes many.
+    CloseRange,
     /// `prctl`: one option enters a sandbox.
     Prctl,
     /// `seccomp`: operations 0 and 1 enter a sandbox.
@@ -89,10 +95,14 @@ actions! {
     IO_URING_SETUP => Ring;
     MMAP => Map;
     MREMAP MUNMAP MPROTECT PKEY_MPROTECT => Remap;
-    FSYNC FDATASYNC SYNC SYNCFS MSYNC SYNC_FILE_RANGE => Sync;
+    FSYNC FDATASYNC => Sync;
+    SYNC SYNCFS => SyncAll;
+    MSYNC SYNC_FILE_RANGE => Flush;
     FCNTL => Fcntl;
     FLOCK => Lock;
-    CLOSE CLOSE_RANGE DUP3 => Close;
+    CLOSE => Close(0);
+    DUP3 => Close(1);
+    CLOSE_RANGE => CloseRange;
     PRCTL => Prctl;
     SECCOMP => Seccomp;
     #[cfg(target_arch = "x86_64")]
@@ -106,7 +116,7 @@ actions! {
     #[cfg(target_arch = "x86_64")]
     CHMOD CHOWN LCHOWN UTIME UTIMES FUTIMESAT => Path;
     #[cfg(target_arch = "x86_64")]
-    DUP2 => Close;
+    DUP2 => Close(1);
 }
 
 static ACTIONS: [Option<Action>; NUMBERS] = all();

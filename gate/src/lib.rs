@@ -21,6 +21,7 @@ pub mod sites;
 pub mod slot;
 pub mod sys;
 pub mod table;
+pub mod watch;
 pub mod word;
 
 pub use memory::{Memory, Mutation, Shared};

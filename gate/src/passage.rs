@@ -16,6 +16,9 @@ pub trait Thread<M: Memory> {
     /// Whether there is proof that the outermost call counted in this thread's
     /// slot will never return. May be wrong only on the side of `false`.
     fn outer_is_abandoned(&mut self) -> bool;
+    /// Notes what this call is about to change, at the gate armed by `seen`. `is_nested`:
+    /// inside another call.
+    fn watched(&mut self, seen: u32, is_nested: bool);
     /// Waits until the word is no longer `seen`, is woken, or the time this call
     /// may wait in total is spent; `false` if it is spent.
     fn wait(&mut self, word: &M::U32, seen: u32) -> bool;
@@ -52,9 +55,14 @@ pub fn pass_slowly<M: Memory, T: Thread<M>>(
         outer = 0;
     }
     loop {
-        if word::is_open(seen) {
+        if word::is_open(seen) || word::is_armed(seen) {
             if outer == 0 {
                 slot.mark_passed();
+            }
+            // Noted before it is made, and after it is counted: whoever drains the slot
+            // finds the note.
+            if word::is_armed(seen) {
+                thread.watched(seen, outer > 0);
             }
             return;
         }
@@ -93,7 +101,14 @@ pub fn pass_slowly<M: Memory, T: Thread<M>>(
 pub fn pass_uncounted<M: Memory, T: Thread<M>>(gate: &M::U32, thread: &mut T) {
     loop {
         let seen = gate.load_sc();
-        if word::is_open(seen) || !thread.is_shut(word::bank(seen)) {
+        if word::is_open(seen) {
+            return;
+        }
+        if word::is_armed(seen) {
+            thread.watched(seen, true);
+            return;
+        }
+        if !thread.is_shut(word::bank(seen)) {
             return;
         }
         if !thread.wait(gate, seen) {

@@ -158,6 +158,14 @@ pub struct Slot<M: Memory = Shared> {
     /// member. What is counted here does not hold up that hold; it does later ones,
     /// which may shut its file.
     pub aside: M::U32,
+    /// Changes of members by this thread while the gate was armed.
+    pub changed: M::U32,
+    /// What the outermost call changes, while the gate is armed: see
+    /// [`crate::watch::Watch`]. 0 if nothing.
+    pub tracked: M::U32,
+    /// With it: the number of a rename among the changes, or 1 if what is written is
+    /// durable at once.
+    pub ticket: M::U32,
 }
 
 /// What a call found when it counted itself in.
@@ -313,7 +321,8 @@ impl<M: Memory> Slot<M> {
     fn forget(&self) {
         self.longest_wait_ns.store(0, Relaxed);
         self.waited_ns.store(0, Relaxed);
-        for counter in self.seen.iter().chain([&self.waits, &self.breaks]) {
+        let others = [&self.waits, &self.breaks, &self.changed, &self.tracked];
+        for counter in self.seen.iter().chain(others) {
             counter.store(0, Relaxed);
         }
     }

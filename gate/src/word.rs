@@ -13,9 +13,11 @@ pub const EPOCH: u32 = 0x10;
 pub const OPEN: u32 = 0;
 /// Calls that change a member wait.
 pub const CLOSED: u32 = 1;
-// 2 (guarded: the cut is made, chunks are being captured) and 3 (armed: waiting
-// for a commit point) are reserved. A shim that does not know a state treats it
-// as CLOSED, which is bounded and safe.
+/// Calls pass, and what they do is noted in [`crate::watch::Watch`]; the call that
+/// reaches a commit point shuts the gate.
+pub const ARMED: u32 = 3;
+// 2 (guarded: the cut is made, chunks are being captured) is reserved. A shim that
+// does not know a state treats it as CLOSED, which is bounded and safe.
 
 /// The state in `word`.
 #[inline(always)]
@@ -27,6 +29,12 @@ pub const fn state(word: u32) -> u32 {
 #[inline(always)]
 pub const fn is_open(word: u32) -> bool {
     state(word) == OPEN
+}
+
+/// Whether calls pass and are noted.
+#[inline(always)]
+pub const fn is_armed(word: u32) -> bool {
+    state(word) == ARMED
 }
 
 /// The epoch in `word`.
@@ -42,8 +50,9 @@ pub const fn next(word: u32, state: u32) -> u32 {
 
 /// Which of the two member tables `word` selects.
 ///
-/// Open and closed alternate, so the second bit of the epoch changes with each
-/// close: the table of one hold is left alone until the hold after the next.
+/// Open (or armed) and closed alternate, so the second bit of the epoch changes with each
+/// close: the table of one hold is left alone until the hold after the next. (Before the
+/// gate is armed both are written: each boundary that is refused is a hold.)
 #[inline(always)]
 pub const fn bank(word: u32) -> usize {
     ((epoch(word) >> 1) & 1) as usize

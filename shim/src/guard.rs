@@ -13,24 +13,33 @@ use snapshim_gate::sys::{futex_wait, futex_wake_all, monotonic_ns, ticks};
 use crate::attach;
 use crate::member::{self, Target};
 use crate::vectors::preserving;
-use crate::{claim, sys, thread};
+use crate::{claim, sys, thread, watch};
 
 /// What a call has to undo when it returns. Two words: it stays in registers.
 #[derive(Clone, Copy)]
 pub(crate) struct Frame {
-    /// The slot it is counted in; null if it is not.
+    /// The slot it is counted in. Slots are aligned to 128 bytes; an odd address has
+    /// something else to be done with: [`NOTED`], [`EVENT`].
     slot: *const Slot,
     /// Upper half: the process that counted, for a child forked while the call was
     /// in flight returns from it as well. (Generations count forks, so half of one
     /// will do.) Lower half: the slot's generation, for the count may have been
-    /// given up since.
+    /// given up since. Of an event: its payload.
     generations: u64,
 }
+
+/// Low bit of [`Frame::slot`]: not just counted.
+const MARKED: usize = 1;
+/// With it: counted, and noted in the slot; see [`watch::changed`].
+const NOTED: usize = MARKED;
+/// With it: not counted. The rest is a kind of [`watch::Event`], or 0 for nothing to do.
+const EVENT: usize = MARKED | 2;
+const EVENT_SHIFT: u32 = 2;
 
 impl Frame {
     /// Nothing to undo.
     pub(crate) const NONE: Frame = Frame {
-        slot: core::ptr::null(),
+        slot: core::ptr::without_provenance(EVENT),
         generations: 0,
     };
 
@@ -39,6 +48,28 @@ impl Frame {
         Frame {
             slot,
             generations: process << 32 | u64::from(slot.generation.load(Relaxed)),
+        }
+    }
+
+    /// Whether it was counted in this very process.
+    #[inline(always)]
+    fn is_mine(self) -> bool {
+        let process = attach::page().generation.load(Relaxed);
+        process as u32 == (self.generations >> 32) as u32
+    }
+
+    /// Something to be looked at when the call has returned.
+    pub(crate) fn event(kind: u32, payload: u64) -> Frame {
+        Frame {
+            slot: core::ptr::without_provenance((kind as usize) << EVENT_SHIFT | EVENT),
+            generations: payload,
+        }
+    }
+
+    fn noted(self) -> Frame {
+        Frame {
+            slot: self.slot.map_addr(|address| address | NOTED),
+            ..self
         }
     }
 }
@@ -66,15 +97,47 @@ pub(crate) fn enter(class: Class, fd: i32, target: impl FnOnce() -> Target) -> F
     enter_slowly(class, fd, sp, target())
 }
 
-/// Counts the call out again.
+/// Counts the call out again. `result`: what the call returned, negative if it failed.
 #[inline(always)]
-pub(crate) fn leave(frame: Frame) {
-    if !frame.slot.is_null() {
-        let process = attach::page().generation.load(Relaxed);
-        let mine = process as u32 == (frame.generations >> 32) as u32;
-        let alone = !thread::SHARING.load(Relaxed);
-        // SAFETY: a slot lies in the gate, which stays mapped.
-        unsafe { &*frame.slot }.leave_frame(mine, frame.generations as u32, alone);
+pub(crate) fn leave(frame: Frame, result: isize) {
+    if frame.slot.addr() & MARKED == 0 {
+        count_out(frame);
+    } else if frame.slot.addr() != EVENT {
+        leave_marked(frame, result);
+    }
+}
+
+#[inline(always)]
+fn count_out(frame: Frame) {
+    let alone = !thread::SHARING.load(Relaxed);
+    // SAFETY: a slot lies in the gate, which stays mapped.
+    unsafe { &*frame.slot }.leave_frame(frame.is_mine(), frame.generations as u32, alone);
+}
+
+/// What was noted at an armed gate.
+#[cold]
+#[inline(never)]
+fn leave_marked(frame: Frame, result: isize) {
+    let address = frame.slot.addr();
+    if address & EVENT == EVENT {
+        return watch::end(address >> EVENT_SHIFT, frame.generations, result);
+    }
+    let frame = Frame {
+        slot: frame.slot.map_addr(|address| address & !MARKED),
+        ..frame
+    };
+    // SAFETY: a slot lies in the gate, which stays mapped.
+    let slot = unsafe { &*frame.slot };
+    // In a child forked meanwhile, the note is its parent's.
+    let points = match frame.is_mine() {
+        true if slot.generation.load(Relaxed) == frame.generations as u32 => {
+            watch::changed(slot, result)
+        }
+        _ => 0,
+    };
+    count_out(frame);
+    if points != 0 {
+        watch::reached(points);
     }
 }
 
@@ -83,7 +146,7 @@ pub(crate) fn leave(frame: Frame) {
 /// when they return, so being in the call proves nothing.
 #[inline(always)]
 pub(crate) fn submit() -> Frame {
-    leave(enter(Class::Submit, -1, || Target::Any));
+    leave(enter(Class::Submit, -1, || Target::Any), -1);
     seen(Seen::Submit);
     Frame::NONE
 }
@@ -127,14 +190,15 @@ fn pass(call: Call, target: Target) -> Frame {
     let process = attach::page().generation.load(Relaxed);
     let mut waiter = Waiter::new(gate, Some(slot), call, target);
     passage::pass::<Shared, _>(slot, &gate.header().word, call, &mut waiter);
-    Frame::counted(slot, process)
+    let frame = Frame::counted(slot, process);
+    if waiter.is_noted { frame.noted() } else { frame }
 }
 
 /// Waits at a shut gate, but cannot be waited for: a thread that found no room, or
 /// that can learn nothing of itself in its sandbox. The coordinator is told that
 /// there are such writers, and verifies nothing while they are at it. (A child of
 /// vfork is none: it is one call or two away from its exec.)
-fn pass_without_slot(gate: &Gate, call: Call, target: Target) {
+fn pass_without_slot(gate: &'static Gate, call: Call, target: Target) {
     if attach::is_sandboxed() || !attach::is_borrowing() {
         // Before the look at the gate, like a count, and ordered like one.
         gate.header().overflow.fetch_add(1, SeqCst);
@@ -145,21 +209,24 @@ fn pass_without_slot(gate: &Gate, call: Call, target: Target) {
 
 /// One call at a gate that is not open.
 struct Waiter<'a> {
-    gate: &'a Gate,
+    gate: &'static Gate,
     slot: Option<&'a Slot>,
     call: Call,
     target: Target,
     spent_ns: u64,
+    /// There is something to be done about it when it returns.
+    is_noted: bool,
 }
 
 impl<'a> Waiter<'a> {
-    fn new(gate: &'a Gate, slot: Option<&'a Slot>, call: Call, target: Target) -> Waiter<'a> {
+    fn new(gate: &'static Gate, slot: Option<&'a Slot>, call: Call, target: Target) -> Waiter<'a> {
         Waiter {
             gate,
             slot,
             call,
             target,
             spent_ns: 0,
+            is_noted: false,
         }
     }
 
@@ -216,6 +283,11 @@ impl Thread<Shared> for Waiter<'_> {
         }
         let owner = attach::owner(sys::gettid()).pack();
         slot.owner.load(Relaxed) == owner && !sys::on_alternate_stack()
+    }
+
+    fn watched(&mut self, seen: u32, is_nested: bool) {
+        self.is_noted =
+            watch::note(self.gate, self.slot, self.call, self.target, seen, is_nested);
     }
 
     fn wait(&mut self, word: &AtomicU32, seen: u32) -> bool {

@@ -18,6 +18,7 @@
 //! | `sites` | the system call instructions inside libc and other files |
 //! | `libc` | what is asked of a libc, if there is one |
 //! | `next` | the functions behind the hooks, found without `dlsym` |
+//! | `watch` | what is noted while the gate is armed, and shutting it at a commit point |
 //! | `vectors` | calls that leave the vector registers alone |
 //! | `sys` | system calls without libc |
 #![no_std]
@@ -40,6 +41,7 @@ mod strings;
 mod sys;
 mod thread;
 mod vectors;
+mod watch;
 
 /// Nothing in the shim panics (a test looks for panic machinery in the built
 /// library); Rust wants the handler all the same.

@@ -19,9 +19,12 @@ pub(crate) enum Target {
         dirfd: i32,
         path: *const c_char,
         creates: bool,
+        truncates: bool,
     },
     /// A name or the file behind one; not looked at: all such calls wait.
     Name,
+    /// The same; a rename.
+    Rename,
     /// What cannot be told.
     Any,
 }
@@ -35,6 +38,7 @@ impl Target {
                 dirfd,
                 path,
                 creates,
+                ..
             } => {
                 // SAFETY: the program passed the path; the kernel checks it.
                 match unsafe { sys::fstatat(dirfd, path, 0) } {
@@ -43,7 +47,55 @@ impl Target {
                     Err(_) => creates,
                 }
             }
-            Target::Name | Target::Any => true,
+            Target::Name | Target::Rename | Target::Any => true,
+        }
+    }
+}
+
+/// What a call does to members, for [`crate::watch`].
+#[derive(Clone, Copy)]
+pub(crate) enum Change {
+    /// Nothing.
+    None,
+    /// Changes this file.
+    File(FileId),
+    /// Changes a directory.
+    Name,
+    /// Renames something.
+    Rename,
+    /// Changes what cannot be told, or will later.
+    Unknown,
+}
+
+impl Target {
+    /// What a call of `class` on it changes, if `table` says what the members are.
+    pub(crate) fn change(self, class: Class, table: &MemberTable) -> Change {
+        let file = |stat: &Stat| match shuts(class, stat, table) {
+            true => Change::File(FileId {
+                dev: stat.dev,
+                ino: stat.ino,
+            }),
+            false => Change::None,
+        };
+        match self {
+            Target::Fd(fd) => sys::fstat(fd).map_or(Change::None, |stat| file(&stat)),
+            Target::Open {
+                dirfd,
+                path,
+                creates,
+                truncates,
+            } => {
+                // SAFETY: the program passed the path; the kernel checks it.
+                match unsafe { sys::fstatat(dirfd, path, 0) } {
+                    Ok(stat) if truncates => file(&stat),
+                    Ok(_) => Change::None,
+                    Err(_) if creates => Change::Name,
+                    Err(_) => Change::None,
+                }
+            }
+            Target::Name if class == Class::Name => Change::Name,
+            Target::Rename => Change::Rename,
+            Target::Name | Target::Any => Change::Unknown,
         }
     }
 }

@@ -275,3 +275,23 @@ pub(crate) fn on_alternate_stack() -> bool {
     let result = unsafe { raw!(nr::SIGALTSTACK, 0, &raw mut old) };
     result != 0 || old.flags & SS_ONSTACK != 0
 }
+
+/// The status flags of an open file (F_GETFL).
+fn status_flags(fd: i32) -> Option<i32> {
+    const F_GETFL: usize = 3;
+    // SAFETY: asks, and changes nothing.
+    let flags = unsafe { raw!(nr::FCNTL, fd, F_GETFL) };
+    (flags >= 0).then_some(flags as i32)
+}
+
+/// Whether what is written to it is durable when the call returns (O_DSYNC, O_SYNC).
+pub(crate) fn is_durable(fd: i32) -> bool {
+    const O_DSYNC: i32 = 0o10000;
+    status_flags(fd).is_some_and(|flags| flags & O_DSYNC != 0)
+}
+
+/// Whether it is open for writing.
+pub(crate) fn is_writable(fd: i32) -> bool {
+    const O_ACCMODE: i32 = 3;
+    status_flags(fd).is_some_and(|flags| flags & O_ACCMODE != O_RDONLY)
+}

@@ -12,7 +12,7 @@ use snapshim_gate::abi::{DEFAULT_HOLD_BOUND_MS, MAX_HOLD_BOUND_MS};
 use crate::Result;
 use crate::capture::Method;
 use crate::checkpoint::Options;
-use crate::commit::CommitPoint;
+use crate::commit::{CommitPoint, Otherwise};
 use crate::hold::gate_file::Sharing;
 use crate::hold::outside::Methods;
 use crate::hold::set::{Asks, Config, Set, Wanted};
@@ -125,9 +125,14 @@ pub struct LimitArgs {
 /// How a checkpoint is made.
 #[derive(Debug, Args)]
 pub struct HowArgs {
-    /// The point of the program's own work to take the snapshot at: write (between complete calls)
+    /// The point of the program's own work to take the snapshot at: write (between complete
+    /// calls), sync, lock, close, rename, idle:200ms, or auto [default: write]
     #[arg(long, value_name = "POINT", value_parser = parse_point)]
     pub at: Option<CommitPoint>,
+    /// What to do if that is not reached in time: another point, or fail [default: fail; with
+    /// --at auto: write]
+    #[arg(long = "else", value_name = "POINT", value_parser = parse_otherwise)]
+    pub otherwise: Option<Otherwise>,
     /// By what means.
     #[command(flatten)]
     pub means: MeansArgs,
@@ -183,6 +188,10 @@ impl HowArgs {
         let usual = Duration::from_millis(set.config.max_hold_ms.into());
         Options {
             at: self.at.unwrap_or(CommitPoint::Write),
+            otherwise: self.otherwise.unwrap_or(match self.at {
+                Some(CommitPoint::Auto) => Otherwise::At(CommitPoint::Write),
+                _ => Otherwise::Fail,
+            }),
             wait,
             max_hold: limits.max_hold.unwrap_or(usual),
             capture: self.means.method(),
@@ -288,6 +297,7 @@ impl SnapArgs {
     pub fn options(&self, config: &Config) -> Options {
         Options {
             at: CommitPoint::Write,
+            otherwise: Otherwise::Fail,
             wait: self.wait,
             max_hold: Duration::from_millis(config.max_hold_ms.into()),
             capture: self.means.method(),
@@ -457,6 +467,10 @@ fn parse_keep_last(text: &str) -> std::result::Result<usize, String> {
 }
 
 fn parse_point(text: &str) -> std::result::Result<CommitPoint, String> {
+    text.parse()
+}
+
+fn parse_otherwise(text: &str) -> std::result::Result<Otherwise, String> {
     text.parse()
 }
 

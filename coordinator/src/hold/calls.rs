@@ -28,9 +28,12 @@ pub fn changes(number: i64) -> Option<Changes> {
         | Action::Map
         | Action::Remap
         | Action::Sync
+        | Action::SyncAll
+        | Action::Flush
         | Action::Fcntl
         | Action::Lock
-        | Action::Close
+        | Action::Close(_)
+        | Action::CloseRange
         | Action::Prctl
         | Action::Seccomp => None,
     }

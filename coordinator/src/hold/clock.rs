@@ -10,7 +10,7 @@ use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
 pub struct Clock {
     since: Instant,
     limit: Duration,
-    signals: SigSet,
+    _mask: Mask,
 }
 
 impl Clock {
@@ -25,8 +25,15 @@ impl Clock {
         Clock {
             since: Instant::now(),
             limit,
-            signals,
+            _mask: Mask(signals),
         }
+    }
+
+    /// Takes over a hold that began so long `ago`.
+    pub fn take_over(limit: Duration, ago: Duration) -> Clock {
+        let clock = Clock::start(limit);
+        let since = clock.since.checked_sub(ago).unwrap_or(clock.since);
+        Clock { since, ..clock }
     }
 
     /// How long it may last.
@@ -45,8 +52,12 @@ impl Clock {
     }
 }
 
-impl Drop for Clock {
+/// The signals that were put off before; they are again when this is dropped.
+#[derive(Debug)]
+struct Mask(SigSet);
+
+impl Drop for Mask {
     fn drop(&mut self) {
-        let _ = sigprocmask(SigmaskHow::SIG_SETMASK, Some(&self.signals), None);
+        let _ = sigprocmask(SigmaskHow::SIG_SETMASK, Some(&self.0), None);
     }
 }

@@ -108,13 +108,13 @@ impl Locator {
 /// A gate that is shut. Dropping it opens it.
 #[derive(Debug)]
 pub struct Hold<'a> {
-    gate: &'a Gate,
-    gate_id: FileId,
-    closed: u32,
-    shut: Shut,
-    clock: Clock,
+    pub(super) gate: &'a Gate,
+    pub(super) gate_id: FileId,
+    pub(super) closed: u32,
+    pub(super) shut: Shut,
+    pub(super) clock: Clock,
     parked: Vec<Parked>,
-    is_over: bool,
+    pub(super) is_over: bool,
 }
 
 /// A call in flight that is ignored because its thread cannot do harm while it
@@ -152,14 +152,7 @@ impl<'a> Hold<'a> {
         wait_for_gap(gate);
         let header = gate.header();
         let open = header.word.load(Relaxed);
-        let table = gate.table(word::bank(word::next(open, word::CLOSED)));
-        let written = match &shut {
-            Shut::Devices(devices) => table.write(KIND_DEVICES, devices, &[]),
-            Shut::Only(id) => table.write(KIND_ONLY, &[], &[*id]),
-        };
-        if !written {
-            return Err(Error::new("the member table of the gate is full"));
-        }
+        write_table(gate, word::next(open, word::CLOSED), &shut)?;
         let clock = Clock::start(limit);
         let closed = match hold::close::<Shared>(&header.word) {
             Ok(closed) => closed,
@@ -174,7 +167,17 @@ impl<'a> Hold<'a> {
                 ));
             }
         };
-        Ok(Hold {
+        Ok(Hold::of(gate, gate_id, closed, shut, clock))
+    }
+
+    pub(super) fn of(
+        gate: &'a Gate,
+        gate_id: FileId,
+        closed: u32,
+        shut: Shut,
+        clock: Clock,
+    ) -> Hold<'a> {
+        Hold {
             gate,
             gate_id,
             closed,
@@ -182,7 +185,12 @@ impl<'a> Hold<'a> {
             clock,
             parked: Vec::new(),
             is_over: false,
-        })
+        }
+    }
+
+    /// The gate it shuts.
+    pub fn gate(&self) -> &'a Gate {
+        self.gate
     }
 
     /// Waits until no call on a member is in flight. Returns how long that took.
@@ -362,7 +370,7 @@ impl<'a> Hold<'a> {
     }
 
     /// Opens the gate if this hold still shuts it; the time it was shut.
-    fn reopen(&mut self) -> Option<Duration> {
+    pub(super) fn reopen(&mut self) -> Option<Duration> {
         if self.is_over {
             return None;
         }
@@ -409,7 +417,20 @@ impl Drop for Hold<'_> {
     }
 }
 
-fn broken(after: Duration, when: &str) -> Error {
+/// Writes which files are members into the table that `word` selects.
+pub(super) fn write_table(gate: &Gate, word: u32, shut: &Shut) -> Result<()> {
+    let table = gate.table(word::bank(word));
+    let written = match shut {
+        Shut::Devices(devices) => table.write(KIND_DEVICES, devices, &[]),
+        Shut::Only(id) => table.write(KIND_ONLY, &[], &[*id]),
+    };
+    match written {
+        true => Ok(()),
+        false => Err(Error::new("the member table of the gate is full")),
+    }
+}
+
+pub(super) fn broken(after: Duration, when: &str) -> Error {
     Error::aborted(format!(
         "a waiting program ended the hold after {} ms, {when}",
         after.as_millis()

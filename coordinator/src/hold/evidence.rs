@@ -422,6 +422,15 @@ impl Scan {
         self.found.iter().filter_map(needs).collect()
     }
 
+    /// The names of [`Scan::outside`], with their ids.
+    pub fn outside_names(&self) -> Vec<String> {
+        let name = |target: Target| {
+            let name = self.found.get(&target.pid).map_or("?", |found| &found.name);
+            format!("{name}, {}", target.pid)
+        };
+        self.outside().into_iter().map(name).collect()
+    }
+
     /// The processes that have an io_uring, and whether what they submit waits at the gate.
     pub fn rings(&self) -> BTreeMap<Target, bool> {
         let has =

@@ -5,12 +5,14 @@
 //! | [`set`], [`gate_file`] | a set's directory, settings, lock and gate file |
 //! | [`shim_file`], [`elf`] | the shared library, and which programs it can enter |
 //! | [`cut`] | shutting, draining and opening the gate |
+//! | [`armed`] | waiting for the call that shuts it at a commit point |
 //! | [`evidence`] | who can change the members, and what proves that nobody did |
 //! | [`sites`] | where system calls are in ELF files, and whether they are patched |
 //! | [`inspect`] | what `doctor` says of the machine and of processes |
 //! | [`outside`], [`clock`] | stopping processes that no gate holds |
 //! | [`process`], [`calls`] | what `/proc` and the system call numbers say |
 
+pub mod armed;
 pub mod calls;
 pub mod clock;
 pub mod cut;

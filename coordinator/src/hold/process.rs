@@ -534,7 +534,7 @@ fn is_elsewhere(path: &Path, wanted: &impl Wanted) -> bool {
 }
 
 /// Whether fdinfo says O_WRONLY or O_RDWR.
-fn is_writable(info: &str) -> bool {
+pub fn is_writable(info: &str) -> bool {
     const O_ACCMODE: u32 = 3;
     info.lines()
         .find_map(|l| l.strip_prefix("flags:"))

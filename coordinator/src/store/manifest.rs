@@ -27,6 +27,9 @@ pub struct Manifest {
     pub commit_point: String,
     /// The commit point asked for.
     pub commit_point_asked: String,
+    /// What the commit point claims, in words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub claim: Option<String>,
     /// Whether everything the commit point promises was proved.
     pub verified: bool,
     /// Why not, one entry for each thing that was not proved; empty if verified.

@@ -17,6 +17,7 @@ fn manifest(id: &str, verified: bool) -> Manifest {
         time: "2026-11-20T23:17:00Z".to_owned(),
         commit_point: "write".to_owned(),
         commit_point_asked: "write".to_owned(),
+        claim: None,
         verified,
         reasons: Vec::new(),
         assumptions: Vec::new(),

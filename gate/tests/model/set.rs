@@ -221,6 +221,9 @@ fn slot() -> Slot<Modelled> {
         parked: U32::new(0),
         seen: std::array::from_fn(|_| U32::new(0)),
         aside: U32::new(0),
+        changed: U32::new(0),
+        tracked: U32::new(0),
+        ticket: U32::new(0),
     }
 }
 
@@ -414,6 +417,8 @@ impl Thread<Modelled> for Visit<'_> {
             }
         }
     }
+
+    fn watched(&mut self, _: u32, _: bool) {}
 
     fn wake_all(&mut self, _: &U32) {
         self.writer.set.wake();

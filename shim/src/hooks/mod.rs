@@ -7,6 +7,7 @@ use snapshim_gate::slot::{Class, Seen};
 use crate::guard::{Frame, enter, seen};
 use crate::member::Target;
 use crate::sys::AT_FDCWD;
+use crate::watch::{self, Event};
 
 pub(crate) mod raw;
 pub(crate) mod stdio;
@@ -57,7 +58,7 @@ macro_rules! hooks {
                     #[allow(unused_unsafe)]
                     None => unsafe { $fallback },
                 };
-                leave(frame);
+                leave(frame, Outcome::of(&result));
                 result
             }
         )*
@@ -88,11 +89,11 @@ fn opens(dirfd: c_int, path: *const c_char, flags: c_int) -> Frame {
     if flags & (O_CREAT | O_TRUNC) == 0 {
         return Frame::NONE;
     }
-    let creates = flags & O_CREAT != 0;
     enter(Class::Open, -1, || Target::Open {
         dirfd,
         path,
-        creates,
+        creates: flags & O_CREAT != 0,
+        truncates: flags & O_TRUNC != 0,
     })
 }
 
@@ -111,7 +112,8 @@ fn opens_stream(path: *const c_char, mode: *const c_char) -> Frame {
     }
     // SAFETY: a mode is a string; its first byte is there.
     match unsafe { *mode } as u8 {
-        b'w' | b'a' => opens(AT_FDCWD, path, O_CREAT),
+        b'w' => opens(AT_FDCWD, path, O_CREAT | O_TRUNC),
+        b'a' => opens(AT_FDCWD, path, O_CREAT),
         _ => Frame::NONE,
     }
 }
@@ -132,7 +134,7 @@ fn names() -> Frame {
 #[inline(always)]
 fn renames() -> Frame {
     seen(Seen::Rename);
-    names()
+    enter(Class::Name, -1, || Target::Rename)
 }
 
 /// The gate for calls that change a file by name.
@@ -148,6 +150,77 @@ fn noted(what: Seen) -> Frame {
     Frame::NONE
 }
 
+/// Calls that make an open file durable.
+fn syncs(fd: c_int) -> Frame {
+    seen(Seen::Sync);
+    watch::event(Event::Sync, fd, 0)
+}
+
+/// Calls that make everything durable.
+fn syncs_all() -> Frame {
+    seen(Seen::Sync);
+    watch::event(Event::SyncAll, -1, 0)
+}
+
+/// fcntl's locks; `lock` points to a `struct flock`.
+fn locks(fd: c_int, lock: usize) -> Frame {
+    seen(Seen::Lock);
+    watch::event(Event::Lock, fd, lock as u64)
+}
+
+/// flock and its operation.
+fn flocks(fd: c_int, operation: c_int) -> Frame {
+    seen(Seen::Lock);
+    watch::event(Event::Flock, fd, operation as u32 as u64)
+}
+
+/// lockf and its command.
+fn lockfs(fd: c_int, command: c_int) -> Frame {
+    seen(Seen::Lock);
+    watch::event(Event::Lockf, fd, command as u32 as u64)
+}
+
+/// Calls that close a descriptor.
+#[inline(always)]
+fn closes(fd: c_int) -> Frame {
+    seen(Seen::Close);
+    watch::event(Event::Close, fd, 0)
+}
+
+/// What a hook returns, as far as [`leave`](crate::guard::leave) wants to know.
+trait Outcome {
+    /// Not negative if the call succeeded.
+    fn of(&self) -> isize;
+}
+
+impl Outcome for isize {
+    #[inline(always)]
+    fn of(&self) -> isize {
+        *self
+    }
+}
+
+impl Outcome for c_int {
+    #[inline(always)]
+    fn of(&self) -> isize {
+        *self as isize
+    }
+}
+
+impl Outcome for *mut core::ffi::c_void {
+    #[inline(always)]
+    fn of(&self) -> isize {
+        if self.is_null() { -1 } else { 0 }
+    }
+}
+
+impl Outcome for () {
+    #[inline(always)]
+    fn of(&self) -> isize {
+        0
+    }
+}
+
 /// mmap: a shared and writable mapping lets a file be changed without a call, so
 /// making one waits like a change, and is counted apart.
 #[inline(always)]
@@ -159,5 +232,6 @@ fn maps(protection: usize, flags: usize, fd: c_int) -> Frame {
     }
     let frame = on(Class::Write, fd);
     seen(Seen::MapShared);
+    watch::mapped();
     frame
 }

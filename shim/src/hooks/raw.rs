@@ -9,7 +9,8 @@ use snapshim_gate::slot::Class::{self, Meta};
 use snapshim_gate::slot::Seen;
 
 use super::{
-    O_CREAT, O_TRUNC, by_path, maps, name, names, noted, on, opens, opens_handle, renames,
+    O_CREAT, O_TRUNC, by_path, closes, flocks, locks, maps, name, names, noted, on, opens,
+    opens_handle, renames, syncs, syncs_all,
 };
 use crate::attach;
 use crate::guard::{Frame, leave, seen, submit};
@@ -140,7 +141,7 @@ unsafe extern "C" fn gated(
     }
     let frame = gate_for(number, [a, b, c, d, e, f]);
     let result = call();
-    leave(frame);
+    leave(frame, result);
     result
 }
 
@@ -189,9 +190,9 @@ pub(super) fn ioctl(fd: i32, request: usize) -> Frame {
 }
 
 /// fcntl: only lock commands are of interest.
-pub(super) fn fcntl(command: usize) -> Frame {
+pub(super) fn fcntl(fd: i32, command: usize, lock: usize) -> Frame {
     if fcntl_locks(command) {
-        noted(Seen::Lock)
+        locks(fd, lock)
     } else {
         Frame::NONE
     }
@@ -261,10 +262,13 @@ pub(crate) fn gate_action(action: Action, a: &[usize; 6]) -> Frame {
         Action::Enter => submit(),
         Action::Map => maps(a[2], a[3], fd(a[4])),
         Action::Remap => noted(Seen::Map),
-        Action::Sync => noted(Seen::Sync),
-        Action::Fcntl => fcntl(a[1]),
-        Action::Lock => noted(Seen::Lock),
-        Action::Close => noted(Seen::Close),
+        Action::Sync => syncs(fd(a[0])),
+        Action::SyncAll => syncs_all(),
+        Action::Flush => noted(Seen::Sync),
+        Action::Fcntl => fcntl(fd(a[0]), a[1], a[2]),
+        Action::Lock => flocks(fd(a[0]), fd(a[1])),
+        Action::Close(arg) => closes(fd(a[usize::from(arg & 1)])),
+        Action::CloseRange => noted(Seen::Close),
         // Told apart by `sandboxes`, if they matter.
         Action::Ring | Action::Prctl | Action::Seccomp => Frame::NONE,
     }

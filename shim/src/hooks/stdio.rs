@@ -78,7 +78,7 @@ unsafe fn record<R: Copy>(
                 (stdio.flush)(at);
                 *errno = kept;
             }
-            leave(frame);
+            leave(frame, 0);
             result
         } else {
             // Not ours: as it came, cancellable.

@@ -12,7 +12,8 @@ use snapshim_gate::slot::Seen;
 
 use super::raw::{fcntl as fcntls, ioctl as ioctls};
 use super::{
-    O_CREAT, O_TRUNC, by_path, hooks, maps, name, names, noted, on, opens, opens_stream, renames,
+    O_CREAT, O_TRUNC, Outcome, by_path, closes, flocks, hooks, lockfs, maps, name, names, noted, on,
+    opens, opens_stream, renames, syncs, syncs_all,
 };
 use crate::guard::{Frame, leave, submit};
 use crate::sys::{AT_FDCWD, AT_REMOVEDIR, AT_SYMLINK_NOFOLLOW, ENOSYS, nr, raw};
@@ -172,27 +173,27 @@ hooks! {
     fremovexattr(fd: c_int, name: Str) -> c_int: on(Meta, fd); else libc_result(raw!(nr::FREMOVEXATTR, fd, name)) as c_int;
     // Calls with a selector.
     ioctl(fd: c_int, request: c_ulong, arg: usize) -> c_int: ioctls(fd, request as usize); else libc_result(raw!(nr::IOCTL, fd, request, arg)) as c_int;
-    fcntl(fd: c_int, command: c_int, arg: usize) -> c_int: fcntls(command as usize); else or_twin!(fcntl64(fd: c_int, command: c_int, arg: usize) -> c_int, libc_result(raw!(nr::FCNTL, fd, command, arg)) as c_int);
-    fcntl64(fd: c_int, command: c_int, arg: usize) -> c_int: fcntls(command as usize); else or_twin!(fcntl(fd: c_int, command: c_int, arg: usize) -> c_int, no_function() as c_int);
-    __fcntl(fd: c_int, command: c_int, arg: usize) -> c_int: fcntls(command as usize); else or_twin!(fcntl(fd: c_int, command: c_int, arg: usize) -> c_int, no_function() as c_int);
+    fcntl(fd: c_int, command: c_int, arg: usize) -> c_int: fcntls(fd, command as usize, arg); else or_twin!(fcntl64(fd: c_int, command: c_int, arg: usize) -> c_int, libc_result(raw!(nr::FCNTL, fd, command, arg)) as c_int);
+    fcntl64(fd: c_int, command: c_int, arg: usize) -> c_int: fcntls(fd, command as usize, arg); else or_twin!(fcntl(fd: c_int, command: c_int, arg: usize) -> c_int, no_function() as c_int);
+    __fcntl(fd: c_int, command: c_int, arg: usize) -> c_int: fcntls(fd, command as usize, arg); else or_twin!(fcntl(fd: c_int, command: c_int, arg: usize) -> c_int, no_function() as c_int);
     // Locks: they are never held up, for a thread that waits for a lock held by one
     // that waits at the gate would keep the drain from ending.
-    flock(fd: c_int, operation: c_int) -> c_int: noted(Seen::Lock); else libc_result(raw!(nr::FLOCK, fd, operation)) as c_int;
-    lockf(fd: c_int, command: c_int, len: i64) -> c_int: noted(Seen::Lock); else or_twin!(lockf64(fd: c_int, command: c_int, len: i64) -> c_int, no_function() as c_int);
-    lockf64(fd: c_int, command: c_int, len: i64) -> c_int: noted(Seen::Lock); else or_twin!(lockf(fd: c_int, command: c_int, len: i64) -> c_int, no_function() as c_int);
+    flock(fd: c_int, operation: c_int) -> c_int: flocks(fd, operation); else libc_result(raw!(nr::FLOCK, fd, operation)) as c_int;
+    lockf(fd: c_int, command: c_int, len: i64) -> c_int: lockfs(fd, command); else or_twin!(lockf64(fd: c_int, command: c_int, len: i64) -> c_int, no_function() as c_int);
+    lockf64(fd: c_int, command: c_int, len: i64) -> c_int: lockfs(fd, command); else or_twin!(lockf(fd: c_int, command: c_int, len: i64) -> c_int, no_function() as c_int);
     // Durability: changes nothing that a snapshot shows.
-    fsync(fd: c_int) -> c_int: noted(Seen::Sync); else libc_result(raw!(nr::FSYNC, fd)) as c_int;
-    fdatasync(fd: c_int) -> c_int: noted(Seen::Sync); else libc_result(raw!(nr::FDATASYNC, fd)) as c_int;
-    syncfs(fd: c_int) -> c_int: noted(Seen::Sync); else libc_result(raw!(nr::SYNCFS, fd)) as c_int;
-    sync() -> (): noted(Seen::Sync); else { raw!(nr::SYNC, 0); };
+    fsync(fd: c_int) -> c_int: syncs(fd); else libc_result(raw!(nr::FSYNC, fd)) as c_int;
+    fdatasync(fd: c_int) -> c_int: syncs(fd); else libc_result(raw!(nr::FDATASYNC, fd)) as c_int;
+    syncfs(fd: c_int) -> c_int: syncs_all(); else libc_result(raw!(nr::SYNCFS, fd)) as c_int;
+    sync() -> (): syncs_all(); else { raw!(nr::SYNC, 0); };
     sync_file_range(fd: c_int, at: i64, len: i64, flags: c_uint) -> c_int: noted(Seen::Sync); else libc_result(raw!(nr::SYNC_FILE_RANGE, fd, at, len, flags)) as c_int;
     msync(at: Ptr, len: usize, flags: c_int) -> c_int: noted(Seen::Sync); else libc_result(raw!(nr::MSYNC, at, len, flags)) as c_int;
     // Descriptors that go away (and POSIX locks with them).
-    close(fd: c_int) -> c_int: noted(Seen::Close); else libc_result(raw!(nr::CLOSE, fd)) as c_int;
-    __close(fd: c_int) -> c_int: noted(Seen::Close); else libc_result(raw!(nr::CLOSE, fd)) as c_int;
-    dup2(from: c_int, to: c_int) -> c_int: noted(Seen::Close); else or_twin!(dup2(from: c_int, to: c_int) -> c_int, no_function() as c_int);
-    __dup2(from: c_int, to: c_int) -> c_int: noted(Seen::Close); else or_twin!(dup2(from: c_int, to: c_int) -> c_int, no_function() as c_int);
-    dup3(from: c_int, to: c_int, flags: c_int) -> c_int: noted(Seen::Close); else libc_result(raw!(nr::DUP3, from, to, flags)) as c_int;
+    close(fd: c_int) -> c_int: closes(fd); else libc_result(raw!(nr::CLOSE, fd)) as c_int;
+    __close(fd: c_int) -> c_int: closes(fd); else libc_result(raw!(nr::CLOSE, fd)) as c_int;
+    dup2(from: c_int, to: c_int) -> c_int: closes(to); else or_twin!(dup2(from: c_int, to: c_int) -> c_int, no_function() as c_int);
+    __dup2(from: c_int, to: c_int) -> c_int: closes(to); else or_twin!(dup2(from: c_int, to: c_int) -> c_int, no_function() as c_int);
+    dup3(from: c_int, to: c_int, flags: c_int) -> c_int: closes(to); else libc_result(raw!(nr::DUP3, from, to, flags)) as c_int;
     close_range(first: c_uint, last: c_uint, flags: c_int) -> c_int: noted(Seen::Close); else libc_result(raw!(nr::CLOSE_RANGE, first, last, flags)) as c_int;
     closefrom(first: c_int) -> (): noted(Seen::Close); else { raw!(nr::CLOSE_RANGE, first.max(0), u32::MAX, 0); };
     // Mappings: the coordinator finds them from outside; making one that changes a

@@ -49,8 +49,8 @@ pub(super) unsafe extern "C" fn enter(call: &mut Call, kept: &mut MaybeUninit<Ke
 }
 
 /// After the system call.
-pub(super) unsafe extern "C" fn leave(kept: &Kept) {
-    guard::leave(kept.0);
+pub(super) unsafe extern "C" fn leave(kept: &Kept, result: isize) {
+    guard::leave(kept.0, result);
 }
 
 /// `None`: the call has been made.

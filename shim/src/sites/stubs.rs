@@ -317,6 +317,7 @@ global_asm!(
     ".cfi_startproc",
     "snapshim_keep",
     "lea rdi, [rbp + 16]",
+    "mov rsi, rax",
     "and rsp, -16",
     "call {leave}",
     "lea rsp, [rbp - 56]",

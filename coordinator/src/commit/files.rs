@@ -1,0 +1,85 @@
+//! What the processes of the set have open under the watched paths, whether it was there
+//! when the checkpoint began or not.
+
+use std::collections::{BTreeMap, HashSet};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering::{Acquire, Relaxed};
+
+use snapshim_gate::abi::Gate;
+use snapshim_gate::reap::Claimed;
+use snapshim_gate::slot::{Owner, Seen};
+
+use crate::hold::cut::Locator;
+use crate::hold::process::{self, Pid};
+
+/// The processes that own slots, and the changes of members each has made so far while
+/// the gate was armed.
+pub fn changes(gate: &Gate) -> BTreeMap<Pid, u64> {
+    let locator = Locator::default();
+    let mut changes = BTreeMap::new();
+    for slot in gate.used_slots() {
+        let Some(claimed) = Claimed::read(slot) else {
+            continue;
+        };
+        let Some(pid) = Owner::unpack(claimed.owner).and_then(|o| locator.process(o)) else {
+            continue;
+        };
+        *changes.entry(pid).or_insert(0) += u64::from(slot.changed.load(Acquire));
+    }
+    changes
+}
+
+/// How many calls of a kind the processes of the set have made so far.
+pub fn seen(gate: &Gate, what: Seen) -> u64 {
+    let count = |slot: &snapshim_gate::slot::Slot| slot.seen[what as usize].load(Relaxed);
+    gate.used_slots().iter().map(|slot| u64::from(count(slot))).sum()
+}
+
+/// An open file.
+#[derive(Clone, Copy, Debug)]
+pub struct Open {
+    /// Its inode.
+    pub ino: u64,
+    /// Whether it is open for writing.
+    pub is_writer: bool,
+}
+
+/// Regular files below `roots` that a process has open. What cannot be looked at is
+/// an error: nothing is claimed of it.
+pub fn open_below(pid: Pid, roots: &[PathBuf]) -> std::io::Result<Vec<Open>> {
+    let mut found = Vec::new();
+    let Some(tid) = process::live_thread(pid) else {
+        return Ok(found);
+    };
+    let devices: HashSet<u64> = roots
+        .iter()
+        .filter_map(|root| root.metadata().ok())
+        .map(|meta| meta.dev())
+        .collect();
+    for entry in std::fs::read_dir(format!("/proc/{tid}/fd"))? {
+        let path = entry?.path();
+        let Ok(target) = std::fs::read_link(&path) else {
+            continue; // closed meanwhile
+        };
+        if !target.is_absolute() {
+            continue;
+        }
+        let Ok(meta) = std::fs::metadata(&path) else {
+            continue;
+        };
+        // In another mount namespace the path may be any: the device decides.
+        let is_below = roots.iter().any(|root| target.starts_with(root))
+            || devices.contains(&meta.dev()) && !Path::new(&target).exists();
+        if !is_below || !meta.is_file() || meta.nlink() == 0 {
+            continue;
+        }
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let info = std::fs::read_to_string(format!("/proc/{tid}/fdinfo/{name}"));
+        found.push(Open {
+            ino: meta.ino(),
+            is_writer: info.map_or(true, |info| process::is_writable(&info)),
+        });
+    }
+    Ok(found)
+}

@@ -1,0 +1,165 @@
+//! A gate that is armed: calls pass, what they change is noted
+//! ([`snapshim_gate::watch`]), and the call that reaches a commit point shuts it.
+
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
+
+use snapshim_gate::abi::Gate;
+use snapshim_gate::sys::{futex_wait, futex_wake_all, monotonic_ns};
+use snapshim_gate::table::FileId;
+use snapshim_gate::watch::Watch;
+use snapshim_gate::word;
+
+use super::clock::Clock;
+use super::cut::{Hold, Shut, broken, write_table};
+use crate::{Error, Result};
+
+/// A gate that is armed. Dropping it opens it.
+#[derive(Debug)]
+pub struct Armed<'a> {
+    gate: &'a Gate,
+    gate_id: FileId,
+    armed: u32,
+    shut: Shut,
+    limit: Duration,
+    is_over: bool,
+}
+
+/// What became of waiting.
+#[derive(Debug)]
+pub enum Waited<'a> {
+    /// A call has shut the gate. Nothing is drained yet.
+    Shut(Hold<'a>),
+    /// The time is over.
+    Still(Armed<'a>),
+}
+
+impl<'a> Hold<'a> {
+    /// Lets calls pass again, and be noted from now on. For a hold that is drained: no
+    /// call is half noted then. Nobody shuts the gate until [`Armed::look_for`] says so, nor
+    /// after `until`.
+    pub fn arm(self, until: Instant) -> Result<Armed<'a>> {
+        let armed = word::next(self.closed, word::ARMED);
+        // The hold that ends at the point uses the other table than this one.
+        write_table(self.gate, armed, &self.shut)?;
+        let left = until.saturating_duration_since(Instant::now());
+        // Longer than we wait: only for the case that we do not live to see it.
+        let grace = Duration::from_secs(1);
+        let until_ns = monotonic_ns().saturating_add((left + grace).as_nanos() as u64);
+        self.gate.header().watch.arm(armed, 0, until_ns);
+        self.arm_again()
+    }
+
+    /// The same, with the notes that there are.
+    pub fn arm_again(mut self) -> Result<Armed<'a>> {
+        let armed = word::next(self.closed, word::ARMED);
+        let header = self.gate.header();
+        header.watch.points.store(0, Relaxed);
+        self.is_over = true;
+        let elapsed = self.elapsed();
+        let swapped = header.word.compare_exchange(
+            self.closed,
+            armed,
+            std::sync::atomic::Ordering::SeqCst,
+            Relaxed,
+        );
+        if swapped.is_err() {
+            return Err(broken(elapsed, "while a commit point was looked for"));
+        }
+        futex_wake_all(&header.word);
+        header.last_hold_ns.store(elapsed.as_nanos() as u64, Relaxed);
+        header.last_open_ns.store(monotonic_ns(), Relaxed);
+        Ok(Armed {
+            gate: self.gate,
+            gate_id: self.gate_id,
+            armed,
+            shut: self.shut.clone(),
+            limit: self.clock.limit(),
+            is_over: false,
+        })
+    }
+}
+
+impl<'a> Armed<'a> {
+    /// What is noted.
+    pub fn watch(&self) -> &'a Watch {
+        &self.gate.header().watch
+    }
+
+    /// From now on the gate is shut at these points.
+    pub fn look_for(&self, points: u32) {
+        self.watch().points.store(points, Relaxed);
+    }
+
+    /// Waits until a call has shut the gate.
+    ///
+    /// # Errors
+    ///
+    /// Somebody else has changed the gate.
+    pub fn wait(mut self, until: Instant) -> Result<Waited<'a>> {
+        let word = &self.gate.header().word;
+        loop {
+            let found = word.load(Relaxed);
+            if found != self.armed {
+                self.is_over = true;
+                return self.take_over(found).map(Waited::Shut);
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(Waited::Still(self));
+            }
+            futex_wait(word, self.armed, left.as_nanos() as u64);
+        }
+    }
+
+    /// The hold that a call has begun.
+    fn take_over(&self, found: u32) -> Result<Hold<'a>> {
+        let closed = word::next(self.armed, word::CLOSED);
+        if found != closed {
+            return Err(Error::aborted("the gate was opened while a commit point was waited for")
+                .next("nothing was published; try again"));
+        }
+        // Written by a program: a time that cannot be is none.
+        let shut_ns = self.watch().shut_ns.load(Relaxed);
+        let ago = Duration::from_nanos(monotonic_ns().saturating_sub(shut_ns));
+        let clock = Clock::take_over(self.limit, ago.min(self.limit));
+        Ok(self.hold(closed, clock))
+    }
+
+    /// Shuts the gate, whatever the program is doing.
+    ///
+    /// # Errors
+    ///
+    /// As [`Armed::wait`].
+    pub fn close(mut self) -> Result<Hold<'a>> {
+        self.is_over = true;
+        let clock = Clock::start(self.limit);
+        let closed = word::next(self.armed, word::CLOSED);
+        let word = &self.gate.header().word;
+        let order = std::sync::atomic::Ordering::SeqCst;
+        match word.compare_exchange(self.armed, closed, order, Relaxed) {
+            Ok(_) => Ok(self.hold(closed, clock)),
+            Err(found) => self.take_over(found),
+        }
+    }
+
+    fn hold(&self, closed: u32, clock: Clock) -> Hold<'a> {
+        Hold::of(self.gate, self.gate_id, closed, self.shut.clone(), clock)
+    }
+}
+
+impl Drop for Armed<'_> {
+    fn drop(&mut self) {
+        if self.is_over {
+            return;
+        }
+        let word = &self.gate.header().word;
+        let order = std::sync::atomic::Ordering::SeqCst;
+        let open = word::next(self.armed, word::OPEN);
+        if word.compare_exchange(self.armed, open, order, Relaxed).is_err()
+            && let Ok(mut hold) = self.take_over(word.load(Relaxed))
+        {
+            hold.reopen();
+        }
+    }
+}

@@ -1,0 +1,94 @@
+/* A program whose logical update is one write of a number into each of M files, in
+ * a few pieces each, and then, by the mode:
+ *
+ *   sync     fsync of each file
+ *   lock     all of it under a write lock (fcntl) on a file "lock"
+ *   flock    the same with flock
+ *   close    the files are opened for each update and closed after it
+ *   rename   one file, written aside and put in place by rename
+ *   none     nothing
+ *
+ * units MODE DIRECTORY FILES PIECES PAUSE_US [UNITS]
+ *
+ * A file holds PIECES numbers of 8 bytes. A copy is whole if all of them, in all files, are
+ * equal. PAUSE_US is slept between pieces, so that most moments are in the middle.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <unistd.h>
+
+#define MOST 64
+
+static const char *directory;
+
+static void die(const char *what) {
+    perror(what);
+    exit(1);
+}
+
+static int open_file(const char *name, int number) {
+    char path[4096];
+    snprintf(path, sizeof path, "%s/%s%d", directory, name, number);
+    int fd = open(path, O_RDWR | O_CREAT, 0644);
+    if (fd < 0) die(path);
+    return fd;
+}
+
+static void lock(int fd, int kind) {
+    struct flock how = {.l_type = kind, .l_whence = SEEK_SET};
+    while (fcntl(fd, F_SETLKW, &how) != 0)
+        if (errno != EINTR) die("fcntl");
+}
+
+static void put(int fd, int piece, uint64_t unit) {
+    if (pwrite(fd, &unit, 8, piece * 8) != 8) die("pwrite");
+}
+
+int main(int argc, char **argv) {
+    if (argc < 6) return 2;
+    const char *mode = argv[1];
+    directory = argv[2];
+    int files = atoi(argv[3]), pieces = atoi(argv[4]);
+    useconds_t pause = atoi(argv[5]);
+    uint64_t units = argc > 6 ? strtoull(argv[6], 0, 10) : UINT64_MAX;
+    int is_lock = !strcmp(mode, "lock"), is_flock = !strcmp(mode, "flock");
+    int is_close = !strcmp(mode, "close"), is_rename = !strcmp(mode, "rename");
+    int is_sync = !strcmp(mode, "sync");
+    if (files > MOST) return 2;
+    int fds[MOST], guard = -1;
+    if (is_lock || is_flock) guard = open_file("lock", 0);
+    for (int i = 0; i < files && !is_close && !is_rename; i++) fds[i] = open_file("f", i);
+    for (uint64_t unit = 1; unit <= units; unit++) {
+        if (is_lock) lock(guard, F_WRLCK);
+        if (is_flock && flock(guard, LOCK_EX) != 0) die("flock");
+        for (int i = 0; i < files; i++) {
+            if (is_close) fds[i] = open_file("f", i);
+            if (is_rename) fds[i] = open_file("new", i);
+        }
+        for (int piece = 0; piece < pieces; piece++)
+            for (int i = 0; i < files; i++) {
+                put(fds[i], piece, unit);
+                if (pause) usleep(pause);
+            }
+        for (int i = 0; i < files; i++) {
+            if (is_sync && fsync(fds[i]) != 0) die("fsync");
+            if (is_close || is_rename) close(fds[i]);
+        }
+        for (int i = 0; i < files && is_rename; i++) {
+            char from[4096], to[4096];
+            snprintf(from, sizeof from, "%s/new%d", directory, i);
+            snprintf(to, sizeof to, "%s/f%d", directory, i);
+            if (rename(from, to) != 0) die("rename");
+        }
+        if (is_lock) lock(guard, F_UNLCK);
+        if (is_flock && flock(guard, LOCK_UN) != 0) die("flock");
+        if (pause) usleep(pause);
+    }
+    return 0;
+}
