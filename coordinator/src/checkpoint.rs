@@ -16,9 +16,10 @@ use crate::hold::cut::{self, Hold, Shut};
 use crate::hold::evidence::{self, Members, Scan, View, reason};
 use crate::hold::outside::{Methods, Outside, Report};
 use crate::hold::process::Pid;
+use crate::hold::rebuilt;
 use crate::hold::set::{Config, Set};
 use crate::progress::Progress;
-use crate::store::manifest::{FileRecord, Manifest, PathName, Reason, VERSION};
+use crate::store::manifest::{FileRecord, Kind, Manifest, PathName, Reason, VERSION};
 use crate::store::{Draft, Store};
 use crate::{Error, Exit, Result};
 
@@ -310,7 +311,8 @@ fn take(subject: Subject<'_>, options: &Options, scope: &Scope, draft: &Draft) -
         }
         captured => captured?,
     };
-    let moved = captured.moved();
+    let mut moved = captured.moved();
+    moved.retain(|m| !rebuilt::is_rebuilt(&m.path));
     // Children of those that were stopped, made the moment they go on, are no evidence
     // against the hold: so this look comes before its end. Otherwise it can wait.
     let captured_members = Members::new(captured.members());
@@ -395,6 +397,13 @@ fn identity(path: &std::path::Path) -> Result<FileId> {
 
 /// The certificate with its list of files, and what these speak against.
 fn with_files(mut manifest: Manifest, files: Vec<FileRecord>) -> Manifest {
+    let is_rebuilt = |f: &&FileRecord| f.kind == Kind::File && rebuilt::is_rebuilt(f.path.as_ref());
+    manifest.assumptions.extend(files.iter().filter(is_rebuilt).map(|file| {
+        format!(
+            "{} is made anew by SQLite when the database is opened: its bytes are not vouched for",
+            file.path.0.display()
+        )
+    }));
     manifest.reasons.extend(evidence::ctime_reasons(&files));
     manifest.verified = manifest.reasons.is_empty();
     manifest.files = files;

@@ -27,6 +27,7 @@ use super::calls::{Changes, changes};
 use super::cut::{Hold, Locator};
 use super::outside::{Outside, Report, Target};
 use super::process::{self, Doing, Mapping, Mappings, OpenFiles, Pid, Polling, Unreadable, Wanted};
+use super::rebuilt;
 use super::sites::layer::{Layer, Looker};
 use crate::Result;
 use crate::capture::Member;
@@ -37,6 +38,7 @@ use crate::store::manifest::{FileRecord, Foreign, PathName, Reason, Writer};
 #[derive(Debug, Default)]
 pub struct Members {
     by_id: HashMap<FileId, PathBuf>,
+    /// Of those that matter when they are mapped.
     inodes: HashSet<u64>,
 }
 
@@ -53,7 +55,8 @@ impl Wanted for Members {
 impl Members {
     /// The members as a walk found them.
     pub fn new(members: Vec<Member>) -> Members {
-        let inodes = members.iter().map(|m| m.id.ino).collect();
+        let matters = |m: &&Member| !rebuilt::is_rebuilt(&m.path);
+        let inodes = members.iter().filter(matters).map(|m| m.id.ino).collect();
         Members {
             by_id: members.into_iter().map(|m| (m.id, m.path)).collect(),
             inodes,

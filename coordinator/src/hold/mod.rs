@@ -10,6 +10,7 @@
 //! | [`sites`] | where system calls are in ELF files, and whether they are patched |
 //! | [`inspect`] | what `doctor` says of the machine and of processes |
 //! | [`outside`], [`clock`] | stopping processes that no gate holds |
+//! | [`rebuilt`] | files whose bytes say nothing |
 //! | [`process`], [`calls`] | what `/proc` and the system call numbers say |
 
 pub mod armed;
@@ -22,6 +23,7 @@ pub mod gate_file;
 pub mod inspect;
 pub mod outside;
 pub mod process;
+pub mod rebuilt;
 pub mod set;
 pub mod shim_file;
 pub mod sites;
