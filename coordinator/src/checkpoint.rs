@@ -398,7 +398,9 @@ fn identity(path: &std::path::Path) -> Result<FileId> {
 /// The certificate with its list of files, and what these speak against.
 fn with_files(mut manifest: Manifest, files: Vec<FileRecord>) -> Manifest {
     let is_rebuilt = |f: &&FileRecord| f.kind == Kind::File && rebuilt::is_rebuilt(f.path.as_ref());
-    manifest.assumptions.extend(files.iter().filter(is_rebuilt).map(|file| {
+    manifest
+        .assumptions
+        .extend(files.iter().filter(is_rebuilt).map(|file| {
         format!(
             "{} is made anew by SQLite when the database is opened: its bytes are not vouched for",
             file.path.0.display()

@@ -102,7 +102,7 @@ const _: () = {
     assert!(HEADER_SIZE.is_multiple_of(size_of::<Slot>()));
     assert!(offset_of!(Slot, sp) == 24);
     assert!(offset_of!(Slot, owner) == 32);
-    assert!(offset_of!(Slot, longest_wait_ns) == 56);
+    assert!(offset_of!(Slot, longest_wait_us) == 56);
     assert!(offset_of!(Slot, seen) == 80);
     assert!(offset_of!(Slot, ticket) == 124);
 };

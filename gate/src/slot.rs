@@ -144,8 +144,10 @@ pub struct Slot<M: Memory = Shared> {
     pub start_time: M::U64,
     /// Hash of the owner's AT_RANDOM bytes: changes with execve.
     pub image: M::U64,
-    /// Longest time one call waited, ns.
-    pub longest_wait_ns: M::U64,
+    /// Longest time one call waited, µs.
+    pub longest_wait_us: M::U32,
+    /// Units of work the program itself has begun and not ended (`snapshim_begin`).
+    pub units: M::U32,
     /// Time all calls waited, ns.
     pub waited_ns: M::U64,
     /// Calls that waited.
@@ -319,9 +321,15 @@ impl<M: Memory> Slot<M> {
 
     /// Sets what is counted for `status` to zero.
     fn forget(&self) {
-        self.longest_wait_ns.store(0, Relaxed);
+        self.longest_wait_us.store(0, Relaxed);
         self.waited_ns.store(0, Relaxed);
-        let others = [&self.waits, &self.breaks, &self.changed, &self.tracked];
+        let others = [
+            &self.waits,
+            &self.breaks,
+            &self.changed,
+            &self.tracked,
+            &self.units,
+        ];
         for counter in self.seen.iter().chain(others) {
             counter.store(0, Relaxed);
         }

@@ -17,6 +17,9 @@ use crate::table::FileId;
 /// Files whose changes can be followed at the same time.
 pub const MAX_WATCHED: usize = 220;
 
+/// Processes known to hold locks while the door is shut; of others it is not known.
+pub const MAX_HOLDERS: usize = 16;
+
 /// Point: after a call that made everything changed durable. A bit of [`Watch::points`].
 pub const SYNC: u32 = 1;
 /// Point: after a lock was given up.
@@ -91,6 +94,12 @@ pub struct Watch {
     pub renamed: AtomicU32,
     /// S. Entries of `files` that may be in use.
     used: AtomicU32,
+    /// C. Not zero: whoever would begin a unit, or holds no lock and would take one, waits.
+    pub door: AtomicU32,
+    _reserved: AtomicU32,
+    /// C. Processes that hold a lock, as [`Owner::pack`](crate::slot::Owner::pack)ed with
+    /// their process id as thread id; 0 for none.
+    pub holders: [AtomicU64; MAX_HOLDERS],
     /// S. What was noted since the gate was made, by [`Noted`].
     pub counts: [AtomicU32; NOTED],
     files: [WatchedFile; MAX_WATCHED],
@@ -128,7 +137,13 @@ impl Watch {
                 count.store(0, Relaxed);
             }
         }
-        for cell in [&self.used, &self.changes, &self.blind, &self.renamed] {
+        for cell in [
+            &self.used,
+            &self.changes,
+            &self.blind,
+            &self.renamed,
+            &self.door,
+        ] {
             cell.store(0, Relaxed);
         }
         self.points.store(points, Relaxed);
@@ -202,7 +217,8 @@ impl Watch {
             return;
         }
         for file in &self.files[..self.entries()] {
-            file.synced.fetch_max(file.done.load(Acquire).min(covered), AcqRel);
+            file.synced
+                .fetch_max(file.done.load(Acquire).min(covered), AcqRel);
         }
     }
 
@@ -238,6 +254,31 @@ impl Watch {
         tracked != Tracked::RENAME
             && file.dev.load(Relaxed) == id.dev
             && file.ino.load(Relaxed) == id.ino
+    }
+
+    /// Shuts the door; `holders` pass it all the same. For the coordinator.
+    pub fn shut_door(&self, holders: impl IntoIterator<Item = u64>) {
+        for cell in &self.holders {
+            cell.store(0, Relaxed);
+        }
+        for (cell, holder) in self.holders.iter().zip(holders) {
+            cell.store(holder, Relaxed);
+        }
+        self.door.store(1, Release);
+    }
+
+    /// Opens the door. Whoever waits there looks again when the gate's word changes, or soon.
+    pub fn open_door(&self) {
+        self.door.store(0, Release);
+    }
+
+    /// Whether the door is shut to a process.
+    pub fn is_shut_to(&self, process: u64) -> bool {
+        self.door.load(Acquire) != 0
+            && !self
+                .holders
+                .iter()
+                .any(|holder| holder.load(Relaxed) == process)
     }
 
     /// Notes an event.
@@ -347,7 +388,10 @@ mod tests {
         w.end(plain, false);
         let durable = w.begin(id(1)).unwrap();
         w.end(durable, true);
-        assert!(!w.is_synced(), "O_SYNC flushes what it wrote, not what was before");
+        assert!(
+            !w.is_synced(),
+            "O_SYNC flushes what it wrote, not what was before"
+        );
     }
 
     #[test]

@@ -191,7 +191,11 @@ fn pass(call: Call, target: Target) -> Frame {
     let mut waiter = Waiter::new(gate, Some(slot), call, target);
     passage::pass::<Shared, _>(slot, &gate.header().word, call, &mut waiter);
     let frame = Frame::counted(slot, process);
-    if waiter.is_noted { frame.noted() } else { frame }
+    if waiter.is_noted {
+        frame.noted()
+    } else {
+        frame
+    }
 }
 
 /// Waits at a shut gate, but cannot be waited for: a thread that found no room, or
@@ -254,8 +258,9 @@ impl<'a> Waiter<'a> {
             slot.waits.fetch_add(1, Relaxed);
         }
         slot.waited_ns.fetch_add(waited_ns, Relaxed);
-        slot.longest_wait_ns
-            .fetch_max(self.spent_ns + waited_ns, Relaxed);
+        let longest_us = u32::try_from((self.spent_ns + waited_ns) / 1_000);
+        slot.longest_wait_us
+            .fetch_max(longest_us.unwrap_or(u32::MAX), Relaxed);
     }
 }
 
@@ -286,8 +291,14 @@ impl Thread<Shared> for Waiter<'_> {
     }
 
     fn watched(&mut self, seen: u32, is_nested: bool) {
-        self.is_noted =
-            watch::note(self.gate, self.slot, self.call, self.target, seen, is_nested);
+        self.is_noted = watch::note(
+            self.gate,
+            self.slot,
+            self.call,
+            self.target,
+            seen,
+            is_nested,
+        );
     }
 
     fn wait(&mut self, word: &AtomicU32, seen: u32) -> bool {

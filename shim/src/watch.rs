@@ -4,20 +4,20 @@
 //! Nothing in here is done while the gate is open. What is noted, and what of it is
 //! believed, is in [`snapshim_gate::watch`].
 
-use core::sync::atomic::Ordering::{AcqRel, Relaxed};
+use core::sync::atomic::Ordering::{AcqRel, Relaxed, Release};
 use core::sync::atomic::{AtomicBool, AtomicU32};
 
 use snapshim_gate::abi::Gate;
-use snapshim_gate::slot::{Call, Slot};
-use snapshim_gate::sys::{futex_wake_all, monotonic_ns};
+use snapshim_gate::slot::{Call, Class, Slot};
+use snapshim_gate::sys::{futex_wait, futex_wake_all, monotonic_ns};
 use snapshim_gate::table::FileId;
 use snapshim_gate::watch::{self, Noted, Tracked, Watch};
 use snapshim_gate::word;
 
-use crate::guard::Frame;
+use crate::guard::{self, Frame};
 use crate::member::{Change, Target};
 use crate::vectors::preserving;
-use crate::{attach, sys};
+use crate::{attach, claim, sys};
 
 /// A call that may reach a commit point, although it changes nothing.
 #[repr(u32)]
@@ -103,6 +103,11 @@ fn begin_event(gate: &'static Gate, event: Event, fd: i32, argument: u64) -> Fra
             if member(gate, fd).is_none() {
                 return Frame::NONE;
             }
+            // Whoever holds a lock must be able to go on: to upgrade it, to take more, to
+            // give it up.
+            if !LOCKED.load(Relaxed) {
+                wait_at_door(gate);
+            }
             argument
         }
         Event::Close => {
@@ -129,6 +134,67 @@ fn member(gate: &Gate, fd: i32) -> Option<FileId> {
         Change::File(id) => Some(id),
         _ => None,
     }
+}
+
+/// Waits while the door is shut to this process, at most as long as a call may wait. Then
+/// it goes in: the point will not be reached.
+fn wait_at_door(gate: &Gate) {
+    /// Between looks: the door opens without a change of the gate's word.
+    const LOOK_NS: u64 = 5_000_000;
+    let process = attach::owner(attach::page().pid.load(Relaxed)).pack();
+    let word = &gate.header().word;
+    let watch = &gate.header().watch;
+    let start = monotonic_ns();
+    loop {
+        let seen = word.load(Relaxed);
+        let spent = monotonic_ns().wrapping_sub(start);
+        if !word::is_armed(seen) || !watch.is_shut_to(process) || spent >= gate.hold_bound_ns() {
+            return;
+        }
+        futex_wait(word, seen, LOOK_NS.min(gate.hold_bound_ns() - spent));
+    }
+}
+
+/// The program begins a unit of work: something that has to be in a snapshot as a whole.
+/// Units nest; each belongs to its thread.
+#[unsafe(no_mangle)]
+pub extern "C" fn snapshim_begin() {
+    if let Some((gate, slot)) = mine() {
+        let word = gate.header().word.load(Relaxed);
+        if slot.units.load(Relaxed) == 0 && !word::is_open(word) && !attach::is_sandboxed() {
+            if word::is_armed(word) {
+                wait_at_door(gate);
+            } else {
+                // Its first change would have to wait anyway.
+                guard::leave(guard::enter(Class::Submit, -1, || Target::Any), -1);
+            }
+        }
+        slot.units.fetch_add(1, AcqRel);
+    }
+}
+
+/// The program has ended the unit.
+#[unsafe(no_mangle)]
+pub extern "C" fn snapshim_end() {
+    if let Some((gate, slot)) = mine() {
+        let units = slot.units.load(Relaxed);
+        slot.units.store(units.saturating_sub(1), Release);
+        let watch = &gate.header().watch;
+        if watch.counted(Noted::Units) == 0 {
+            watch.count(Noted::Units);
+        }
+        if units == 1 && word::is_armed(gate.header().word.load(Relaxed)) {
+            reached(watch::UNIT);
+        }
+    }
+}
+
+/// The gate and this thread's slot.
+fn mine() -> Option<(&'static Gate, &'static Slot)> {
+    let is_known = attach::ensure();
+    let gate = attach::gate()?;
+    let slot = if is_known { claim::slot(gate) } else { None };
+    Some((gate, slot?))
 }
 
 /// After it.
@@ -176,7 +242,11 @@ fn end_event(gate: &'static Gate, event: Event, payload: u64) {
             const F_ULOCK: u64 = 0;
             const F_LOCK: u64 = 1;
             const F_TLOCK: u64 = 2;
-            locked(gate, matches!(payload, F_LOCK | F_TLOCK), payload == F_ULOCK);
+            locked(
+                gate,
+                matches!(payload, F_LOCK | F_TLOCK),
+                payload == F_ULOCK,
+            );
         }
         Event::Close => {
             if payload != 0 {
@@ -295,7 +365,7 @@ pub(crate) fn note(
 
 /// Opens a gate that nobody waits at any more: whoever armed it is gone.
 fn give_up_in_time(gate: &'static Gate, watch: &Watch, armed: u32, number: u32) {
-    if number % LOOK_AT_CLOCK != 0 || attach::is_sandboxed() {
+    if !number.is_multiple_of(LOOK_AT_CLOCK) || attach::is_sandboxed() {
         return;
     }
     if monotonic_ns() > watch.until_ns.load(Relaxed) {

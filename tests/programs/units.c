@@ -6,6 +6,7 @@
  *   flock    the same with flock
  *   close    the files are opened for each update and closed after it
  *   rename   one file, written aside and put in place by rename
+ *   unit     snapshim_begin and snapshim_end
  *   none     nothing
  *
  * units MODE DIRECTORY FILES PIECES PAUSE_US [UNITS]
@@ -22,6 +23,8 @@
 #include <string.h>
 #include <sys/file.h>
 #include <unistd.h>
+
+#include "../../include/snapshim.h"
 
 #define MOST 64
 
@@ -59,6 +62,7 @@ int main(int argc, char **argv) {
     uint64_t units = argc > 6 ? strtoull(argv[6], 0, 10) : UINT64_MAX;
     int is_lock = !strcmp(mode, "lock"), is_flock = !strcmp(mode, "flock");
     int is_close = !strcmp(mode, "close"), is_rename = !strcmp(mode, "rename");
+    int is_unit = !strcmp(mode, "unit");
     int is_sync = !strcmp(mode, "sync");
     if (files > MOST) return 2;
     int fds[MOST], guard = -1;
@@ -67,6 +71,7 @@ int main(int argc, char **argv) {
     for (uint64_t unit = 1; unit <= units; unit++) {
         if (is_lock) lock(guard, F_WRLCK);
         if (is_flock && flock(guard, LOCK_EX) != 0) die("flock");
+        if (is_unit) snapshim_begin();
         for (int i = 0; i < files; i++) {
             if (is_close) fds[i] = open_file("f", i);
             if (is_rename) fds[i] = open_file("new", i);
@@ -88,6 +93,7 @@ int main(int argc, char **argv) {
         }
         if (is_lock) lock(guard, F_UNLCK);
         if (is_flock && flock(guard, LOCK_UN) != 0) die("flock");
+        if (is_unit) snapshim_end();
         if (pause) usleep(pause);
     }
     return 0;

@@ -176,7 +176,7 @@ fn writers(slots: &[Slot]) -> Vec<Writer> {
         add(&mut writer.waits, slot.waits.load(Relaxed).into());
         add(&mut writer.waited_us, slot.waited_ns.load(Relaxed) / 1_000);
         add(&mut writer.breaks, slot.breaks.load(Relaxed).into());
-        let longest = slot.longest_wait_ns.load(Relaxed) / 1_000;
+        let longest = u64::from(slot.longest_wait_us.load(Relaxed));
         writer.longest_wait_us = writer.longest_wait_us.max(longest);
         for (counter, name) in COUNTERS {
             let sum = writer.seen.entry(name).or_default();

@@ -8,8 +8,9 @@ use std::sync::atomic::Ordering::{Acquire, Relaxed};
 
 use snapshim_gate::abi::Gate;
 use snapshim_gate::reap::Claimed;
-use snapshim_gate::slot::{Owner, Seen};
+use snapshim_gate::slot::{Owner, Seen, Slot};
 
+use super::locks;
 use crate::hold::cut::Locator;
 use crate::hold::process::{self, Pid};
 
@@ -30,19 +31,42 @@ pub fn changes(gate: &Gate) -> BTreeMap<Pid, u64> {
     changes
 }
 
+/// Whether whoever claimed a slot lives.
+pub fn is_owned(slot: &Slot) -> bool {
+    let claimed = Claimed::read(slot);
+    let owner = claimed.and_then(|claimed| Owner::unpack(claimed.owner));
+    owner.is_some_and(|owner| Locator::default().process(owner).is_some())
+}
+
+/// A process in the form of [`snapshim_gate::watch::Watch::holders`].
+pub fn packed(pid: Pid) -> Option<u64> {
+    let inner = process::inner_id(pid, pid)?;
+    let owner = Owner {
+        pid: inner,
+        tid: inner,
+        pidns: process::pid_namespace(pid)?,
+    };
+    Some(owner.pack())
+}
+
 /// How many calls of a kind the processes of the set have made so far.
 pub fn seen(gate: &Gate, what: Seen) -> u64 {
-    let count = |slot: &snapshim_gate::slot::Slot| slot.seen[what as usize].load(Relaxed);
-    gate.used_slots().iter().map(|slot| u64::from(count(slot))).sum()
+    let count = |slot: &Slot| slot.seen[what as usize].load(Relaxed);
+    gate.used_slots()
+        .iter()
+        .map(|slot| u64::from(count(slot)))
+        .sum()
 }
 
 /// An open file.
 #[derive(Clone, Copy, Debug)]
 pub struct Open {
-    /// Its inode.
-    pub ino: u64,
     /// Whether it is open for writing.
     pub is_writer: bool,
+    /// Whether the process holds a lock on it.
+    pub is_locked: bool,
+    /// Whether one of those is a write lock.
+    pub is_write_locked: bool,
 }
 
 /// Regular files below `roots` that a process has open. What cannot be looked at is
@@ -74,11 +98,20 @@ pub fn open_below(pid: Pid, roots: &[PathBuf]) -> std::io::Result<Vec<Open>> {
         if !is_below || !meta.is_file() || meta.nlink() == 0 {
             continue;
         }
-        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let info = std::fs::read_to_string(format!("/proc/{tid}/fdinfo/{name}"));
+        let name = path
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
+        let info = match std::fs::read_to_string(format!("/proc/{tid}/fdinfo/{name}")) {
+            Ok(info) => info,
+            Err(cause) if cause.kind() == std::io::ErrorKind::NotFound => continue,
+            Err(cause) => return Err(cause),
+        };
         found.push(Open {
-            ino: meta.ino(),
-            is_writer: info.map_or(true, |info| process::is_writable(&info)),
+            is_writer: process::is_writable(&info),
+            is_locked: locks::parse(&info).next().is_some(),
+            is_write_locked: locks::parse(&info).any(|lock| lock.is_write),
         });
     }
     Ok(found)

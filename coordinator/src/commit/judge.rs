@@ -1,15 +1,16 @@
 //! Whether a commit point is reached: looked at with the gate shut and drained.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
+use std::sync::atomic::Ordering::Acquire;
 
 use snapshim_gate::abi::Gate;
-use snapshim_gate::slot::Seen;
+use snapshim_gate::slot::{Seen, Slot};
 use snapshim_gate::table::FileId;
 use snapshim_gate::watch::{Noted, Watch};
 
-use super::{CommitPoint, files, locks};
+use super::{CommitPoint, files};
 use crate::capture::Member;
 use crate::hold::process::Pid;
 
@@ -34,7 +35,6 @@ pub struct Judge<'a> {
     /// Of processes that held no write lock when they were last looked at: the changes
     /// they had made by then.
     lockless: BTreeMap<Pid, u64>,
-    inodes: HashSet<u64>,
 }
 
 /// Members whose ctimes are compared; more take too long under a hold.
@@ -69,6 +69,7 @@ impl<'a> Judge<'a> {
             CommitPoint::Rename => self.watch().is_renamed() && self.all_changes_were_seen(),
             CommitPoint::Close => self.is_closed(),
             CommitPoint::Lock => self.is_unlocked(is_quiet),
+            CommitPoint::Unit => self.is_between_units(),
             CommitPoint::Idle(_) => is_quiet && self.all_changes_were_seen(),
             CommitPoint::Auto => false,
         }
@@ -90,58 +91,52 @@ impl<'a> Judge<'a> {
 
     /// Whether no process of the set has a file open for writing.
     fn is_closed(&self) -> bool {
-        let pids = files::changes(self.ground.gate);
-        pids.keys().all(|pid| {
-            files::open_below(*pid, self.ground.roots)
-                .is_ok_and(|open| !open.iter().any(|file| file.is_writer))
+        let mut pids = files::changes(self.ground.gate).into_keys();
+        pids.all(|pid| {
+            self.open(pid)
+                .is_some_and(|mut open| !open.any(|f| f.is_writer))
         })
+    }
+
+    /// Whether the program marks its units, and nobody who lives is in one.
+    fn is_between_units(&self) -> bool {
+        let in_unit = |slot: &&Slot| slot.units.load(Acquire) > 0;
+        let mut slots = self.ground.gate.used_slots().iter().filter(in_unit);
+        self.watch().counted(Noted::Units) > 0 && !slots.any(files::is_owned)
+    }
+
+    /// The processes that hold a lock on a member, in the form of the door's list.
+    pub fn holders(&self) -> Vec<u64> {
+        let pids = files::changes(self.ground.gate).into_keys();
+        let locks = |pid: &Pid| {
+            self.open(*pid)
+                .is_none_or(|mut open| open.any(|f| f.is_locked))
+        };
+        pids.filter(locks).filter_map(files::packed).collect()
+    }
+
+    /// What a process has open below the watched paths; `None` if that cannot be told.
+    fn open(&self, pid: Pid) -> Option<impl Iterator<Item = files::Open> + use<>> {
+        let open = files::open_below(pid, self.ground.roots);
+        open.ok().map(Vec::into_iter)
     }
 
     /// Whether nobody holds a write lock under which something was changed.
     fn is_unlocked(&mut self, is_quiet: bool) -> bool {
-        let Ok(all) = locks::held() else {
-            return false;
-        };
-        let changes = files::changes(self.ground.gate);
-        let mut locked: HashSet<Pid> = HashSet::new();
         let mut is_free = true;
-        for lock in all {
-            if !self.matters(&lock, &changes) {
-                continue;
-            }
-            let Some(pid) = lock.pid else {
+        for (pid, changes) in files::changes(self.ground.gate) {
+            let Some(mut open) = self.open(pid) else {
                 is_free = false;
                 continue;
             };
-            locked.insert(pid);
-            // Granted since it was seen without any, and nothing changed since then.
-            let unchanged = changes
-                .get(&pid)
-                .is_some_and(|now| self.lockless.get(&pid) == Some(now));
-            is_free &= unchanged;
-        }
-        for (pid, now) in changes {
-            if !locked.contains(&pid) {
-                self.lockless.insert(pid, now);
+            if !open.any(|file| file.is_write_locked) {
+                self.lockless.insert(pid, changes);
+            } else if self.lockless.get(&pid) != Some(&changes) {
+                // Otherwise: granted since it was seen without any, and nothing changed since.
+                is_free = false;
             }
         }
         is_free && self.uses_locks(is_quiet)
-    }
-
-    /// Whether a lock is on a file under the watched paths.
-    fn matters(&self, lock: &locks::WriteLock, set: &BTreeMap<Pid, u64>) -> bool {
-        if self.inodes.contains(&lock.ino) {
-            return true;
-        }
-        // A file made since, say. Only processes of the set are asked.
-        let has = |pid: &Pid| {
-            files::open_below(*pid, self.ground.roots)
-                .map_or(true, |open| open.iter().any(|file| file.ino == lock.ino))
-        };
-        match lock.pid {
-            Some(pid) => set.contains_key(&pid) && has(&pid),
-            None => set.keys().any(has),
-        }
     }
 
     /// Whether the absence of locks says something: the program was seen to lock, change and
@@ -159,5 +154,10 @@ fn ctimes(ground: &Ground<'_>) -> HashMap<PathBuf, (FileId, i64, i64)> {
         let times = (member.id, meta.ctime(), meta.ctime_nsec());
         Some((member.path.clone(), times))
     };
-    ground.members.iter().take(MAX_STATS).filter_map(stat).collect()
+    ground
+        .members
+        .iter()
+        .take(MAX_STATS)
+        .filter_map(stat)
+        .collect()
 }

@@ -34,6 +34,8 @@ pub enum CommitPoint {
     Close,
     /// Right after a rename: the end of a save that replaces a file.
     Rename,
+    /// While no thread is in a unit of work that the program itself has marked.
+    Unit,
     /// After nothing was changed for so long.
     Idle(Duration),
     /// The strongest point that the program is seen to offer.
@@ -48,6 +50,7 @@ impl CommitPoint {
             CommitPoint::Lock => watch::LOCK,
             CommitPoint::Close => watch::CLOSE,
             CommitPoint::Rename => watch::RENAME,
+            CommitPoint::Unit => watch::UNIT,
             CommitPoint::Write | CommitPoint::Idle(_) | CommitPoint::Auto => 0,
         }
     }
@@ -67,6 +70,7 @@ impl CommitPoint {
             }
             CommitPoint::Close => "no member was open for writing by a program of the set",
             CommitPoint::Rename => "nothing was changed since a file was put in place by rename",
+            CommitPoint::Unit => "no thread was in a unit of work as the program marks them",
             CommitPoint::Idle(_) => "nothing was changed for that long before the cut",
             CommitPoint::Auto => "",
         }
@@ -81,6 +85,7 @@ impl fmt::Display for CommitPoint {
             CommitPoint::Lock => f.write_str("lock"),
             CommitPoint::Close => f.write_str("close"),
             CommitPoint::Rename => f.write_str("rename"),
+            CommitPoint::Unit => f.write_str("unit"),
             CommitPoint::Idle(time) => write!(f, "idle:{}ms", time.as_millis()),
             CommitPoint::Auto => f.write_str("auto"),
         }
@@ -97,11 +102,12 @@ impl FromStr for CommitPoint {
             "lock" => Ok(CommitPoint::Lock),
             "close" => Ok(CommitPoint::Close),
             "rename" => Ok(CommitPoint::Rename),
+            "unit" => Ok(CommitPoint::Unit),
             "auto" => Ok(CommitPoint::Auto),
             other => idle(other).ok_or_else(|| {
                 format!(
                     "there is no commit point `{other}`; there are write, sync, lock, close, \
-                     rename, idle:200ms, and auto"
+                     rename, unit, idle:200ms, and auto"
                 )
             }),
         }
@@ -146,13 +152,30 @@ mod tests {
 
     #[test]
     fn points_are_read_as_they_are_written() {
-        for text in ["write", "sync", "lock", "close", "rename", "auto", "idle:200ms"] {
+        for text in [
+            "write",
+            "sync",
+            "lock",
+            "close",
+            "rename",
+            "unit",
+            "auto",
+            "idle:200ms",
+        ] {
             let point: CommitPoint = text.parse().unwrap();
             assert_eq!(point.to_string(), text);
         }
-        assert_eq!("idle:50".parse(), Ok(CommitPoint::Idle(Duration::from_millis(50))));
-        assert_eq!("idle:2s".parse(), Ok(CommitPoint::Idle(Duration::from_secs(2))));
-        for text in ["", "idle", "idle:", "idle:0", "idle:-1", "idle:2h", "Write", "locks"] {
+        assert_eq!(
+            "idle:50".parse(),
+            Ok(CommitPoint::Idle(Duration::from_millis(50)))
+        );
+        assert_eq!(
+            "idle:2s".parse(),
+            Ok(CommitPoint::Idle(Duration::from_secs(2)))
+        );
+        for text in [
+            "", "idle", "idle:", "idle:0", "idle:-1", "idle:2h", "Write", "locks",
+        ] {
             assert!(text.parse::<CommitPoint>().is_err(), "{text}");
         }
         assert_eq!("fail".parse(), Ok(Otherwise::Fail));

@@ -99,7 +99,10 @@ fn try_for<'a>(
     let mut judge = Judge::new(ground, asked.at);
     // What is there may do: nothing open, no lock held by a program known to lock. The
     // other points are about what was noted, of which there is nothing yet.
-    let shows = matches!(asked.at, CommitPoint::Close | CommitPoint::Lock);
+    let shows = matches!(
+        asked.at,
+        CommitPoint::Close | CommitPoint::Lock | CommitPoint::Unit
+    );
     if shows && judge.is_reached(false) {
         return Ok(Some((hold, drain)));
     }
@@ -112,12 +115,18 @@ fn choose(ground: &Ground<'_>, gate_id: FileId, shut: Shut, asked: Asked) -> Res
     let offered = || {
         let has = |what| watch.counted(what) > 0;
         let points = [
-            (has(Noted::ChangedUnderLock) && has(Noted::Unlocked), CommitPoint::Lock),
+            (has(Noted::Units), CommitPoint::Unit),
+            (
+                has(Noted::ChangedUnderLock) && has(Noted::Unlocked),
+                CommitPoint::Lock,
+            ),
             (has(Noted::Synced), CommitPoint::Sync),
             (has(Noted::Renamed), CommitPoint::Rename),
             (has(Noted::Closed), CommitPoint::Close),
         ];
-        points.into_iter().find_map(|(has, point)| has.then_some(point))
+        points
+            .into_iter()
+            .find_map(|(has, point)| has.then_some(point))
     };
     if let Some(point) = offered() {
         return Ok(point);
@@ -135,9 +144,10 @@ fn wait<'a>(
     hold: Hold<'a>,
     judge: &mut Judge<'_>,
     point: CommitPoint,
-    until: Instant,
+    mut until: Instant,
     refused: &mut u32,
 ) -> Result<Option<(Hold<'a>, Duration)>> {
+    let limit = hold.limit();
     let mut armed = hold.arm(until)?;
     armed.look_for(point.bits());
     let quiet = match point {
@@ -146,10 +156,19 @@ fn wait<'a>(
     };
     let mut last = (changes(&armed), Instant::now());
     let mut was_refused_quiet = false;
+    let mut is_door_shut = false;
     loop {
         let now = Instant::now();
         if now >= until {
-            return Ok(None);
+            if is_door_shut || !matches!(point, CommitPoint::Lock | CommitPoint::Unit) {
+                armed.watch().open_door();
+                return Ok(None);
+            }
+            // Watched in vain: new holders are kept out, within the bound of a hold, until
+            // those that there are have finished.
+            is_door_shut = true;
+            until = now + limit / 2;
+            armed.watch().shut_door(judge.holders());
         }
         let tick = match point {
             CommitPoint::Idle(_) => TICK.min(quiet),
@@ -165,8 +184,13 @@ fn wait<'a>(
                     was_refused_quiet = false;
                 }
                 // Locks and idleness show also in what does not happen.
-                let may_be = matches!(point, CommitPoint::Idle(_) | CommitPoint::Lock)
-                    || point == CommitPoint::Close;
+                let may_be = matches!(
+                    point,
+                    CommitPoint::Idle(_)
+                        | CommitPoint::Lock
+                        | CommitPoint::Close
+                        | CommitPoint::Unit
+                );
                 if !may_be || was_refused_quiet || last.1.elapsed() < quiet {
                     continue;
                 }
@@ -174,6 +198,9 @@ fn wait<'a>(
             }
         };
         let drain = closed.drain()?;
+        if is_door_shut {
+            closed.gate().header().watch.open_door();
+        }
         let is_quiet = is_quiet && judge_changes(&closed) == last.0;
         if judge.is_reached(is_quiet) {
             return Ok(Some((closed, drain)));
@@ -183,7 +210,11 @@ fn wait<'a>(
         // As long as it was shut for nothing, it stays open.
         let pause = closed.elapsed().min(BACK_OFF);
         armed = closed.arm_again()?;
-        std::thread::sleep(pause);
+        if is_door_shut {
+            armed.watch().shut_door(judge.holders());
+        } else {
+            std::thread::sleep(pause);
+        }
         armed.look_for(point.bits());
     }
 }

@@ -67,7 +67,9 @@ impl<'a> Hold<'a> {
             return Err(broken(elapsed, "while a commit point was looked for"));
         }
         futex_wake_all(&header.word);
-        header.last_hold_ns.store(elapsed.as_nanos() as u64, Relaxed);
+        header
+            .last_hold_ns
+            .store(elapsed.as_nanos() as u64, Relaxed);
         header.last_open_ns.store(monotonic_ns(), Relaxed);
         Ok(Armed {
             gate: self.gate,
@@ -116,8 +118,10 @@ impl<'a> Armed<'a> {
     fn take_over(&self, found: u32) -> Result<Hold<'a>> {
         let closed = word::next(self.armed, word::CLOSED);
         if found != closed {
-            return Err(Error::aborted("the gate was opened while a commit point was waited for")
-                .next("nothing was published; try again"));
+            return Err(
+                Error::aborted("the gate was opened while a commit point was waited for")
+                    .next("nothing was published; try again"),
+            );
         }
         // Written by a program: a time that cannot be is none.
         let shut_ns = self.watch().shut_ns.load(Relaxed);
@@ -156,7 +160,9 @@ impl Drop for Armed<'_> {
         let word = &self.gate.header().word;
         let order = std::sync::atomic::Ordering::SeqCst;
         let open = word::next(self.armed, word::OPEN);
-        if word.compare_exchange(self.armed, open, order, Relaxed).is_err()
+        if word
+            .compare_exchange(self.armed, open, order, Relaxed)
+            .is_err()
             && let Ok(mut hold) = self.take_over(word.load(Relaxed))
         {
             hold.reopen();

@@ -334,6 +334,11 @@ impl<'a> Hold<'a> {
         self.stands() && !self.left().is_zero()
     }
 
+    /// How long it may last.
+    pub fn limit(&self) -> Duration {
+        self.clock.limit()
+    }
+
     /// How long it has lasted.
     pub fn elapsed(&self) -> Duration {
         self.clock.elapsed()

@@ -12,8 +12,8 @@ use snapshim_gate::slot::Seen;
 
 use super::raw::{fcntl as fcntls, ioctl as ioctls};
 use super::{
-    O_CREAT, O_TRUNC, Outcome, by_path, closes, flocks, hooks, lockfs, maps, name, names, noted, on,
-    opens, opens_stream, renames, syncs, syncs_all,
+    O_CREAT, O_TRUNC, Outcome, by_path, closes, flocks, hooks, lockfs, maps, name, names, noted,
+    on, opens, opens_stream, renames, syncs, syncs_all,
 };
 use crate::guard::{Frame, leave, submit};
 use crate::sys::{AT_FDCWD, AT_REMOVEDIR, AT_SYMLINK_NOFOLLOW, ENOSYS, nr, raw};
