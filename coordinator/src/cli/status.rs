@@ -110,6 +110,7 @@ fn report(set: &Set) -> Result<Report> {
         state: match word::state(word) {
             word::OPEN => "open",
             word::CLOSED => "closed",
+            word::ARMED => "armed",
             _ => "unknown",
         },
         epoch: word::epoch(word),

@@ -52,7 +52,6 @@ impl<'a> Judge<'a> {
             point,
             ctimes,
             lockless: BTreeMap::new(),
-            inodes: ground.members.iter().map(|member| member.id.ino).collect(),
         }
     }
 

@@ -1,0 +1,252 @@
+//! Commit points: no snapshot in the middle of what the program does as a unit, or the
+//! certificate says that the point was not reached.
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use snapshim_tests::{Fs, Lab, Proc, lab, process, product, rounds};
+
+const LIMIT: Duration = Duration::from_secs(1800);
+/// Files, and numbers in each, of a unit.
+const FILES: &str = "3";
+const PIECES: &str = "4";
+
+/// Whether all numbers in all files are the same, and nothing waits to be put in
+/// place: a whole unit.
+fn is_whole(dir: &Path) -> bool {
+    let mut numbers = Vec::new();
+    for entry in fs::read_dir(dir).unwrap().flatten() {
+        if entry.file_name().to_string_lossy().starts_with("new") {
+            return false;
+        }
+        if entry.file_name().to_string_lossy().starts_with('f') {
+            let bytes = fs::read(entry.path()).unwrap();
+            numbers.extend(bytes.chunks(8).map(<[u8]>::to_vec));
+        }
+    }
+    numbers.windows(2).all(|pair| pair[0] == pair[1])
+}
+
+/// Programs at work on their units.
+fn start(lab: &Lab, mode: &str, files: &str, pause: &str, programs: usize) -> Vec<Proc> {
+    let program = product::program("units");
+    let dir = lab.data();
+    let args = [mode, dir.to_str().unwrap(), files, PIECES, pause];
+    let programs = (0..programs)
+        .map(|_| lab.run(&[], &program, &args))
+        .collect();
+    let begun = process::wait_until(Duration::from_secs(20), || {
+        dir.join("f0").metadata().is_ok_and(|m| m.len() >= 32)
+    });
+    assert!(begun, "{mode}: the program writes nothing");
+    programs
+}
+
+/// Snapshots at a point: how many were taken, were torn, and did not reach it.
+struct Count {
+    taken: usize,
+    torn: usize,
+    missed: usize,
+}
+
+fn count(lab: &Lab, at: &[&str], rounds: usize) -> Count {
+    let mut count = Count {
+        taken: 0,
+        torn: 0,
+        missed: 0,
+    };
+    let mut args = vec!["--keep-last", "1"];
+    args.extend(at);
+    for _ in 0..rounds {
+        let outcome = lab.checkpoint(&args);
+        if outcome.code == 3 {
+            count.missed += 1;
+            continue;
+        }
+        let certificate = outcome.certificate();
+        if at.first() == Some(&"--at") && certificate.0["commit_point"] != at[1] {
+            count.missed += 1;
+            continue;
+        }
+        count.taken += 1;
+        count.torn += usize::from(!is_whole(&certificate.copy_of(&lab.data())));
+    }
+    count
+}
+
+/// What stopping the program and cloning or copying its files gives: torn copies.
+fn stopped(lab: &Lab, program: Pid, rounds: usize) -> usize {
+    let copy = lab.data().parent().unwrap().join("stopped");
+    let torn = |_: &usize| {
+        std::thread::sleep(Duration::from_micros(1_700));
+        kill(program, Signal::SIGSTOP).unwrap();
+        let _ = fs::remove_dir_all(&copy);
+        fs::create_dir(&copy).unwrap();
+        for entry in fs::read_dir(lab.data()).unwrap().flatten() {
+            fs::copy(entry.path(), copy.join(entry.file_name())).unwrap();
+        }
+        kill(program, Signal::SIGCONT).unwrap();
+        !is_whole(&copy)
+    };
+    (0..rounds).filter(torn).count()
+}
+
+/// The program itself, below `snapshim run`.
+fn child(of: &Proc) -> Pid {
+    let pid = of.pid();
+    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
+    Pid::from_raw(children.split_whitespace().next().unwrap().parse().unwrap())
+}
+
+/// No snapshot at `point` is in the middle of a unit; some at `write` and some of a stopped
+/// program are.
+fn units(mode: &str, point: &str, fs: Fs, files: &str) {
+    let lab = Lab::new(&format!("points-{mode}"), fs, LIMIT).unwrap();
+    let programs = start(&lab, mode, files, "150", 1);
+    let rounds = rounds(1000, 60);
+    let found = count(&lab, &["--at", point], rounds);
+    let control = count(&lab, &["--at", "write"], rounds.min(100));
+    let stopped = stopped(&lab, child(&programs[0]), rounds.min(100));
+    println!(
+        "{mode} at {point} on {fs:?}: {} torn of {} ({} not reached); at write {} of {}; \
+         SIGSTOP and copy {stopped} of {}",
+        found.torn,
+        found.taken,
+        found.missed,
+        control.torn,
+        control.taken,
+        rounds.min(100)
+    );
+    assert_eq!(found.torn, 0);
+    assert!(found.taken >= rounds * 9 / 10, "hardly ever reached");
+    assert!(control.torn > 0 && stopped > 0, "the controls show nothing");
+    for mut program in programs {
+        program.end();
+    }
+}
+
+#[test]
+fn sync_is_between_units() {
+    let _serial = lab::serial();
+    units("sync", "sync", Fs::Xfs, FILES);
+}
+
+#[test]
+fn lock_is_between_units() {
+    let _serial = lab::serial();
+    units("lock", "lock", Fs::Ext4, FILES);
+    units("flock", "lock", Fs::Tmpfs, FILES);
+}
+
+#[test]
+fn close_rename_and_unit_are_between_units() {
+    let _serial = lab::serial();
+    units("close", "close", Fs::Btrfs, FILES);
+    units("rename", "rename", Fs::Xfs, "1");
+    units("unit", "unit", Fs::Ext4, FILES);
+}
+
+#[test]
+fn auto_finds_the_point() {
+    let _serial = lab::serial();
+    for (mode, point) in [("lock", "lock"), ("sync", "sync"), ("unit", "unit")] {
+        let lab = Lab::new(&format!("points-auto-{mode}"), Fs::Xfs, LIMIT).unwrap();
+        let programs = start(&lab, mode, FILES, "150", 1);
+        for _ in 0..10 {
+            let outcome = lab.checkpoint(&["--at", "auto"]);
+            let certificate = outcome.verified();
+            assert_eq!(certificate.0["commit_point"], point, "{mode}");
+            assert_eq!(certificate.0["commit_point_asked"], "auto");
+            assert!(is_whole(&certificate.copy_of(&lab.data())), "{mode}");
+        }
+        for mut program in programs {
+            program.end();
+        }
+    }
+}
+
+/// Several at once: at a lock, none in the middle; at sync, reached or not, but never
+/// said to be what it is not (what was changed is durable, whoever changed it).
+#[test]
+fn several_programs_at_once() {
+    let _serial = lab::serial();
+    let rounds = rounds(1000, 60);
+    for mode in ["lock", "flock"] {
+        let lab = Lab::new(&format!("points-many-{mode}"), Fs::Tmpfs, LIMIT).unwrap();
+        let programs = start(&lab, mode, FILES, "20", 4);
+        let found = count(&lab, &["--at", "lock"], rounds);
+        println!(
+            "4 programs, {mode}: {} torn of {} ({} not reached)",
+            found.torn, found.taken, found.missed
+        );
+        assert_eq!(found.torn, 0);
+        assert!(found.taken >= rounds * 9 / 10, "hardly ever reached");
+        for mut program in programs {
+            program.end();
+        }
+    }
+}
+
+/// A program that never reaches the point: not reached, or the fallback, in time; and the
+/// program is not kept waiting.
+#[test]
+fn a_point_that_is_never_reached() {
+    let _serial = lab::serial();
+    let lab = Lab::new("points-never", Fs::Xfs, LIMIT).unwrap();
+    let programs = start(&lab, "none", FILES, "100", 1);
+    for point in ["sync", "lock", "rename", "unit", "idle:300ms"] {
+        let outcome = lab.checkpoint(&["--at", point, "--wait", "1s", "--max-hold", "200ms"]);
+        assert_eq!(outcome.code, 3, "{point}: {}", outcome.stderr);
+        assert!(
+            outcome.stderr.contains("was not reached"),
+            "{}",
+            outcome.stderr
+        );
+        assert!(
+            outcome.wall < Duration::from_secs(4),
+            "{point}: {:?}",
+            outcome.wall
+        );
+        let outcome = lab.checkpoint(&["--at", point, "--wait", "300ms", "--else", "write"]);
+        let certificate = outcome.verified();
+        assert_eq!(certificate.0["commit_point"], "write");
+        assert_eq!(certificate.0["commit_point_asked"], point);
+    }
+    let status = process::run(
+        lab.snapshim(&["status", lab.set(), "--json"]),
+        Duration::from_secs(20),
+    );
+    let status: serde_json::Value = serde_json::from_str(&status.out()).unwrap();
+    let writers = status["writers"].as_array().unwrap();
+    let longest = writers
+        .iter()
+        .filter_map(|writer| writer["longest_wait_us"].as_u64())
+        .max()
+        .unwrap();
+    println!("longest wait of a call: {longest} µs");
+    assert!(longest < 1_200_000, "longer than the bound");
+    for mut program in programs {
+        program.end();
+    }
+}
+
+/// Nothing happens: idle at once, and what uses locks is unlocked.
+#[test]
+fn an_idle_program() {
+    let _serial = lab::serial();
+    let lab = Lab::new("points-idle", Fs::Xfs, LIMIT).unwrap();
+    let script = "exec 9>l; flock 9; echo 1 > f0; flock -u 9; sleep 1000";
+    let mut program = lab.run(
+        &[],
+        Path::new("sh"),
+        &["-c", &format!("cd {}; {script}", lab.data().display())],
+    );
+    std::thread::sleep(Duration::from_millis(500));
+    let outcome = lab.checkpoint(&["--at", "idle:100ms", "--wait", "5s"]);
+    assert_eq!(outcome.verified().0["commit_point"], "idle:100ms");
+    assert!(outcome.wall < Duration::from_secs(3), "{:?}", outcome.wall);
+    program.end();
+}
