@@ -152,10 +152,33 @@ fn snapshot(
         progress.note(&format!("removed {left}, left half done"));
     }
     let room = make_room(&store, &store_lock, &options.policy)?;
+    let made = make(subject, options, &store, &store_lock, progress);
+    let (manifest, path) = made.map_err(|error| {
+        let message = [&[error.message], &room[..]].concat().join("; ");
+        Error { message, ..error }
+    })?;
+    let old = retain(&store, &store_lock, &options.policy);
+    Ok(Outcome {
+        manifest,
+        path,
+        pruned: old.removed,
+        notes: [room, old.notes].concat(),
+        store,
+    })
+}
+
+/// Makes and publishes a snapshot; its certificate, and the path of its tree.
+fn make(
+    subject: Subject<'_>,
+    options: &Options,
+    store: &Store,
+    store_lock: &StoreLock,
+    progress: &mut dyn Progress,
+) -> Result<(Manifest, PathBuf)> {
     let scope = scope(subject, options);
     let mut tries = 1;
     let (draft, cut) = loop {
-        let draft = store.begin(&store_lock)?;
+        let draft = store.begin(store_lock)?;
         match take(subject, options, &scope, &draft) {
             Ok(cut) => break (draft, cut),
             // The hold limit itself is a matter for the user, not for another try.
@@ -190,14 +213,7 @@ fn snapshot(
         manifest.id,
         begun.elapsed()
     ));
-    let old = retain(&store, &store_lock, &options.policy);
-    Ok(Outcome {
-        manifest,
-        path,
-        pruned: old.removed,
-        notes: [room, old.notes].concat(),
-        store,
-    })
+    Ok((manifest, path))
 }
 
 /// Makes room before a capture, while the store has less than it shall; says what was removed.
@@ -213,23 +229,7 @@ fn make_room(store: &Store, lock: &StoreLock, policy: &Policy) -> Result<Vec<Str
     if !space.is_short() {
         return Ok(removed_for_room(&removed, room));
     }
-    let after = match removed.len() {
-        0 => "no snapshot may be removed for it".into(),
-        _ => format!(
-            "after {} were removed for it: {}",
-            removed.len(),
-            removed.join(" ")
-        ),
-    };
-    Err(Error::new(format!(
-        "{} bytes are free on the file system of the store {}, and --min-free {room} asks for {}; {after}",
-        space.free,
-        store.path().display(),
-        space.wanted,
-    ))
-    .next(
-        "free space there, unpin snapshots (`snapshim unpin`), ask for less with --min-free, or choose another store with --store",
-    ))
+    Err(store.no_room(room, space, &removed))
 }
 
 fn removed_for_room(removed: &[String], room: Room) -> Vec<String> {

@@ -68,6 +68,14 @@ pub enum Command {
     List(ListArgs),
     /// Show one snapshot
     Show(ShowArgs),
+    /// Remove the snapshots that a policy does not keep
+    Prune(PruneArgs),
+    /// Remove one snapshot
+    Delete(DeleteArgs),
+    /// Pin a snapshot: it stays until it is unpinned, whatever a policy says
+    Pin(PinOneArgs),
+    /// Undo a pin
+    Unpin(UnpinArgs),
     /// Show a set: its gate, its programs, what it watches
     Status(StatusArgs),
     /// Print the environment that brings programs into a set, for a shell to eval
@@ -413,6 +421,17 @@ pub struct ListArgs {
 #[derive(Debug, Args)]
 #[command(override_usage = "snapshim show [OPTIONS] [N] <ID>")]
 pub struct ShowArgs {
+    /// Which one.
+    #[command(flatten)]
+    pub target: TargetArgs,
+    /// Whether for programs.
+    #[command(flatten)]
+    pub output: JsonArgs,
+}
+
+/// One snapshot.
+#[derive(Debug, Args)]
+pub struct TargetArgs {
     /// The set, which may be left out if there is only one, and the snapshot: its id, the
     /// beginning of it, or latest
     #[arg(value_name = "[N] ID", required = true, num_args = 1..=2)]
@@ -420,12 +439,9 @@ pub struct ShowArgs {
     /// Where the snapshots of the set are, if the set is no longer known
     #[arg(long, value_name = "DIR")]
     pub store: Option<PathBuf>,
-    /// Whether for programs.
-    #[command(flatten)]
-    pub output: JsonArgs,
 }
 
-impl ShowArgs {
+impl TargetArgs {
     /// The set's name, if given, and the snapshot's id.
     pub fn set_and_id(&self) -> (Option<&str>, &str) {
         match self.names.as_slice() {
@@ -434,6 +450,70 @@ impl ShowArgs {
             [] => (None, ""),
         }
     }
+}
+
+/// `snapshim prune`.
+#[derive(Debug, Args)]
+pub struct PruneArgs {
+    /// The set; may be left out if there is only one
+    #[arg(value_name = "N")]
+    pub name: Option<String>,
+    /// Where its snapshots are, if the set is no longer known
+    #[arg(long, value_name = "DIR")]
+    pub store: Option<PathBuf>,
+    /// The policy; that of the set by default.
+    #[command(flatten)]
+    pub keep: KeepArgs,
+    /// Remove nothing, only say what would be
+    #[arg(short = 'n', long)]
+    pub dry_run: bool,
+    /// Whether for programs.
+    #[command(flatten)]
+    pub output: JsonArgs,
+}
+
+/// `snapshim delete`.
+#[derive(Debug, Args)]
+#[command(override_usage = "snapshim delete [OPTIONS] [N] <ID>")]
+pub struct DeleteArgs {
+    /// Which one.
+    #[command(flatten)]
+    pub target: TargetArgs,
+    /// Whether for programs.
+    #[command(flatten)]
+    pub output: JsonArgs,
+}
+
+/// `snapshim pin`.
+#[derive(Debug, Args)]
+#[command(override_usage = "snapshim pin [OPTIONS] [N] <ID>")]
+pub struct PinOneArgs {
+    /// Which one.
+    #[command(flatten)]
+    pub target: TargetArgs,
+    /// Why, in your words
+    #[arg(
+        long,
+        value_name = "TEXT",
+        default_value = "",
+        hide_default_value = true
+    )]
+    pub note: String,
+    /// Whether for programs.
+    #[command(flatten)]
+    pub output: JsonArgs,
+}
+
+/// `snapshim unpin`.
+#[derive(Debug, Args)]
+#[command(override_usage = "snapshim unpin [OPTIONS] [N] <ID>")]
+pub struct UnpinArgs {
+    /// Which one.
+    #[command(flatten)]
+    pub target: TargetArgs,
+    /// Whether for programs.
+    #[command(flatten)]
+    pub output: JsonArgs,
 }
 
 /// `snapshim status`.

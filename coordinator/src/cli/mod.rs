@@ -9,14 +9,17 @@
 
 pub mod args;
 pub mod checkpoint;
+pub mod delete;
 pub mod doctor;
 pub mod env;
 pub mod inherited;
 pub mod list;
 pub mod output;
 pub mod periodic;
+pub mod pin;
 pub mod preload;
 pub mod progress;
+pub mod prune;
 pub mod run;
 pub mod show;
 pub mod signals;
@@ -63,6 +66,10 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         Command::Snap(args) => snap::run(&args),
         Command::List(args) => list::run(&args),
         Command::Show(args) => show::run(&args),
+        Command::Prune(args) => prune::run(&args),
+        Command::Delete(args) => delete::run(&args),
+        Command::Pin(args) => pin::pin(&args),
+        Command::Unpin(args) => pin::unpin(&args),
         Command::Status(args) => status::run(&args),
         Command::Env(args) => env::run(&args),
         Command::Doctor(args) => doctor::run(&args),

@@ -12,8 +12,8 @@ use super::{output, snapshots};
 
 /// Runs the command.
 pub fn run(args: &ShowArgs) -> Result<ExitCode> {
-    let (name, id) = args.set_and_id();
-    let found = snapshots::find(name, args.store.as_deref())?;
+    let (name, id) = args.target.set_and_id();
+    let found = snapshots::find(name, args.target.store.as_deref())?;
     let entry = found.store.find(id)?;
     let path = entry.tree();
     let manifest = entry.manifest.map_err(|cause| {
@@ -42,6 +42,13 @@ fn describe(manifest: &Manifest, tree: &str) -> String {
     row("cut at", output::name(&manifest.time));
     row("commit point", output::name(&manifest.commit_point));
     row("state", output::state(manifest.verified));
+    if let Some(pin) = &manifest.pin {
+        let since = output::name(&pin.time);
+        row(
+            "pinned",
+            format!("since {since}  {}", output::name(&pin.note)),
+        );
+    }
     for reason in &manifest.reasons {
         row(
             "",

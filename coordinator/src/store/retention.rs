@@ -10,7 +10,7 @@ use rustix::io::Errno;
 use super::pace::Pace;
 use super::policy::{self, Candidate, Class, Policy, Room, Why};
 use super::{DEL, Listed, Store, StoreLock, fault};
-use crate::Result;
+use crate::{Error, Result};
 
 /// How often, and how long apart, free space is looked at: file systems free what was removed
 /// a little later.
@@ -197,6 +197,25 @@ impl Store {
             }
         }
         Ok((removed, space))
+    }
+
+    /// The error that [`Store::make_room`] did not suffice.
+    pub fn no_room(&self, room: Room, space: Space, removed: &[String]) -> Error {
+        let after = match removed.len() {
+            0 => "no snapshot may be removed for it".into(),
+            _ => format!("to remove {} was not enough", removed.join(" ")),
+        };
+        Error::new(format!(
+            "{} bytes are free on the file system of the store {}, and --min-free {room} asks for \
+             {}; {after}",
+            space.free,
+            self.path.display(),
+            space.wanted,
+        ))
+        .next(
+            "free space there, unpin snapshots (`snapshim unpin`), ask for less with --min-free, \
+             or choose another store with --store",
+        )
     }
 
     /// What may go to make room, in that order.
