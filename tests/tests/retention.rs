@@ -3,7 +3,6 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -451,7 +450,7 @@ fn fill(lab: &Lab, kind: Fs, size: u64) {
         let bytes: Vec<u8> = (0..PART / 8)
             .flat_map(|_| random.number().to_le_bytes())
             .collect();
-        file.write_all_at(&bytes, 0).unwrap();
+        file.write_all_at(&bytes, 0)
     };
     let snap = |options: &[&str]| {
         let mut command = lab.snapshim(&["snap", "--name", "full", "--json", "--store"]);
@@ -473,26 +472,36 @@ fn fill(lab: &Lab, kind: Fs, size: u64) {
     };
 
     // Without --min-free it is full in the end; that costs one snapshot and no other.
-    rewrite();
+    rewrite().unwrap();
     let pinned = id(&object(snap(&["--pin=keep"])));
     let mut made = vec![pinned.clone()];
-    let refusal = loop {
-        rewrite();
-        match snap(&[]) {
-            ended if ended.code() == 0 => made.push(id(&object(ended))),
-            ended => break ended,
+    loop {
+        // Of a clone, new bytes need room of their own: there it is the program that is told.
+        if let Err(cause) = rewrite() {
+            assert!(kind.has_reflink(), "{cause}");
+            break;
         }
+        let ended = snap(&[]);
+        if ended.code() != 0 {
+            assert_eq!(ended.code(), 1, "{}", ended.err());
+            assert!(ended.err().contains("full"), "{}", ended.err());
+            break;
+        }
+        made.push(id(&object(ended)));
         assert!(made.len() < 200, "it does not fill");
-    };
-    assert_eq!(refusal.code(), 1, "{}", refusal.err());
-    assert!(refusal.err().contains("full"), "{}", refusal.err());
+    }
     assert_eq!(ids(), made, "aborted, and nothing else");
 
     // With it, the oldest go first, before the capture; and the room is there afterwards.
     let wanted = 3 * PART;
     let room = format!("{wanted}");
     for _ in 0..5 {
-        rewrite();
+        if rewrite().is_err() {
+            let mut prune = lab.snapshim(&["prune", "full", "--min-free", &room, "--store"]);
+            prune.arg(&store);
+            run(prune, SOON).ok("prune");
+            rewrite().unwrap();
+        }
         let ended = snap(&["--min-free", &room]);
         assert!(ended.err().contains("to make room"), "{}", ended.err());
         made.push(id(&object(ended)));
@@ -555,14 +564,10 @@ fn large_files_go_piece_by_piece_unless_somebody_has_them_open() {
     let Some(lab) = furnished("large", Fs::Xfs) else {
         return;
     };
+    const SIZE: u64 = 600 << 20;
     let large = fs::File::create(lab.data().join("large")).unwrap();
-    nix::fcntl::fallocate(
-        large.as_fd(),
-        nix::fcntl::FallocateFlags::empty(),
-        0,
-        900 << 20,
-    )
-    .unwrap();
+    let part = vec![7_u8; 1 << 20];
+    (0..SIZE >> 20).for_each(|n| large.write_all_at(&part, n << 20).unwrap());
     fs::hard_link(lab.data().join("large"), lab.data().join("linked")).unwrap();
     let made: Vec<Value> = (0..3)
         .map(|_| object(snap(&lab, &["--capture", "reflink"])))
@@ -581,19 +586,19 @@ fn large_files_go_piece_by_piece_unless_somebody_has_them_open() {
         let ended = run(command, SOON).ok("delete under strace");
         ended.err().matches("ftruncate(").count()
     };
-    assert_eq!(pieces(0), 3, "900 MiB in pieces of 256");
+    assert_eq!(pieces(0), 2, "600 MiB in pieces of 256");
     // A reader goes on reading what he has open.
     let reader = fs::File::open(copy(1)).unwrap();
     assert_eq!(pieces(1), 0);
-    assert_eq!(reader.metadata().unwrap().len(), 900 << 20);
+    assert_eq!(reader.metadata().unwrap().len(), SIZE);
     let mut end = [1_u8; 16];
-    reader.read_exact_at(&mut end, (900 << 20) - 16).unwrap();
-    assert_eq!(end, [0; 16]);
+    reader.read_exact_at(&mut end, SIZE - 16).unwrap();
+    assert_eq!(end, [7; 16]);
     // Nor is what has a name elsewhere cut.
     let elsewhere = lab.beside("elsewhere");
     fs::hard_link(copy(2), &elsewhere).unwrap();
     assert_eq!(pieces(2), 0);
-    assert_eq!(fs::metadata(&elsewhere).unwrap().len(), 900 << 20);
+    assert_eq!(fs::metadata(&elsewhere).unwrap().len(), SIZE);
     assert_eq!(names(&lab), (vec![], vec![]));
 }
 
