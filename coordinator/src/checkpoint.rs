@@ -151,6 +151,9 @@ fn snapshot(
     for left in store.sweep(&store_lock)? {
         progress.note(&format!("removed {left}, left half done"));
     }
+    if store.is_nearly_full()? {
+        store.clear(&mut Pace::brisk())?;
+    }
     let room = make_room(&store, &store_lock, &options.policy)?;
     let made = make(subject, options, &store, &store_lock, progress);
     let (manifest, path) = made.map_err(|error| {

@@ -7,7 +7,7 @@ use serde::Serialize;
 use crate::Result;
 use crate::store::manifest::{Pin, VERSION};
 use crate::store::pace::Pace;
-use crate::store::policy::{Policy, Room, Why};
+use crate::store::policy::{Policy, Why};
 use crate::store::retention::{Judged, Retired};
 
 use super::args::PruneArgs;
@@ -80,8 +80,7 @@ pub fn run(args: &PruneArgs) -> Result<ExitCode> {
     }
     let store = &found.store;
     let lock = (!args.dry_run).then(|| found.lock()).transpose()?;
-    let free = || store.space(Room::Bytes(0)).map(|space| space.free);
-    let free_before = free()?;
+    let free_before = store.free()?;
     if let Some(lock) = &lock {
         for left in store.sweep(lock)? {
             output::note(&format!("snapshim: removed {left}, left half done"));
@@ -118,7 +117,7 @@ pub fn run(args: &PruneArgs) -> Result<ExitCode> {
         removed: &retired.ids,
         busy: &retired.busy,
         free_before,
-        free_after: free()?,
+        free_after: store.free()?,
     };
     match args.output.json {
         true => output::json(&report)?,
@@ -154,6 +153,9 @@ fn tell(report: &Report<'_>) -> Result<()> {
     table.print()?;
     for id in report.busy {
         output::note(&format!("snapshim: left {id}: somebody reads it"));
+    }
+    if report.dry_run && report.policy.min_free.is_some() {
+        output::note("snapshim: what --min-free removes shows only when it is removed");
     }
     let kept = report.snapshots.iter().filter(|line| line.keep).count();
     output::note(&match report.dry_run {

@@ -150,13 +150,38 @@ impl Store {
     ///
     /// The file system does not say.
     pub fn space(&self, room: Room) -> Result<Space> {
+        let (free, size) = self.free_of()?;
+        Ok(Space {
+            free,
+            wanted: room.of(size),
+        })
+    }
+
+    /// What is free on the store's file system, bytes.
+    ///
+    /// # Errors
+    ///
+    /// The file system does not say.
+    pub fn free(&self) -> Result<u64> {
+        self.free_of().map(|(free, _)| free)
+    }
+
+    /// Whether so little is free that what is on its way out had better go at once.
+    ///
+    /// # Errors
+    ///
+    /// The file system does not say.
+    pub fn is_nearly_full(&self) -> Result<bool> {
+        let (free, size) = self.free_of()?;
+        Ok(free < size / 20)
+    }
+
+    /// What is free on the store's file system, and its size, in bytes.
+    fn free_of(&self) -> Result<(u64, u64)> {
         let stat = rustix::fs::fstatvfs(&self.dir)
             .map_err(|cause| fault("ask for the free space at", &self.path, cause))?;
         let bytes = |blocks: u64| blocks.saturating_mul(stat.f_frsize);
-        Ok(Space {
-            free: bytes(stat.f_bavail),
-            wanted: room.of(bytes(stat.f_blocks)),
-        })
+        Ok((bytes(stat.f_bavail), bytes(stat.f_blocks)))
     }
 
     /// Removes snapshots while less than `room` is free: first what the policy does not keep,
