@@ -8,12 +8,15 @@ use std::sync::Arc;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
-use super::metadata::{self, Failed};
+use super::Captured;
 use super::record::{Body, Entry, How};
-use super::seen::Seen;
-use super::{Captured, dirs};
 use crate::store::fault;
 use crate::store::manifest::{FileRecord, Kind, PathName};
+use crate::tree::seen::Seen;
+use crate::tree::{
+    dirs,
+    metadata::{self, Failed},
+};
 use crate::{Error, Result};
 
 /// Up to this many entries, each is synced by itself. More are cheaper with one `syncfs`,

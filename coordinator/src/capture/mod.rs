@@ -26,15 +26,10 @@
 //! inode flags (`chattr`) are not carried.
 
 mod ahead;
-mod copy;
-mod dirs;
 mod finish;
-mod metadata;
 mod moved;
 mod prepare;
 mod record;
-mod reflink;
-mod seen;
 #[cfg(test)]
 mod tests;
 mod walk;
@@ -45,6 +40,7 @@ use snapshim_gate::table::FileId;
 
 use crate::Result;
 use crate::store::manifest::FileRecord;
+use crate::tree::dirs;
 
 pub use moved::Moved;
 

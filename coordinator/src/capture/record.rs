@@ -11,14 +11,15 @@ use rustix::io::Errno;
 use snapshim_gate::table::FileId;
 
 use super::ahead::Ahead;
-use super::dirs::{Dirs, Node};
-use super::metadata::{Xattr, XattrReader};
 use super::prepare::{Plan, Way, no_reflink, not_written_back, other_file_system};
-use super::seen::Seen;
 use super::walk::{At, Found, Visitor, unreadable, walk};
-use super::{Captured, Method, Prepared, copy, reflink};
+use super::{Captured, Method, Prepared};
 use crate::store::fault;
 use crate::store::manifest::Kind;
+use crate::tree::dirs::{Dirs, Node};
+use crate::tree::metadata::{Xattr, XattrReader};
+use crate::tree::seen::Seen;
+use crate::tree::{copy, reflink};
 use crate::{Error, Result};
 
 /// The tree that is written. Its directories have the numbers of the source's.

@@ -13,8 +13,8 @@ use rustix::io::Errno;
 use snapshim_gate::table::FileId;
 
 use super::Scope;
-use super::dirs::{Dirs, Node, as_path};
-use super::seen::Seen;
+use crate::tree::dirs::{Dirs, Node, as_path};
+use crate::tree::seen::Seen;
 use crate::{Error, Result};
 
 /// The checked paths of a [`Scope`].

@@ -13,21 +13,21 @@ const MAX: usize = 1 << 16;
 
 /// An extended attribute. ACLs are among them (`system.posix_acl_*`).
 #[derive(Debug)]
-pub(super) struct Xattr {
-    pub(super) name: CString,
-    pub(super) value: Box<[u8]>,
+pub(crate) struct Xattr {
+    pub(crate) name: CString,
+    pub(crate) value: Box<[u8]>,
 }
 
 /// Reads extended attributes into buffers that are kept.
 #[derive(Debug, Default)]
-pub(super) struct XattrReader {
+pub(crate) struct XattrReader {
     list: Vec<u8>,
     value: Vec<u8>,
 }
 
 impl XattrReader {
     /// All attributes of an open file. A file system that has none has no error.
-    pub(super) fn read(&mut self, fd: impl AsFd) -> Result<Vec<Xattr>> {
+    pub(crate) fn read(&mut self, fd: impl AsFd) -> Result<Vec<Xattr>> {
         self.list.resize(MAX, 0);
         let length = match rustix::fs::flistxattr(&fd, self.list.as_mut_slice()) {
             Ok(0) | Err(Errno::OPNOTSUPP) => return Ok(Vec::new()),
@@ -56,9 +56,9 @@ impl XattrReader {
 
 /// What could not be set.
 #[derive(Debug)]
-pub(super) struct Failed {
-    pub(super) what: String,
-    pub(super) cause: Errno,
+pub(crate) struct Failed {
+    pub(crate) what: String,
+    pub(crate) cause: Errno,
 }
 
 fn failed(what: &str) -> impl FnOnce(Errno) -> Failed {
@@ -73,7 +73,7 @@ fn failed(what: &str) -> impl FnOnce(Errno) -> Failed {
 /// The order matters: a change of owner clears set-id bits and file capabilities; attributes
 /// can be set as long as the owner may write; a change of the mode after the
 /// ACL sets the ACL's mask, to the group bits it was read with; all of these move the times.
-pub(super) fn apply(
+pub(crate) fn apply(
     fd: &OwnedFd,
     seen: &Seen,
     xattrs: &[Xattr],
@@ -105,7 +105,7 @@ fn is_users(name: &CStr) -> bool {
 /// Changes the owner as far as allowed; whether owner and group are those of the original.
 ///
 /// `EPERM`: not root; `EINVAL`: no such user in this user namespace.
-pub(super) fn give(
+pub(crate) fn give(
     seen: &Seen,
     chown: impl Fn(Option<Uid>, Option<Gid>) -> Result<()>,
 ) -> Result<bool> {
@@ -122,13 +122,13 @@ pub(super) fn give(
 }
 
 /// The mode to set; without set-id bits if these would lend another's rights than the original's.
-pub(super) fn mode(seen: &Seen, owned: bool) -> Mode {
+pub(crate) fn mode(seen: &Seen, owned: bool) -> Mode {
     let bits = seen.permissions();
     Mode::from_raw_mode(if owned { bits } else { bits & !0o6000 })
 }
 
 /// The modification time; the access time is left alone.
-pub(super) fn times(seen: &Seen) -> Timestamps {
+pub(crate) fn times(seen: &Seen) -> Timestamps {
     let second = 1_000_000_000;
     Timestamps {
         last_access: Timespec {

@@ -1,0 +1,15 @@
+//! Handling the entries of a directory tree: what capture and restore have in common.
+//!
+//! | module | what it does |
+//! |---|---|
+//! | [`dirs`] | directories by number, opened one name at a time, following no link |
+//! | [`seen`] | what a stat said |
+//! | [`metadata`] | reading and setting owners, modes, times and extended attributes |
+//! | [`reflink`] | cloning a file's extents |
+//! | [`copy`] | copying a file's bytes, its holes left out |
+
+pub(crate) mod copy;
+pub(crate) mod dirs;
+pub(crate) mod metadata;
+pub(crate) mod reflink;
+pub(crate) mod seen;
