@@ -13,6 +13,7 @@ use rustix::io::Errno;
 use snapshim_gate::table::FileId;
 
 use super::Scope;
+use crate::tree::STAGING;
 use crate::tree::dirs::{Dirs, Node, as_path};
 use crate::tree::seen::Seen;
 use crate::{Error, Result};
@@ -269,7 +270,8 @@ impl<V: Visitor> Walk<'_, V> {
                 Err(cause) => return Err(unreadable(&self.dirs.path(node), cause)),
             };
             let name = entry.file_name();
-            if matches!(name.to_bytes(), b"." | b"..") {
+            // A restore's staging directory holds what is not in its place yet, or not any more.
+            if matches!(name.to_bytes(), b"." | b".." | STAGING) {
                 continue;
             }
             if let Some(excluded) = excluded

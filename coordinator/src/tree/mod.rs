@@ -13,3 +13,7 @@ pub(crate) mod dirs;
 pub(crate) mod metadata;
 pub(crate) mod reflink;
 pub(crate) mod seen;
+
+/// The name of the directory in which a restore gets ready what it puts into place, and
+/// keeps what it takes away. Never captured, never restored.
+pub(crate) const STAGING: &[u8] = b".snapshim-restore";
