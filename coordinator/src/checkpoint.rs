@@ -399,6 +399,15 @@ fn certify(subject: Subject<'_>, options: &Options, id: &str, cut: Cut) -> (Mani
         stop_us: report.longest.map(|d| d.as_micros() as u64),
         capture: captured.method(),
         roots: subject.config.roots.iter().cloned().map(PathName).collect(),
+        excludes: Some(
+            subject
+                .config
+                .excludes
+                .iter()
+                .cloned()
+                .map(PathName)
+                .collect(),
+        ),
         files: Vec::new(),
         writers: scan.writers(&report),
         foreign: scan.foreign(&report),

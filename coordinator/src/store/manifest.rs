@@ -44,6 +44,9 @@ pub struct Manifest {
     pub stop_us: Option<u64>,
     /// What was watched, absolute.
     pub roots: Vec<PathName>,
+    /// What was left out, absolute; `None` in a manifest that does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub excludes: Option<Vec<PathName>>,
     /// Processes of the set that could change a member.
     pub writers: Vec<Writer>,
     /// Processes outside the set that could change a member.

@@ -26,6 +26,7 @@ fn manifest(id: &str, verified: bool) -> Manifest {
         stop_us: None,
         capture: "copy".to_owned(),
         roots: vec![PathName("/data".into())],
+        excludes: None,
         files: Vec::new(),
         writers: Vec::new(),
         foreign: Vec::new(),
