@@ -16,9 +16,10 @@ use crate::hold::outside::{Methods, Outside, Report};
 use crate::hold::process::Pid;
 use crate::hold::set::{Config, Set};
 use crate::progress::Progress;
-use crate::store::manifest::{FileRecord, Manifest, PathName, Reason, Totals, VERSION};
-use crate::store::policy::Policy;
-use crate::store::{Draft, Store};
+use crate::store::manifest::{FileRecord, Manifest, PathName, Pin, Reason, Totals, VERSION};
+use crate::store::pace::Pace;
+use crate::store::policy::{Policy, Room};
+use crate::store::{Draft, Store, StoreLock};
 use crate::{Error, Exit, Result};
 
 /// How often a checkpoint is tried again when it was aborted by chance: a thread
@@ -43,6 +44,8 @@ pub struct Options {
     pub outside: Methods,
     /// Which snapshots stay.
     pub policy: Policy,
+    /// Pin the snapshot, with this note.
+    pub pin: Option<String>,
     /// Only this file.
     pub only: Option<PathBuf>,
 }
@@ -54,8 +57,23 @@ pub struct Outcome {
     pub manifest: Manifest,
     /// Its tree.
     pub path: PathBuf,
-    /// Snapshots that the policy removed.
+    /// Snapshots taken out of the store under the policy.
     pub pruned: Vec<String>,
+    /// What else there is to say, a line each.
+    pub notes: Vec<String>,
+    store: Store,
+}
+
+impl Outcome {
+    /// Removes the files of what was taken out of the store, at a pace; to be called after
+    /// the snapshot was reported, for it may take long. What is left is for the next time.
+    ///
+    /// # Errors
+    ///
+    /// Something cannot be removed.
+    pub fn clear(&self, pace: &mut Pace<'_>) -> Result<()> {
+        self.store.clear(pace).map(|_| ())
+    }
 }
 
 /// What one hold brought.
@@ -129,6 +147,7 @@ fn snapshot(
     for left in store.sweep(&store_lock)? {
         progress.note(&format!("removed {left}, left half done"));
     }
+    let room = make_room(&store, &store_lock, &options.policy)?;
     let scope = scope(subject, options);
     let mut tries = 1;
     let (draft, cut) = loop {
@@ -147,15 +166,94 @@ fn snapshot(
     let files = captured.finish()?;
     let manifest = with_files(manifest, files);
     let path = draft.publish(&manifest)?;
-    let pruned = match options.policy.has_rules() {
-        true => store.apply(&store_lock, &options.policy)?,
-        false => Vec::new(),
-    };
+    let old = retain(&store, &store_lock, &options.policy);
     Ok(Outcome {
         manifest,
         path,
-        pruned,
+        pruned: old.removed,
+        notes: [room, old.notes].concat(),
+        store,
     })
+}
+
+/// Makes room before a capture, while the store has less than it shall; says what was removed.
+///
+/// # Errors
+///
+/// There cannot be room enough.
+fn make_room(store: &Store, lock: &StoreLock, policy: &Policy) -> Result<Vec<String>> {
+    let Some(room) = policy.min_free else {
+        return Ok(Vec::new());
+    };
+    let (removed, space) = store.make_room(lock, room, policy)?;
+    if !space.is_short() {
+        return Ok(removed_for_room(&removed, room));
+    }
+    let after = match removed.len() {
+        0 => "no snapshot may be removed for it".into(),
+        _ => format!(
+            "after {} were removed for it: {}",
+            removed.len(),
+            removed.join(" ")
+        ),
+    };
+    Err(Error::new(format!(
+        "{} bytes are free on the file system of the store {}, and --min-free {room} asks for {}; {after}",
+        space.free,
+        store.path().display(),
+        space.wanted,
+    ))
+    .next(
+        "free space there, unpin snapshots (`snapshim unpin`), ask for less with --min-free, or choose another store with --store",
+    ))
+}
+
+fn removed_for_room(removed: &[String], room: Room) -> Vec<String> {
+    let line = |id| format!("removed the snapshot {id} to make room (--min-free {room})");
+    removed.iter().map(line).collect()
+}
+
+/// What became of the old snapshots.
+#[derive(Default)]
+struct Old {
+    removed: Vec<String>,
+    notes: Vec<String>,
+}
+
+/// Takes out what the policy does not keep, now that the new snapshot is there. That exists
+/// whatever comes of this: so there are no errors, only notes.
+fn retain(store: &Store, lock: &StoreLock, policy: &Policy) -> Old {
+    let mut old = Old::default();
+    if policy.has_rules() {
+        match store.apply(lock, policy) {
+            Ok(retired) => {
+                let busy = |id| format!("left the snapshot {id}, which somebody reads");
+                old.notes.extend(retired.busy.iter().map(busy));
+                old.removed = retired.ids;
+            }
+            Err(error) => old
+                .notes
+                .push(format!("old snapshots stay: {}", error.message)),
+        }
+    }
+    if let Some(room) = policy.min_free {
+        match store.make_room(lock, room, policy) {
+            Ok((removed, space)) => {
+                old.notes.extend(removed_for_room(&removed, room));
+                old.removed.extend(removed);
+                if space.is_short() {
+                    old.notes.push(format!(
+                        "{} bytes are free on the store's file system, less than --min-free {room}, and no further snapshot may be removed",
+                        space.free
+                    ));
+                }
+            }
+            Err(error) => old
+                .notes
+                .push(format!("no room was made: {}", error.message)),
+        }
+    }
+    old
 }
 
 /// What to capture: everything, or one file of it.
@@ -412,7 +510,7 @@ fn certify(subject: Subject<'_>, options: &Options, id: &str, cut: Cut) -> (Mani
         writers: scan.writers(&report),
         foreign: scan.foreign(&report),
         totals: None,
-        pin: None,
+        pin: options.pin.as_deref().map(Pin::now),
         unknown: serde_json::Map::new(),
     };
     (manifest, captured)

@@ -237,6 +237,7 @@ impl HowArgs {
             capture: self.means.method(),
             outside: self.means.outside.clone().unwrap_or_default(),
             policy: limits.keep.policy().or(&set.config.policy),
+            pin: None,
             only: None,
         }
     }
@@ -285,9 +286,26 @@ pub struct CheckpointArgs {
     /// Take a snapshot of this one file only, and hold no other
     #[arg(long, value_name = "PATH")]
     pub only: Option<PathBuf>,
+    /// Whether it stays.
+    #[command(flatten)]
+    pub pin: PinArgs,
     /// Whether for programs.
     #[command(flatten)]
     pub output: JsonArgs,
+}
+
+/// `--pin`.
+#[derive(Debug, Args)]
+pub struct PinArgs {
+    /// Pin the snapshot: it stays until it is unpinned, whatever a policy says
+    #[arg(
+        long = "pin",
+        value_name = "NOTE",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = ""
+    )]
+    pub note: Option<String>,
 }
 
 /// `snapshim snap`.
@@ -314,6 +332,9 @@ pub struct SnapArgs {
     /// Its limits.
     #[command(flatten)]
     pub limits: LimitArgs,
+    /// Whether it stays.
+    #[command(flatten)]
+    pub pin: PinArgs,
     /// Whether for programs.
     #[command(flatten)]
     pub output: JsonArgs,
@@ -342,6 +363,7 @@ impl SnapArgs {
             capture: self.means.method(),
             outside: self.means.outside.clone().unwrap_or_default(),
             policy: config.policy.clone(),
+            pin: self.pin.note.clone(),
             only: None,
         }
     }

@@ -138,10 +138,11 @@ impl Store {
         let mut file = std::fs::File::from(file);
         let length = file.metadata().map_or(0, |meta| meta.len());
         if length > WHOLE {
-            if let Some(head) = before_files(&mut file) {
-                if head.version == VERSION && head.id == id {
-                    return Ok(head);
-                }
+            if let Some(head) = before_files(&mut file)
+                && head.version == VERSION
+                && head.id == id
+            {
+                return Ok(head);
             }
             file.rewind()
                 .map_err(|cause| format!("manifest.json cannot be read: {cause}"))?;
