@@ -64,6 +64,7 @@ pub fn check(
 ) -> Verdict {
     let time = jiff::Timestamp::now().to_string();
     let begun = Instant::now();
+    progress.begin("waiting for the command of --verify", 0);
     let found = match verify.writable {
         true => on_a_copy(verify, subject, stop, progress),
         false => in_place(verify, subject, stop, progress),
@@ -73,6 +74,7 @@ pub fn check(
         end: None,
         output: String::new(),
     });
+    progress.end();
     let passed = found.against.is_none();
     let reason = found.against.map(|what| Reason {
         code: COMMAND.to_owned(),
