@@ -170,14 +170,19 @@ pub(crate) fn names_in(dir: impl AsFd) -> rustix::io::Result<Vec<CString>> {
 
 /// The text of a manifest.
 pub(super) fn read_text(file: OwnedFd) -> std::result::Result<Vec<u8>, String> {
-    // Bounded by what is read, not by what fstat says: it could grow meanwhile.
+    let too_large = || format!("{MANIFEST} is larger than {MAX_MANIFEST} bytes");
+    let size = rustix::fs::fstat(&file).map_or(0, |stat| stat.st_size);
+    if u64::try_from(size).is_ok_and(|size| size > MAX_MANIFEST) {
+        return Err(too_large());
+    }
+    // Bounded by what is read, too: it could grow meanwhile.
     let mut text = Vec::new();
     std::fs::File::from(file)
         .take(MAX_MANIFEST + 1)
         .read_to_end(&mut text)
         .map_err(|cause| format!("{MANIFEST} cannot be read: {cause}"))?;
     if text.len() as u64 > MAX_MANIFEST {
-        return Err(format!("{MANIFEST} is larger than {MAX_MANIFEST} bytes"));
+        return Err(too_large());
     }
     Ok(text)
 }
