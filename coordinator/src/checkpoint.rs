@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use snapshim_gate::abi::MAX_HOLD_BOUND_MS;
 use snapshim_gate::table::FileId;
@@ -95,6 +95,10 @@ struct Cut {
     scan: Scan,
     report: Report,
     moved: Vec<Moved>,
+    /// What it took to get ready, before the hold.
+    prepare: Duration,
+    /// What it took to capture, under the hold.
+    capture: Duration,
 }
 
 /// What a snapshot is made of.
@@ -156,11 +160,37 @@ fn snapshot(
     for left in store.sweep(&store_lock)? {
         progress.note(&format!("removed {left}, left half done"));
     }
+    if store.is_nearly_full()? {
+        store.clear(&mut Pace::brisk())?;
+    }
     let room = make_room(&store, &store_lock, &options.policy)?;
+    let made = make(subject, options, &store, &store_lock, progress);
+    let (manifest, path) = made.map_err(|error| {
+        let message = [&[error.message], &room[..]].concat().join("; ");
+        Error { message, ..error }
+    })?;
+    let old = retain(&store, &store_lock, &options.policy);
+    Ok(Outcome {
+        manifest,
+        path,
+        pruned: old.removed,
+        notes: [room, old.notes].concat(),
+        store,
+    })
+}
+
+/// Makes and publishes a snapshot; its certificate, and the path of its tree.
+fn make(
+    subject: Subject<'_>,
+    options: &Options,
+    store: &Store,
+    store_lock: &StoreLock,
+    progress: &mut dyn Progress,
+) -> Result<(Manifest, PathBuf)> {
     let scope = scope(subject, options);
     let mut tries = 1;
     let (draft, cut) = loop {
-        let draft = store.begin(&store_lock)?;
+        let draft = store.begin(store_lock)?;
         match take(subject, options, &scope, &draft) {
             Ok(cut) => break (draft, cut),
             // The hold limit itself is a matter for the user, not for another try.
@@ -171,8 +201,22 @@ fn snapshot(
             Err(e) => return Err(e),
         }
     };
+    // Told after the hold: whoever reads it may be held himself.
+    progress.detail(&format!(
+        "looked at the files and flushed ahead in {:.1?}",
+        cut.prepare
+    ));
+    progress.detail(&format!(
+        "held {:.1?}: drained after {:.1?}, captured in {:.1?}",
+        cut.hold, cut.drain, cut.capture
+    ));
     let (manifest, captured) = certify(subject, options, draft.id(), cut);
+    let begun = Instant::now();
     let files = captured.finish()?;
+    progress.detail(&format!(
+        "made the files durable in {:.1?}",
+        begun.elapsed()
+    ));
     let mut manifest = with_files(manifest, files);
     if options.digest {
         add_digests(&mut manifest, &draft, &store, options, progress)?;
@@ -180,15 +224,14 @@ fn snapshot(
     if let Some(verify) = &options.verify {
         check_draft(&mut manifest, verify, &draft, &store, options, progress);
     }
+    let begun = Instant::now();
     let path = draft.publish(&manifest)?;
-    let old = retain(&store, &store_lock, &options.policy);
-    Ok(Outcome {
-        manifest,
-        path,
-        pruned: old.removed,
-        notes: [room, old.notes].concat(),
-        store,
-    })
+    progress.detail(&format!(
+        "published {} in {:.1?}",
+        manifest.id,
+        begun.elapsed()
+    ));
+    Ok((manifest, path))
 }
 
 /// Makes room before a capture, while the store has less than it shall; says what was removed.
@@ -204,23 +247,7 @@ fn make_room(store: &Store, lock: &StoreLock, policy: &Policy) -> Result<Vec<Str
     if !space.is_short() {
         return Ok(removed_for_room(&removed, room));
     }
-    let after = match removed.len() {
-        0 => "no snapshot may be removed for it".into(),
-        _ => format!(
-            "after {} were removed for it: {}",
-            removed.len(),
-            removed.join(" ")
-        ),
-    };
-    Err(Error::new(format!(
-        "{} bytes are free on the file system of the store {}, and --min-free {room} asks for {}; {after}",
-        space.free,
-        store.path().display(),
-        space.wanted,
-    ))
-    .next(
-        "free space there, unpin snapshots (`snapshim unpin`), ask for less with --min-free, or choose another store with --store",
-    ))
+    Err(store.no_room(room, space, &removed))
 }
 
 fn removed_for_room(removed: &[String], room: Room) -> Vec<String> {
@@ -395,7 +422,9 @@ fn take(subject: Subject<'_>, options: &Options, scope: &Scope, draft: &Draft) -
     // A waiter's clock starts after ours: give up before it has to.
     let limit = Duration::from_millis(u64::from(bound_ms)) * 9 / 10;
 
+    let begun = Instant::now();
     let prepared = capture::prepare(scope, &draft.tree(), options.capture)?;
+    let prepare = begun.elapsed();
     let overflow = gate.map(evidence::overflow);
     let members = Members::new(prepared.members());
     let mut outside = Outside::new(&options.outside);
@@ -442,6 +471,7 @@ fn take(subject: Subject<'_>, options: &Options, scope: &Scope, draft: &Draft) -
     outside.drain_rings(&seen.rings(), hold.left() / 4);
     let time = jiff::Timestamp::now();
     let mut reasons = hold.hidden_calls(&held, &outside);
+    let begun = Instant::now();
     let captured = match prepared.capture(&mut || hold.goes_on() && outside.stands()) {
         // Not the hold's bound: `release` knows what became of the guardian.
         Err(cause) if hold.goes_on() && !outside.stands() => {
@@ -450,6 +480,7 @@ fn take(subject: Subject<'_>, options: &Options, scope: &Scope, draft: &Draft) -
         }
         captured => captured?,
     };
+    let capture = begun.elapsed();
     let moved = captured.moved();
     // Children of those that were stopped, made the moment they go on, are no evidence
     // against the hold: so this look comes before its end. Otherwise it can wait.
@@ -480,6 +511,8 @@ fn take(subject: Subject<'_>, options: &Options, scope: &Scope, draft: &Draft) -
         scan: seen.and(after),
         report,
         moved,
+        prepare,
+        capture,
     })
 }
 
@@ -520,6 +553,7 @@ fn certify(subject: Subject<'_>, options: &Options, id: &str, cut: Cut) -> (Mani
         scan,
         report,
         moved,
+        ..
     } = cut;
     // FICLONE waits for direct I/O in flight on its file.
     let aio_is_done = matches!(captured.method().as_str(), "reflink" | "none");

@@ -27,10 +27,36 @@ use super::usage;
 #[derive(Debug, Parser)]
 #[command(name = "snapshim", version, propagate_version = true)]
 pub struct Cli {
+    /// What every command takes.
+    #[command(flatten)]
+    pub global: GlobalArgs,
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
 }
+
+/// The flags of every command, before or behind its name.
+#[derive(Clone, Debug, Args)]
+pub struct GlobalArgs {
+    /// Print errors and what was asked for, and nothing else
+    #[arg(short, long, global = true, help_heading = GLOBAL)]
+    pub quiet: bool,
+    /// Say each step and how long it took
+    #[arg(short, long, global = true, conflicts_with = "quiet", help_heading = GLOBAL)]
+    pub verbose: bool,
+    /// When to print in colour; auto: on a terminal, unless NO_COLOR is set
+    #[arg(
+        long,
+        global = true,
+        value_name = "WHEN",
+        default_value = "auto",
+        help_heading = GLOBAL
+    )]
+    pub color: clap::ColorChoice,
+}
+
+/// The heading they have in the help.
+const GLOBAL: &str = "Global options";
 
 /// The commands.
 #[derive(Debug, Subcommand)]
@@ -47,6 +73,14 @@ pub enum Command {
     Show(ShowArgs),
     /// Check that the files of snapshots are what they were
     Verify(VerifyArgs),
+    /// Remove the snapshots that a policy does not keep
+    Prune(PruneArgs),
+    /// Remove one snapshot
+    Delete(DeleteArgs),
+    /// Pin a snapshot: it stays until it is unpinned, whatever a policy says
+    Pin(PinOneArgs),
+    /// Undo a pin
+    Unpin(UnpinArgs),
     /// Show a set: its gate, its programs, what it watches
     Status(StatusArgs),
     /// Print the environment that brings programs into a set, for a shell to eval
@@ -448,6 +482,17 @@ pub struct ListArgs {
 #[derive(Debug, Args)]
 #[command(override_usage = "snapshim show [OPTIONS] [N] <ID>")]
 pub struct ShowArgs {
+    /// Which one.
+    #[command(flatten)]
+    pub target: TargetArgs,
+    /// Whether for programs.
+    #[command(flatten)]
+    pub output: JsonArgs,
+}
+
+/// One snapshot.
+#[derive(Debug, Args)]
+pub struct TargetArgs {
     /// The set, which may be left out if there is only one, and the snapshot: its id, the
     /// beginning of it, or latest
     #[arg(value_name = "[N] ID", required = true, num_args = 1..=2)]
@@ -455,12 +500,9 @@ pub struct ShowArgs {
     /// Where the snapshots of the set are, if the set is no longer known
     #[arg(long, value_name = "DIR")]
     pub store: Option<PathBuf>,
-    /// Whether for programs.
-    #[command(flatten)]
-    pub output: JsonArgs,
 }
 
-impl ShowArgs {
+impl TargetArgs {
     /// The set's name, if given, and the snapshot's id.
     pub fn set_and_id(&self) -> (Option<&str>, &str) {
         match self.names.as_slice() {
@@ -512,6 +554,70 @@ impl VerifyArgs {
             [] => (None, None),
         }
     }
+}
+
+/// `snapshim prune`.
+#[derive(Debug, Args)]
+pub struct PruneArgs {
+    /// The set; may be left out if there is only one
+    #[arg(value_name = "N")]
+    pub name: Option<String>,
+    /// Where its snapshots are, if the set is no longer known
+    #[arg(long, value_name = "DIR")]
+    pub store: Option<PathBuf>,
+    /// The policy; that of the set by default.
+    #[command(flatten)]
+    pub keep: KeepArgs,
+    /// Remove nothing, only say what would be
+    #[arg(short = 'n', long)]
+    pub dry_run: bool,
+    /// Whether for programs.
+    #[command(flatten)]
+    pub output: JsonArgs,
+}
+
+/// `snapshim delete`.
+#[derive(Debug, Args)]
+#[command(override_usage = "snapshim delete [OPTIONS] [N] <ID>")]
+pub struct DeleteArgs {
+    /// Which one.
+    #[command(flatten)]
+    pub target: TargetArgs,
+    /// Whether for programs.
+    #[command(flatten)]
+    pub output: JsonArgs,
+}
+
+/// `snapshim pin`.
+#[derive(Debug, Args)]
+#[command(override_usage = "snapshim pin [OPTIONS] [N] <ID>")]
+pub struct PinOneArgs {
+    /// Which one.
+    #[command(flatten)]
+    pub target: TargetArgs,
+    /// Why, in your words
+    #[arg(
+        long,
+        value_name = "TEXT",
+        default_value = "",
+        hide_default_value = true
+    )]
+    pub note: String,
+    /// Whether for programs.
+    #[command(flatten)]
+    pub output: JsonArgs,
+}
+
+/// `snapshim unpin`.
+#[derive(Debug, Args)]
+#[command(override_usage = "snapshim unpin [OPTIONS] [N] <ID>")]
+pub struct UnpinArgs {
+    /// Which one.
+    #[command(flatten)]
+    pub target: TargetArgs,
+    /// Whether for programs.
+    #[command(flatten)]
+    pub output: JsonArgs,
 }
 
 /// `snapshim status`.
@@ -695,6 +801,42 @@ mod tests {
             Ok(Command::Run(run)) => run.command,
             other => panic!("{other:?}"),
         }
+    }
+
+    #[test]
+    fn global_flags_stand_before_and_behind_the_command() {
+        for arguments in [
+            &["snapshim", "-q", "--color", "never", "list"][..],
+            &["snapshim", "list", "--quiet", "--color=never"],
+            &["snapshim", "-q", "list", "--color=never", "set"],
+        ] {
+            let global = Cli::try_parse_from(arguments).unwrap().global;
+            assert!(global.quiet && !global.verbose, "{arguments:?}");
+            assert_eq!(global.color, clap::ColorChoice::Never, "{arguments:?}");
+        }
+        for arguments in [
+            &["snapshim", "-q", "-v", "list"][..],
+            &["snapshim", "list", "-qv"],
+            &["snapshim", "list", "--color", "sometimes"],
+        ] {
+            assert!(Cli::try_parse_from(arguments).is_err(), "{arguments:?}");
+        }
+    }
+
+    #[test]
+    fn global_flags_behind_the_program_are_the_programs() {
+        let arguments = [
+            "snapshim", "run", "-v", "app", "-q", "--color", "always", "-v",
+        ];
+        let cli = Cli::try_parse_from(arguments).unwrap();
+        assert!(cli.global.verbose && !cli.global.quiet);
+        assert_eq!(cli.global.color, clap::ColorChoice::Auto);
+        assert_eq!(
+            command_of(&arguments),
+            ["app", "-q", "--color", "always", "-v"]
+        );
+        let doctor = ["snapshim", "doctor", "--", "app", "-q"];
+        assert!(!Cli::try_parse_from(doctor).unwrap().global.quiet);
     }
 
     #[test]

@@ -11,8 +11,8 @@ use crate::store::pace::Pace;
 use crate::{Exit, Result};
 
 use super::args::CheckpointArgs;
-use super::progress::Lines;
-use super::{output, usage};
+use super::progress::Meter;
+use super::{output, style, usage};
 
 /// A snapshot's certificate and where its files are.
 #[derive(Serialize)]
@@ -41,7 +41,7 @@ pub fn run(args: &CheckpointArgs) -> Result<ExitCode> {
         }
         options.only = Some(only);
     }
-    let outcome = checkpoint(&set, &options, &mut Lines)?;
+    let outcome = checkpoint(&set, &options, &mut Meter::new())?;
     report(outcome, args.output.json)
 }
 
@@ -58,7 +58,7 @@ pub(super) fn report(outcome: Outcome, json: bool) -> Result<ExitCode> {
         output::note(&format!("snapshim: {}", output::name(line)));
     }
     for reason in &manifest.reasons {
-        output::note(&format!(
+        output::error(&format!(
             "snapshim: not verified: {}",
             output::name(&reason.text)
         ));
@@ -89,12 +89,8 @@ fn summary(manifest: &Manifest) -> String {
     let Totals { files, bytes } = Totals::of(&manifest.files);
     format!(
         "{}  {}  held {} (drained in {})  {files} files, {}, {}\n",
-        manifest.id,
-        if manifest.verified {
-            "verified"
-        } else {
-            "NOT VERIFIED"
-        },
+        style::paint(&manifest.id, style::NAME, style::on_stdout()),
+        output::state(manifest.verified),
         output::micros(manifest.hold_us),
         output::micros(manifest.drain_us),
         output::size(bytes),

@@ -177,7 +177,7 @@ fn attempt(shared: &Shared, set: &Set, options: &Options, pace: &mut Pace<'_>) {
                 0 | 1 => String::new(),
                 n => format!(" (and {} more)", n - 1),
             };
-            output::note(&format!(
+            output::error(&format!(
                 "snapshim: snapshot {} is not verified: {}{more}",
                 manifest.id,
                 output::name(first)
@@ -185,7 +185,7 @@ fn attempt(shared: &Shared, set: &Set, options: &Options, pace: &mut Pace<'_>) {
         }
         Err(error) => {
             let message = output::name(&error.message);
-            output::note(&format!(
+            output::error(&format!(
                 "snapshim: there is no snapshot this time: {message}"
             ));
         }

@@ -16,9 +16,10 @@ use crate::verify::{COMMAND, CONTENT, mark};
 use crate::{Error, Exit, Result};
 
 use super::args::VerifyArgs;
-use super::progress::Lines;
+use super::progress::Meter;
 use super::snapshots::{self, Snapshots};
-use super::{output, usage};
+use super::table::{Cell, Table};
+use super::{output, style, usage};
 
 /// How long a command that works on the store is waited for before what was found is
 /// written down.
@@ -97,6 +98,7 @@ pub fn run(args: &VerifyArgs) -> Result<ExitCode> {
     let pace = Pace::gentle(&|_| false);
     let _idle = args.all.then(|| pace.idle());
     let verify = args.command.wanted();
+    let mut progress = Meter::new();
     let mut lines = Vec::new();
     for id in ids {
         let entry = match found.store.find(&id) {
@@ -105,10 +107,7 @@ pub fn run(args: &VerifyArgs) -> Result<ExitCode> {
             Err(_) if args.all => continue,
             Err(error) => return Err(error),
         };
-        let line = look(&found, entry, args.quick, verify.as_ref(), &mut Lines)?;
-        if !args.output.json {
-            output::text(&line.text())?;
-        }
+        let line = look(&found, entry, args.quick, verify.as_ref(), &mut progress)?;
         lines.push(line);
     }
     let good = lines.iter().all(|line| line.good);
@@ -126,6 +125,10 @@ pub fn run(args: &VerifyArgs) -> Result<ExitCode> {
             "snapshim: the set {} has no snapshots yet",
             found.set
         ));
+    } else {
+        let mut table = Table::new(&["ID", "STATE", "ENTRIES", "READ", ""]);
+        lines.iter().for_each(|line| line.rows(&mut table));
+        table.print()?;
     }
     Ok(ExitCode::from(match good {
         true => Exit::Verified as u8,
@@ -270,38 +273,41 @@ fn reason(findings: &Findings) -> Option<Reason> {
 }
 
 impl Line {
-    /// For people.
-    fn text(&self) -> String {
-        let id = &self.id;
-        if let Some(error) = &self.error {
-            return format!("{id}  damaged  {}\n", output::name(error));
+    /// One row, or one for each thing that is wrong.
+    fn rows(&self, table: &mut Table) {
+        let (state, style) = match self.good {
+            true => ("good", style::GOOD),
+            false => ("damaged", style::BAD),
+        };
+        let mut row = |note: &str| {
+            table.row([
+                Cell::new(self.id.clone()).styled(style::NAME),
+                Cell::new(state).styled(style),
+                Cell::count(self.entries),
+                Cell::size(self.bytes),
+                Cell::name(note),
+            ]);
+        };
+        let mut notes: Vec<String> = self.error.iter().cloned().collect();
+        notes.extend(self.damage.iter().map(Damage::line));
+        let left = self.damaged - self.damage.len() as u64;
+        if left > 0 {
+            notes.push(format!("and {left} more"));
         }
-        let state = if self.good { "good" } else { "damaged" };
-        let mut text = format!(
-            "{id}  {state}  {} entries, {} read",
-            self.entries,
-            output::size(self.bytes)
-        );
         if self.unchecked > 0 {
-            text.push_str(&format!(
-                ", the content of {} files was not checked (no digests)",
+            notes.push(format!(
+                "the content of {} files was not checked",
                 self.unchecked
             ));
         }
-        if let Some(check) = &self.check {
-            text.push_str(match check.passed {
-                true => ", passed the command",
-                false => ", failed the command",
-            });
+        match &self.check {
+            Some(check) if check.passed => notes.push("passed the command".to_owned()),
+            Some(_) => notes.push("failed the command".to_owned()),
+            None => {}
         }
-        text.push('\n');
-        for damage in &self.damage {
-            text.push_str(&format!("  {}\n", output::name(&damage.line())));
+        if notes.is_empty() {
+            row("");
         }
-        let left = self.damaged - self.damage.len() as u64;
-        if left > 0 {
-            text.push_str(&format!("  and {left} more\n"));
-        }
-        text
+        notes.iter().for_each(|note| row(note));
     }
 }

@@ -46,6 +46,11 @@ impl Store {
         Ok(self.ids()?.into_iter().map(|id| self.entry(id)).collect())
     }
 
+    /// Where the files of the snapshot `id` are, under their absolute paths.
+    pub fn tree_of(&self, id: &str) -> PathBuf {
+        self.path.join(id).join(TREE)
+    }
+
     /// The snapshot with this id, the only one whose id starts so, or, for `latest`,
     /// the newest verified one.
     ///

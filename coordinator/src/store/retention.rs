@@ -10,7 +10,7 @@ use rustix::io::Errno;
 use super::pace::Pace;
 use super::policy::{self, Candidate, Class, Policy, Room, Why};
 use super::{DEL, Listed, Store, StoreLock, fault};
-use crate::Result;
+use crate::{Error, Result};
 
 /// How often, and how long apart, free space is looked at: file systems free what was removed
 /// a little later.
@@ -150,13 +150,38 @@ impl Store {
     ///
     /// The file system does not say.
     pub fn space(&self, room: Room) -> Result<Space> {
+        let (free, size) = self.free_of()?;
+        Ok(Space {
+            free,
+            wanted: room.of(size),
+        })
+    }
+
+    /// What is free on the store's file system, bytes.
+    ///
+    /// # Errors
+    ///
+    /// The file system does not say.
+    pub fn free(&self) -> Result<u64> {
+        self.free_of().map(|(free, _)| free)
+    }
+
+    /// Whether so little is free that what is on its way out had better go at once.
+    ///
+    /// # Errors
+    ///
+    /// The file system does not say.
+    pub fn is_nearly_full(&self) -> Result<bool> {
+        let (free, size) = self.free_of()?;
+        Ok(free < size / 20)
+    }
+
+    /// What is free on the store's file system, and its size, in bytes.
+    fn free_of(&self) -> Result<(u64, u64)> {
         let stat = rustix::fs::fstatvfs(&self.dir)
             .map_err(|cause| fault("ask for the free space at", &self.path, cause))?;
         let bytes = |blocks: u64| blocks.saturating_mul(stat.f_frsize);
-        Ok(Space {
-            free: bytes(stat.f_bavail),
-            wanted: room.of(bytes(stat.f_blocks)),
-        })
+        Ok((bytes(stat.f_bavail), bytes(stat.f_blocks)))
     }
 
     /// Removes snapshots while less than `room` is free: first what the policy does not keep,
@@ -197,6 +222,25 @@ impl Store {
             }
         }
         Ok((removed, space))
+    }
+
+    /// The error that [`Store::make_room`] did not suffice.
+    pub fn no_room(&self, room: Room, space: Space, removed: &[String]) -> Error {
+        let after = match removed.len() {
+            0 => "no snapshot may be removed for it".into(),
+            _ => format!("to remove {} was not enough", removed.join(" ")),
+        };
+        Error::new(format!(
+            "{} bytes are free on the file system of the store {}, and --min-free {room} asks for \
+             {}; {after}",
+            space.free,
+            self.path.display(),
+            space.wanted,
+        ))
+        .next(
+            "free space there, unpin snapshots (`snapshim unpin`), ask for less with --min-free, \
+             or choose another store with --store",
+        )
     }
 
     /// What may go to make room, in that order.
