@@ -18,6 +18,9 @@ use crate::hold::outside::Methods;
 use crate::hold::set::{Asks, Config, Set, Wanted};
 use crate::store::policy::{Count, Policy, Room, Within};
 
+use crate::stop::Stop;
+use crate::verify::command::{self, Verify};
+
 use super::usage;
 
 /// Consistent snapshots of the files of running, unmodified programs
@@ -68,6 +71,8 @@ pub enum Command {
     List(ListArgs),
     /// Show one snapshot
     Show(ShowArgs),
+    /// Check that the files of snapshots are what they were
+    Verify(VerifyArgs),
     /// Remove the snapshots that a policy does not keep
     Prune(PruneArgs),
     /// Remove one snapshot
@@ -125,6 +130,8 @@ impl SetArgs {
             store: self.store.clone(),
             max_hold_ms: self.limits.max_hold.map(|d| d.as_millis() as u32),
             policy: self.limits.keep.policy(),
+            verify: self.limits.check.verify.wanted(),
+            no_digest: self.limits.check.no_digest,
             asks: Asks {
                 stdio_records: self.stdio_records,
                 refuse_rings: self.io_uring == Rings::Refuse,
@@ -155,6 +162,9 @@ pub struct LimitArgs {
     /// Which snapshots stay.
     #[command(flatten)]
     pub keep: KeepArgs,
+    /// What is done with a snapshot before it is published.
+    #[command(flatten)]
+    pub check: CheckArgs,
 }
 
 /// Which snapshots stay; all, unless one of these is given.
@@ -228,6 +238,46 @@ pub struct MeansArgs {
     pub outside: Option<Methods>,
 }
 
+/// What is known and checked of a snapshot before it is published.
+#[derive(Debug, Args)]
+pub struct CheckArgs {
+    /// Leave the files' digests out of the manifest: published sooner, but `snapshim verify`
+    /// cannot tell whether the bytes are still the same
+    #[arg(long)]
+    pub no_digest: bool,
+    /// The command the snapshot has to pass.
+    #[command(flatten)]
+    pub verify: VerifyCommandArgs,
+}
+
+/// A command that a snapshot has to pass.
+#[derive(Debug, Args)]
+pub struct VerifyCommandArgs {
+    /// Run this on the snapshot: a program, or a line for the shell with the directory of the
+    /// files in $1 and $SNAPSHIM_PATH. If it fails, the snapshot is not verified. "" for none
+    #[arg(long, value_name = "CMD")]
+    pub verify: Option<String>,
+    /// End it after this time, as failed [default: 10m]
+    #[arg(long, value_name = "DUR", value_parser = parse_interval, requires = "verify")]
+    pub verify_timeout: Option<Duration>,
+    /// Run it on a copy of the files, which it may change
+    #[arg(long, requires = "verify")]
+    pub writable: bool,
+}
+
+impl VerifyCommandArgs {
+    /// The command and how it is run, if there is one.
+    pub fn wanted(&self) -> Option<Verify> {
+        let timeout = self.verify_timeout.unwrap_or(command::TIMEOUT);
+        let text = self.verify.as_deref().filter(|text| !text.is_empty());
+        text.map(|text| Verify {
+            command: command::absolute(text),
+            timeout_ms: u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX),
+            writable: self.writable,
+        })
+    }
+}
+
 impl MeansArgs {
     fn method(&self) -> Method {
         match self.capture.unwrap_or_default() {
@@ -273,6 +323,12 @@ impl HowArgs {
             policy: limits.keep.policy().or(&set.config.policy),
             pin: None,
             only: None,
+            digest: !(limits.check.no_digest || set.config.no_digest),
+            verify: match &limits.check.verify.verify {
+                Some(_) => limits.check.verify.wanted(),
+                None => set.config.verify.clone(),
+            },
+            stop: Stop::default(),
         }
     }
 }
@@ -383,6 +439,8 @@ impl SnapArgs {
             store: self.store.clone(),
             max_hold_ms: self.limits.max_hold.map(|d| d.as_millis() as u32),
             policy: self.limits.keep.policy(),
+            verify: self.limits.check.verify.wanted(),
+            no_digest: self.limits.check.no_digest,
             asks: Asks::default(),
             sharing: Sharing::default(),
         }
@@ -399,6 +457,9 @@ impl SnapArgs {
             policy: config.policy.clone(),
             pin: self.pin.note.clone(),
             only: None,
+            digest: !config.no_digest,
+            verify: config.verify.clone(),
+            stop: Stop::default(),
         }
     }
 }
@@ -448,6 +509,49 @@ impl TargetArgs {
             [name, id, ..] => (Some(name), id),
             [id] => (None, id),
             [] => (None, ""),
+        }
+    }
+}
+
+/// `snapshim verify`.
+#[derive(Debug, Args)]
+#[command(override_usage = "snapshim verify [OPTIONS] [N] [ID]")]
+pub struct VerifyArgs {
+    /// The set, which may be left out if there is only one, and the snapshot: its id, the
+    /// beginning of it, or latest [default: latest]. A single word of digits is an id
+    #[arg(value_name = "[N] [ID]", num_args = 0..=2)]
+    pub names: Vec<String>,
+    /// Where the snapshots of the set are, if the set is no longer known
+    #[arg(long, value_name = "DIR")]
+    pub store: Option<PathBuf>,
+    /// Check every snapshot of the set, at low I/O priority
+    #[arg(long)]
+    pub all: bool,
+    /// Compare everything but the files' bytes
+    #[arg(long)]
+    pub quick: bool,
+    /// A command they have to pass as well.
+    #[command(flatten)]
+    pub command: VerifyCommandArgs,
+    /// Whether for programs.
+    #[command(flatten)]
+    pub output: JsonArgs,
+}
+
+impl VerifyArgs {
+    /// The set's name and the snapshot's id, as far as given.
+    pub fn set_and_id(&self) -> (Option<&str>, Option<&str>) {
+        let is_id = |word: &str| {
+            word == "latest"
+                || word
+                    .bytes()
+                    .all(|b| b.is_ascii_digit() || b"T.Z".contains(&b))
+        };
+        match self.names.as_slice() {
+            [name, id, ..] => (Some(name), Some(id)),
+            [id] if is_id(id) && !self.all => (None, Some(id)),
+            [name] => (Some(name), None),
+            [] => (None, None),
         }
     }
 }

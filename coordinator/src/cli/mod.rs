@@ -28,6 +28,7 @@ pub mod snapshots;
 pub mod status;
 pub mod style;
 pub mod table;
+pub mod verify;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -66,6 +67,7 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         Command::Snap(args) => snap::run(&args),
         Command::List(args) => list::run(&args),
         Command::Show(args) => show::run(&args),
+        Command::Verify(args) => verify::run(&args),
         Command::Prune(args) => prune::run(&args),
         Command::Delete(args) => delete::run(&args),
         Command::Pin(args) => pin::pin(&args),

@@ -26,6 +26,7 @@ use crate::error::Context;
 use crate::store::manifest::{PathName, VERSION};
 use crate::store::policy::Policy;
 use crate::store::{Store, check_set_name};
+use crate::verify::command::Verify;
 use crate::{Error, Result};
 
 /// Largest `set.json` that is read.
@@ -46,6 +47,10 @@ pub struct Config {
     pub max_hold_ms: u32,
     /// Which snapshots are kept unless a checkpoint asks otherwise.
     pub policy: Policy,
+    /// The command that its snapshots have to pass, unless a checkpoint asks otherwise.
+    pub verify: Option<Verify>,
+    /// Whether its snapshots go without digests.
+    pub no_digest: bool,
     /// What its programs are asked to do differently.
     pub asks: Asks,
     /// Who else may use the gate.
@@ -81,6 +86,10 @@ struct ConfigForm {
     max_hold_ms: u32,
     #[serde(flatten)]
     policy: Policy,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    verify: Option<Verify>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    no_digest: bool,
     #[serde(flatten)]
     asks: Asks,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -98,6 +107,8 @@ impl From<ConfigForm> for Config {
             store: form.store.0,
             max_hold_ms: form.max_hold_ms,
             policy: form.policy,
+            verify: form.verify,
+            no_digest: form.no_digest,
             asks: form.asks,
             sharing: Sharing {
                 owner: form.gate_owner,
@@ -117,6 +128,8 @@ impl From<Config> for ConfigForm {
             store: PathName(config.store),
             max_hold_ms: config.max_hold_ms,
             policy: config.policy,
+            verify: config.verify,
+            no_digest: config.no_digest,
             asks: config.asks,
             gate_owner: config.sharing.owner,
             gate_group: config.sharing.group,
@@ -137,6 +150,10 @@ pub struct Wanted {
     pub max_hold_ms: Option<u32>,
     /// Which snapshots are kept.
     pub policy: Policy,
+    /// The command that its snapshots have to pass.
+    pub verify: Option<Verify>,
+    /// Whether its snapshots go without digests.
+    pub no_digest: bool,
     /// What the programs are asked to do differently.
     pub asks: Asks,
     /// Who else may use the gate.
@@ -220,6 +237,8 @@ impl Wanted {
             store,
             max_hold_ms: self.max_hold_ms.unwrap_or(DEFAULT_HOLD_BOUND_MS),
             policy: self.policy.clone(),
+            verify: self.verify.clone(),
+            no_digest: self.no_digest,
             asks: self.asks,
             sharing: self.sharing,
         })
@@ -271,7 +290,13 @@ impl Wanted {
                 policy => format!("it was made with {policy}"),
             });
         }
+        if self.verify.is_some() && wanted.verify != present.verify {
+            let command = present.verify.as_ref();
+            let command = command.map_or("none".into(), |v| format!("'{}'", v.command));
+            found.push(format!("its command to verify with is {command}"));
+        }
         for (asked, present, what) in [
+            (wanted.no_digest, present.no_digest, "--no-digest"),
             (
                 wanted.asks.stdio_records,
                 present.asks.stdio_records,
@@ -1044,6 +1069,12 @@ mod tests {
                 min_free: Some(Room::Percent(5)),
                 ..Policy::default()
             },
+            verify: Some(Verify {
+                command: "check $1".to_owned(),
+                timeout_ms: 1,
+                writable: true,
+            }),
+            no_digest: true,
             asks: Asks {
                 stdio_records: true,
                 refuse_rings: false,
