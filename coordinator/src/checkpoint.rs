@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use snapshim_gate::abi::MAX_HOLD_BOUND_MS;
 use snapshim_gate::table::FileId;
@@ -68,6 +68,10 @@ struct Cut {
     scan: Scan,
     report: Report,
     moved: Vec<Moved>,
+    /// What it took to get ready, before the hold.
+    prepare: Duration,
+    /// What it took to capture, under the hold.
+    capture: Duration,
 }
 
 /// What a snapshot is made of.
@@ -143,10 +147,30 @@ fn snapshot(
             Err(e) => return Err(e),
         }
     };
+    // Told after the hold: whoever reads it may be held himself.
+    progress.detail(&format!(
+        "looked at the files and flushed ahead in {:.1?}",
+        cut.prepare
+    ));
+    progress.detail(&format!(
+        "held {:.1?}: drained after {:.1?}, captured in {:.1?}",
+        cut.hold, cut.drain, cut.capture
+    ));
     let (manifest, captured) = certify(subject, options, draft.id(), cut);
+    let begun = Instant::now();
     let files = captured.finish()?;
+    progress.detail(&format!(
+        "made the files durable in {:.1?}",
+        begun.elapsed()
+    ));
     let manifest = with_files(manifest, files);
+    let begun = Instant::now();
     let path = draft.publish(&manifest)?;
+    progress.detail(&format!(
+        "published {} in {:.1?}",
+        manifest.id,
+        begun.elapsed()
+    ));
     let pruned = match options.policy.has_rules() {
         true => store.apply(&store_lock, &options.policy)?,
         false => Vec::new(),
@@ -238,7 +262,9 @@ fn take(subject: Subject<'_>, options: &Options, scope: &Scope, draft: &Draft) -
     // A waiter's clock starts after ours: give up before it has to.
     let limit = Duration::from_millis(u64::from(bound_ms)) * 9 / 10;
 
+    let begun = Instant::now();
     let prepared = capture::prepare(scope, &draft.tree(), options.capture)?;
+    let prepare = begun.elapsed();
     let overflow = gate.map(evidence::overflow);
     let members = Members::new(prepared.members());
     let mut outside = Outside::new(&options.outside);
@@ -285,6 +311,7 @@ fn take(subject: Subject<'_>, options: &Options, scope: &Scope, draft: &Draft) -
     outside.drain_rings(&seen.rings(), hold.left() / 4);
     let time = jiff::Timestamp::now();
     let mut reasons = hold.hidden_calls(&held, &outside);
+    let begun = Instant::now();
     let captured = match prepared.capture(&mut || hold.goes_on() && outside.stands()) {
         // Not the hold's bound: `release` knows what became of the guardian.
         Err(cause) if hold.goes_on() && !outside.stands() => {
@@ -293,6 +320,7 @@ fn take(subject: Subject<'_>, options: &Options, scope: &Scope, draft: &Draft) -
         }
         captured => captured?,
     };
+    let capture = begun.elapsed();
     let moved = captured.moved();
     // Children of those that were stopped, made the moment they go on, are no evidence
     // against the hold: so this look comes before its end. Otherwise it can wait.
@@ -323,6 +351,8 @@ fn take(subject: Subject<'_>, options: &Options, scope: &Scope, draft: &Draft) -
         scan: seen.and(after),
         report,
         moved,
+        prepare,
+        capture,
     })
 }
 
@@ -363,6 +393,7 @@ fn certify(subject: Subject<'_>, options: &Options, id: &str, cut: Cut) -> (Mani
         scan,
         report,
         moved,
+        ..
     } = cut;
     // FICLONE waits for direct I/O in flight on its file.
     let aio_is_done = matches!(captured.method().as_str(), "reflink" | "none");

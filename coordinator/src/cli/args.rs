@@ -24,10 +24,36 @@ use super::usage;
 #[derive(Debug, Parser)]
 #[command(name = "snapshim", version, propagate_version = true)]
 pub struct Cli {
+    /// What every command takes.
+    #[command(flatten)]
+    pub global: GlobalArgs,
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
 }
+
+/// The flags of every command, before or behind its name.
+#[derive(Clone, Debug, Args)]
+pub struct GlobalArgs {
+    /// Print errors and what was asked for, and nothing else
+    #[arg(short, long, global = true, help_heading = GLOBAL)]
+    pub quiet: bool,
+    /// Say each step and how long it took
+    #[arg(short, long, global = true, conflicts_with = "quiet", help_heading = GLOBAL)]
+    pub verbose: bool,
+    /// When to print in colour; auto: on a terminal, unless NO_COLOR is set
+    #[arg(
+        long,
+        global = true,
+        value_name = "WHEN",
+        default_value = "auto",
+        help_heading = GLOBAL
+    )]
+    pub color: clap::ColorChoice,
+}
+
+/// The heading they have in the help.
+const GLOBAL: &str = "Global options";
 
 /// The commands.
 #[derive(Debug, Subcommand)]
@@ -569,6 +595,42 @@ mod tests {
             Ok(Command::Run(run)) => run.command,
             other => panic!("{other:?}"),
         }
+    }
+
+    #[test]
+    fn global_flags_stand_before_and_behind_the_command() {
+        for arguments in [
+            &["snapshim", "-q", "--color", "never", "list"][..],
+            &["snapshim", "list", "--quiet", "--color=never"],
+            &["snapshim", "-q", "list", "--color=never", "set"],
+        ] {
+            let global = Cli::try_parse_from(arguments).unwrap().global;
+            assert!(global.quiet && !global.verbose, "{arguments:?}");
+            assert_eq!(global.color, clap::ColorChoice::Never, "{arguments:?}");
+        }
+        for arguments in [
+            &["snapshim", "-q", "-v", "list"][..],
+            &["snapshim", "list", "-qv"],
+            &["snapshim", "list", "--color", "sometimes"],
+        ] {
+            assert!(Cli::try_parse_from(arguments).is_err(), "{arguments:?}");
+        }
+    }
+
+    #[test]
+    fn global_flags_behind_the_program_are_the_programs() {
+        let arguments = [
+            "snapshim", "run", "-v", "app", "-q", "--color", "always", "-v",
+        ];
+        let cli = Cli::try_parse_from(arguments).unwrap();
+        assert!(cli.global.verbose && !cli.global.quiet);
+        assert_eq!(cli.global.color, clap::ColorChoice::Auto);
+        assert_eq!(
+            command_of(&arguments),
+            ["app", "-q", "--color", "always", "-v"]
+        );
+        let doctor = ["snapshim", "doctor", "--", "app", "-q"];
+        assert!(!Cli::try_parse_from(doctor).unwrap().global.quiet);
     }
 
     #[test]

@@ -10,8 +10,8 @@ use crate::store::manifest::{Kind, Manifest, PathName};
 use crate::{Exit, Result};
 
 use super::args::CheckpointArgs;
-use super::progress::Lines;
-use super::{output, usage};
+use super::progress::Meter;
+use super::{output, style, usage};
 
 /// A snapshot's certificate and where its files are.
 #[derive(Serialize)]
@@ -39,7 +39,7 @@ pub fn run(args: &CheckpointArgs) -> Result<ExitCode> {
         }
         options.only = Some(only);
     }
-    let outcome = checkpoint(&set, &options, &mut Lines)?;
+    let outcome = checkpoint(&set, &options, &mut Meter::new())?;
     report(outcome, args.output.json)
 }
 
@@ -51,7 +51,7 @@ pub(super) fn report(outcome: Outcome, json: bool) -> Result<ExitCode> {
         pruned,
     } = outcome;
     for reason in &manifest.reasons {
-        output::note(&format!(
+        output::error(&format!(
             "snapshim: not verified: {}",
             output::name(&reason.text)
         ));
@@ -82,12 +82,8 @@ fn summary(manifest: &Manifest) -> String {
     });
     format!(
         "{}  {}  held {} (drained in {})  {count} files, {}, {}\n",
-        manifest.id,
-        if manifest.verified {
-            "verified"
-        } else {
-            "NOT VERIFIED"
-        },
+        style::paint(&manifest.id, style::NAME, style::on_stdout()),
+        output::state(manifest.verified),
         output::micros(manifest.hold_us),
         output::micros(manifest.drain_us),
         output::size(bytes),

@@ -9,7 +9,8 @@ use crate::store::Entry;
 use crate::store::manifest::{Kind, Manifest, PathName, VERSION};
 
 use super::args::ListArgs;
-use super::{output, snapshots};
+use super::table::{Cell, Table};
+use super::{output, snapshots, style};
 
 #[derive(Serialize)]
 struct Report {
@@ -93,39 +94,48 @@ pub fn run(args: &ListArgs) -> Result<ExitCode> {
             report.set
         ));
     } else {
-        output::text(&table(&report))?;
+        table(&report).print()?;
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn table(report: &Report) -> String {
-    let head = ["ID", "STATE", "FILES", "SIZE", "HELD", "CAPTURE", ""];
-    let mut rows = vec![head.map(str::to_owned).to_vec()];
+fn table(report: &Report) -> Table {
+    let mut table = Table::new(&["ID", "STATE", "FILES", "SIZE", "HELD", "CAPTURE", ""]);
     for line in &report.snapshots {
-        let mut row = vec![line.id.clone()];
-        match (&line.summary, &line.damage) {
-            (Some(summary), _) => row.extend([
-                if summary.verified {
-                    "verified".into()
-                } else {
-                    "not verified".into()
-                },
-                summary.files.to_string(),
-                output::size(summary.bytes),
-                output::micros(summary.hold_us),
-                output::name(&summary.capture),
-            ]),
-            (None, damage) => {
-                row.push(format!(
-                    "damaged: {}",
-                    output::name(damage.as_deref().unwrap_or(""))
-                ));
-            }
-        }
-        if report.latest.as_deref() == Some(&line.id) {
-            row.push("latest".into());
-        }
-        rows.push(row);
+        let id = Cell::new(&line.id).styled(style::NAME);
+        let latest = match report.latest.as_deref() == Some(&line.id) {
+            true => "latest",
+            false => "",
+        };
+        let row = match &line.summary {
+            Some(summary) => [
+                id,
+                state(summary.verified),
+                Cell::count(summary.files),
+                Cell::size(summary.bytes),
+                Cell::micros(summary.hold_us),
+                Cell::name(&summary.capture),
+                Cell::new(latest),
+            ],
+            None => [
+                id,
+                Cell::new("damaged").styled(style::BAD),
+                Cell::new(""),
+                Cell::new(""),
+                Cell::new(""),
+                Cell::new(""),
+                Cell::name(line.damage.as_deref().unwrap_or("")),
+            ],
+        };
+        table.row(row);
     }
-    output::table(&rows)
+    table
+}
+
+/// Whether a snapshot is verified, as a cell of a table.
+fn state(verified: bool) -> Cell {
+    match verified {
+        true => Cell::new("verified").styled(style::GOOD),
+        false => Cell::new("not verified").styled(style::DOUBTFUL),
+    }
 }

@@ -3,7 +3,9 @@
 //! Each is a function of its parsed arguments that ends in an exit code or an
 //! [`Error`]. What a command says goes to standard output: a table
 //! or a line for people, or with `--json` one object and nothing else. All the
-//! rest goes to standard error. The shim never prints anything.
+//! rest goes to standard error: [`output::error`] always, [`output::note`] unless
+//! `--quiet`, [`output::detail`] with `--verbose`, and how far long work is
+//! ([`progress::Meter`]). The shim never prints anything.
 
 pub mod args;
 pub mod checkpoint;
@@ -21,6 +23,8 @@ pub mod signals;
 pub mod snap;
 pub mod snapshots;
 pub mod status;
+pub mod style;
+pub mod table;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -40,11 +44,14 @@ pub fn main() -> ExitCode {
         return code;
     }
     let result = preload::shed(&arguments).and_then(|()| match Cli::try_parse_from(&arguments) {
-        Ok(cli) => dispatch(cli.command),
+        Ok(cli) => {
+            output::set_up(&cli.global);
+            dispatch(cli.command)
+        }
         Err(refusal) => Ok(refuse(&refusal)),
     });
     result.unwrap_or_else(|error| {
-        output::note(&format!("snapshim: {error}"));
+        output::error(&format!("snapshim: {error}"));
         ExitCode::from(error.exit as u8)
     })
 }

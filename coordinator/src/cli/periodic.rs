@@ -141,7 +141,7 @@ fn attempt(set: &Set, options: &Options) {
                 0 | 1 => String::new(),
                 n => format!(" (and {} more)", n - 1),
             };
-            output::note(&format!(
+            output::error(&format!(
                 "snapshim: snapshot {} is not verified: {}{more}",
                 manifest.id,
                 output::name(first)
@@ -149,7 +149,7 @@ fn attempt(set: &Set, options: &Options) {
         }
         Err(error) => {
             let message = output::name(&error.message);
-            output::note(&format!(
+            output::error(&format!(
                 "snapshim: there is no snapshot this time: {message}"
             ));
         }

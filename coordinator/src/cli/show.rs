@@ -7,6 +7,7 @@ use crate::{Error, Result};
 
 use super::args::ShowArgs;
 use super::checkpoint::Report;
+use super::table::{Cell, Table};
 use super::{output, snapshots};
 
 /// Runs the command.
@@ -40,14 +41,7 @@ fn describe(manifest: &Manifest, tree: &str) -> String {
     row("files", tree.to_owned());
     row("cut at", output::name(&manifest.time));
     row("commit point", output::name(&manifest.commit_point));
-    row(
-        "state",
-        if manifest.verified {
-            "verified".into()
-        } else {
-            "NOT VERIFIED".into()
-        },
-    );
+    row("state", output::state(manifest.verified));
     for reason in &manifest.reasons {
         row(
             "",
@@ -103,37 +97,39 @@ fn describe(manifest: &Manifest, tree: &str) -> String {
     }
     let mut text = output::table(&rows);
     text.push('\n');
-    text.push_str(&output::table(
-        &manifest.files.iter().map(file_row).collect::<Vec<_>>(),
-    ));
+    text.push_str(&entries(&manifest.files).to_text());
     text
 }
 
-fn file_row(file: &FileRecord) -> Vec<String> {
-    let kind = match file.kind {
-        Kind::File => '-',
-        Kind::Dir => 'd',
-        Kind::Symlink => 'l',
-        Kind::Fifo => 'p',
-        Kind::Socket => 's',
-        Kind::Device => 'b',
-    };
-    let size = if file.kind == Kind::File {
-        output::size(file.size)
-    } else {
-        String::new()
-    };
-    let target = file
-        .target
-        .as_ref()
-        .map_or(String::new(), |t| format!(" -> {}", path(t)));
-    vec![
-        format!("{kind}{:04o}", file.mode & 0o7777),
-        format!("{}:{}", file.uid, file.gid),
-        size,
-        file.capture.as_deref().map_or(String::new(), output::name),
-        format!("{}{target}", path(&file.path)),
-    ]
+/// What a snapshot holds, a row each.
+fn entries<'a>(files: impl IntoIterator<Item = &'a FileRecord>) -> Table {
+    let mut table = Table::new(&["MODE", "OWNER", "SIZE", "CAPTURE", "PATH", ""]);
+    for file in files {
+        let kind = match file.kind {
+            Kind::File => '-',
+            Kind::Dir => 'd',
+            Kind::Symlink => 'l',
+            Kind::Fifo => 'p',
+            Kind::Socket => 's',
+            Kind::Device => 'b',
+        };
+        let target = file
+            .target
+            .as_ref()
+            .map_or(String::new(), |target| format!("-> {}", path(target)));
+        table.row([
+            Cell::new(format!("{kind}{:04o}", file.mode & 0o7777)),
+            Cell::new(format!("{}:{}", file.uid, file.gid)),
+            match file.kind {
+                Kind::File => Cell::size(file.size),
+                _ => Cell::new(""),
+            },
+            Cell::name(file.capture.as_deref().unwrap_or("")),
+            Cell::new(path(&file.path)),
+            Cell::new(target),
+        ]);
+    }
+    table
 }
 
 fn path(name: &PathName) -> String {

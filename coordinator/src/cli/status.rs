@@ -17,7 +17,8 @@ use crate::store::Store;
 use crate::store::manifest::{PathName, VERSION};
 
 use super::args::StatusArgs;
-use super::output;
+use super::table::{Cell, Table};
+use super::{output, style};
 
 /// The counters of a slot, by name.
 const COUNTERS: [(Seen, &str); 7] = [
@@ -238,10 +239,9 @@ fn describe(report: &Report) -> String {
     if report.writers.is_empty() {
         return text;
     }
-    let head = [
+    let mut table = Table::new(&[
         "PID", "NAME", "LAYER", "THREADS", "WAITS", "LONGEST", "SEEN",
-    ];
-    let mut rows = vec![head.map(str::to_owned).to_vec()];
+    ]);
     for writer in &report.writers {
         let seen: Vec<String> = writer
             .seen
@@ -250,22 +250,22 @@ fn describe(report: &Report) -> String {
             .map(|(name, count)| format!("{name} {count}"))
             .collect();
         let name = match (writer.alive, writer.elsewhere) {
-            (false, _) => "(ended)".into(),
-            (true, true) => "(in another pid namespace)".into(),
-            (true, false) => output::name(&writer.name),
+            (false, _) => Cell::new("(ended)"),
+            (true, true) => Cell::new("(in another pid namespace)"),
+            (true, false) => Cell::name(&writer.name),
         };
-        rows.push(vec![
-            writer.pid.to_string(),
+        table.row([
+            Cell::count(writer.pid.into()).styled(style::NAME),
             name,
-            writer.layer.unwrap_or("-").into(),
-            writer.threads.to_string(),
-            writer.waits.to_string(),
-            output::micros(writer.longest_wait_us),
-            seen.join(", "),
+            Cell::new(writer.layer.unwrap_or("-")),
+            Cell::count(writer.threads.into()),
+            Cell::count(writer.waits),
+            Cell::micros(writer.longest_wait_us),
+            Cell::new(seen.join(", ")),
         ]);
     }
     text.push('\n');
-    text.push_str(&output::table(&rows));
+    text.push_str(&table.to_text());
     for writer in &report.writers {
         for note in &writer.notes {
             text.push_str(&format!("{}: {}\n", writer.pid, output::name(note)));
