@@ -5,6 +5,7 @@
 //! | [`hold`] | the gate file of a set, closing and draining it, who writes the members |
 //! | [`commit`] | at which of the program's own points the gate is shut |
 //! | [`capture`] | copying the members under the hold |
+//! | [`restore`] | putting files back as a snapshot has them |
 //! | [`store`] | the snapshots on disk: manifest, publication, retention, sweep |
 //! | [`checkpoint`] | all of these in order |
 //! | [`progress`] | how far long work is |
@@ -17,6 +18,7 @@ pub mod commit;
 pub mod error;
 pub mod hold;
 pub mod progress;
+pub mod restore;
 pub mod store;
 pub(crate) mod tree;
 

@@ -12,11 +12,13 @@ pub mod checkpoint;
 pub mod doctor;
 pub mod env;
 pub mod inherited;
+pub mod interrupt;
 pub mod list;
 pub mod output;
 pub mod periodic;
 pub mod preload;
 pub mod progress;
+pub mod restore;
 pub mod run;
 pub mod show;
 pub mod signals;
@@ -63,6 +65,7 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         Command::Snap(args) => snap::run(&args),
         Command::List(args) => list::run(&args),
         Command::Show(args) => show::run(&args),
+        Command::Restore(args) => restore::run(&args),
         Command::Status(args) => status::run(&args),
         Command::Env(args) => env::run(&args),
         Command::Doctor(args) => doctor::run(&args),

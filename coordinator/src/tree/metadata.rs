@@ -140,6 +140,25 @@ pub(crate) fn apply(
     rustix::fs::futimens(fd, &times(attributes)).map_err(failed("the times of"))
 }
 
+/// Takes away the attributes that are not among `xattrs`, as far as this process may.
+pub(crate) fn take_away(fd: &OwnedFd, xattrs: &[Xattr]) -> std::result::Result<(), Failed> {
+    let there = XattrReader::default().read(fd);
+    for xattr in there.map_err(failed("the attributes of"))? {
+        if xattrs.iter().any(|wanted| wanted.name == xattr.name) {
+            continue;
+        }
+        match rustix::fs::fremovexattr(fd, &xattr.name) {
+            Ok(()) | Err(Errno::NODATA) => {}
+            Err(_) if !is_users(&xattr.name) => {}
+            Err(cause) => {
+                let what = format!("the attribute {} of", xattr.name.to_string_lossy());
+                return Err(Failed { what, cause });
+            }
+        }
+    }
+    Ok(())
+}
+
 /// The same for what cannot be opened: a symbolic link, which has no mode, FIFO, socket or
 /// device. Nobody else may be able to get at `dir`, so that the name is still what was just made.
 pub(crate) fn apply_by_name(
