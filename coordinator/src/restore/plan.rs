@@ -616,15 +616,14 @@ impl Making<'_, '_> {
         }
         for c in std::mem::take(&mut self.compared) {
             let group = wanted.items[c.item].group;
-            let is_linked = match group {
-                Some(group) => ids[group].len() == 1 && equal[group] == wanted.groups[group].len(),
-                None => true,
-            } && owners.get(&c.look.seen.id).is_none_or(|o| o.len() == 1);
+            let is_whole = group.is_none_or(|group| equal[group] == wanted.groups[group].len());
+            let is_linked = group.is_none_or(|group| ids[group].len() == 1)
+                && owners.get(&c.look.seen.id).is_none_or(|o| o.len() == 1);
             let path = self.plan.live.path(c.dir).join(as_path(&c.name));
             let kind = c.look.seen.kind();
             let record = wanted.record(self.from.source.snapshot, c.item);
             let size = record.map_or(0, |record| record.size);
-            if c.same.body && c.same.metadata && is_linked {
+            if c.same.body && c.same.metadata && is_linked && is_whole {
                 self.entry(&path, kind, size, Action::Unchanged);
                 continue;
             }

@@ -54,10 +54,14 @@ impl<'a> Source<'a> {
             Kind::Socket | Kind::Device => return Ok(None),
         };
         let open = |flags| self.snapshot.open_at(path, flags | OFlags::NOFOLLOW);
-        let opened = match open(flags | OFlags::NOATIME) {
-            // Only owners may keep access times.
-            Err(Errno::PERM) => open(flags),
-            other => other,
+        let opened = match flags.contains(OFlags::PATH) {
+            // openat2 refuses the one with the other.
+            true => open(flags),
+            false => match open(flags | OFlags::NOATIME) {
+                // Only owners may keep access times.
+                Err(Errno::PERM) => open(flags),
+                other => other,
+            },
         };
         let place = || self.snapshot.place_of(path);
         let fd = match opened {

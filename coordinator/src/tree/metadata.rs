@@ -59,7 +59,7 @@ impl XattrReader {
     /// The same of what is open with `O_PATH`, which no other call takes: a symbolic link,
     /// FIFO, socket or device. None without a `/proc`.
     pub(crate) fn read_path(&mut self, fd: impl AsFd) -> Result<Vec<Xattr>> {
-        let path = by_descriptor(fd);
+        let path = by_descriptor(&fd);
         let read = self.read_by(
             |list| rustix::fs::listxattr(&path, list),
             |name, value| rustix::fs::getxattr(&path, name, value),
@@ -116,7 +116,7 @@ fn failed(what: &str) -> impl FnOnce(Errno) -> Failed {
 }
 
 /// The name by which the kernel finds an open file, whatever it is.
-fn by_descriptor(fd: impl AsFd) -> String {
+fn by_descriptor(fd: &impl AsFd) -> String {
     format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd())
 }
 
