@@ -106,7 +106,7 @@ impl OpForm {
 /// All metadata of a directory.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct TraitsForm {
-    mode: u32,
+    pub(super) mode: u32,
     uid: u32,
     gid: u32,
     mtime_ns: i64,

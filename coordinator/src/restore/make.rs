@@ -90,8 +90,8 @@ impl<'a> Maker<'a> {
     }
 
     /// Makes `item` and all below it as `name` in the staging directory `place`. Returns its
-    /// inode and, if it is a directory that lacks a right that renaming it takes, the
-    /// metadata it is to be given afterwards.
+    /// inode and, of a directory, the metadata it is to be given once more when it is in its
+    /// place: renaming it may move its times (XFS), and takes the right to write to it.
     ///
     /// # Errors
     ///
@@ -145,10 +145,11 @@ impl<'a> Maker<'a> {
             match &dir.traits {
                 Some(traits) => {
                     let mut attributes = traits.attributes;
-                    // Renaming a directory changes its "..", which takes the right to write it.
-                    if i == 0 && attributes.mode & 0o700 != 0o700 && !is_root() {
-                        attributes.mode |= 0o700;
+                    if i == 0 {
                         later = Some(traits.clone());
+                        if !is_root() {
+                            attributes.mode |= 0o700;
+                        }
                     }
                     metadata::apply(&fd, &attributes, &traits.xattrs)
                         .map_err(|failed| not_set(&path, failed))?;

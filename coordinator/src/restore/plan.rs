@@ -53,6 +53,8 @@ pub(super) struct Op {
     pub(super) item: Option<usize>,
     /// What is there; `None` if nothing.
     pub(super) old: Option<FileId>,
+    /// Its metadata, if it is a directory.
+    pub(super) old_dir: Option<Traits>,
     /// The staging directory, by number.
     pub(super) place: usize,
 }
@@ -285,13 +287,31 @@ impl Making<'_, '_> {
                     return Ok(());
                 }
                 self.in_the_way(task, fd, &path, &look)?;
-                self.add(task, item, Some(look.seen.id))
+                let old_dir = self.traits_if_dir(fd, name, &path, &look)?;
+                self.add(task, item, Some((look.seen.id, old_dir)))
             }
         }
     }
 
+    /// The metadata of `name`, if it is a directory.
+    fn traits_if_dir(
+        &mut self,
+        fd: &OwnedFd,
+        name: &CStr,
+        path: &Path,
+        look: &Look,
+    ) -> Result<Option<Traits>> {
+        if look.seen.kind() != Kind::Dir {
+            return Ok(None);
+        }
+        let opened = self.plan.live.open_dir_at(fd, name);
+        let traits = opened.and_then(|dir| self.comparer.traits_of(&dir, &look.seen));
+        traits.map(Some).map_err(|cause| unreadable(path, cause))
+    }
+
     /// Something of another kind is replaced: may it be?
     fn in_the_way(&mut self, task: &Task, fd: &OwnedFd, path: &Path, look: &Look) -> Result<()> {
+        fixed(path, look)?;
         if look.seen.kind() != Kind::Dir {
             return Ok(());
         }
@@ -463,7 +483,9 @@ impl Making<'_, '_> {
         fixed(&path, &look)?;
         self.in_dir(task)?;
         self.removed(fd, name, &path, true)?;
+        let old_dir = self.traits_if_dir(fd, name, &path, &look)?;
         self.plan.ops.push(Op {
+            old_dir,
             dir: task.node,
             name: name.to_owned(),
             item: None,
@@ -560,7 +582,14 @@ impl Making<'_, '_> {
     }
 
     /// Puts an item, with all below it, in the place of `old`, or of nothing.
-    fn add(&mut self, task: &Task, item: usize, old: Option<FileId>) -> Result<()> {
+    fn add(
+        &mut self,
+        task: &Task,
+        item: usize,
+        old: Option<(FileId, Option<Traits>)>,
+    ) -> Result<()> {
+        let (old, old_dir) = old.unzip();
+        let old_dir = old_dir.flatten();
         let mut pending = vec![item];
         let mut is_top = true;
         while let Some(at) = pending.pop() {
@@ -588,6 +617,7 @@ impl Making<'_, '_> {
             name: self.from.wanted.items[item].name.clone(),
             item: Some(item),
             old,
+            old_dir,
             place: task.place,
         });
         Ok(())
@@ -647,6 +677,7 @@ impl Making<'_, '_> {
                 name: c.name,
                 item: Some(c.item),
                 old: Some(c.look.seen.id),
+                old_dir: None,
                 place: c.place,
             });
         }

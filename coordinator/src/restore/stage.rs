@@ -146,7 +146,12 @@ fn fill(
         };
         if let Some((ino, Some(traits))) = &new {
             let path = plan.live.path(op.dir).join(as_path(&op.name));
-            later.push(directory_to_complete(path, *ino, traits));
+            let form = Some(TraitsForm::from(traits));
+            later.push(moved_dir(path, *ino, traits, form));
+        }
+        if let (Some(id), Some(traits)) = (op.old, &op.old_dir) {
+            let path = plan.live.path(op.dir).join(as_path(&op.name));
+            later.push(moved_dir(path, id.ino, traits, None));
         }
         ops.push(OpForm {
             dir: nodes[&op.dir],
@@ -173,13 +178,13 @@ fn fill(
     Ok(())
 }
 
-/// A directory that gets its last metadata when it is in its place.
-fn directory_to_complete(path: std::path::PathBuf, ino: u64, traits: &Traits) -> DirForm {
+/// A directory that is renamed itself: away, or into its place.
+fn moved_dir(path: std::path::PathBuf, ino: u64, old: &Traits, new: Option<TraitsForm>) -> DirForm {
     DirForm {
         path: PathName(path),
         ino,
         is_base: false,
-        old: TraitsForm::from(traits),
-        new: Some(TraitsForm::from(traits)),
+        old: TraitsForm::from(old),
+        new,
     }
 }

@@ -7,12 +7,12 @@ use std::ffi::{CStr, CString};
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
-use rustix::fs::{AtFlags, RenameFlags};
+use rustix::fs::{AtFlags, Mode, RenameFlags};
 use rustix::io::Errno;
 
 use super::journal::{DirForm, Journal, OpForm, State, TraitsForm};
 use super::look::{look, look_at, open_dir};
-use super::make::{not_set, set_exactly};
+use super::make::{is_root, not_set, set_exactly};
 use super::place::{Place, full};
 use crate::progress::Progress;
 use crate::{Error, Result};
@@ -99,6 +99,7 @@ impl Swap {
         go_on: &mut dyn FnMut() -> bool,
     ) -> Result<()> {
         progress.begin("putting into place", 0);
+        self.unlock();
         for (number, op) in self.journal.ops.iter().enumerate() {
             let path = || self.journal.path(op);
             if !go_on() {
@@ -120,6 +121,7 @@ impl Swap {
         let new = |dir: &DirForm| dir.new.clone();
         self.sync()
             .and_then(|()| self.set_dirs(new, |_| true))
+            .and_then(|()| self.lock_again())
             .map_err(|error| self.stuck(error))?;
         progress.end();
         Ok(())
@@ -138,6 +140,7 @@ impl Swap {
     ) -> Result<Undone> {
         progress.begin("putting back", 0);
         let mut undone = Undone::default();
+        self.unlock();
         for (number, op) in self.journal.ops.iter().enumerate().rev() {
             if !go_on() {
                 return Err(Error::new(format!(
@@ -166,8 +169,42 @@ impl Swap {
         let old = |dir: &DirForm| (!dir.is_base).then(|| dir.old.clone());
         self.sync()?;
         self.set_dirs(old, |_| true)?;
+        self.lock_again()?;
         progress.end();
         Ok(undone)
+    }
+
+    /// Gives the owner all rights on the directories something is renamed in, or that are
+    /// renamed: without them, only root could.
+    fn unlock(&self) {
+        if is_root() {
+            return;
+        }
+        for dir in &self.journal.dirs {
+            let mode = Mode::from_raw_mode(dir.old.mode & 0o7777 | 0o700);
+            if mode.as_raw_mode() != dir.old.mode & 0o7777
+                && let Ok(fd) = open_same(dir)
+            {
+                // Where it is not ours to change, the rename says so.
+                let _ = rustix::fs::fchmod(fd, mode);
+            }
+        }
+    }
+
+    /// Gives those whose metadata is not part of the restore their modes again.
+    fn lock_again(&self) -> Result<()> {
+        for dir in self.journal.dirs.iter().filter(|dir| dir.new.is_none()) {
+            let mode = dir.old.mode & 0o7777;
+            if is_root() || mode & 0o700 == 0o700 {
+                continue;
+            }
+            if let Ok(fd) = open_same(dir) {
+                let path = &dir.path.0;
+                rustix::fs::fchmod(fd, Mode::from_raw_mode(mode))
+                    .map_err(|cause| full("set the mode of", path, cause))?;
+            }
+        }
+        Ok(())
     }
 
     /// Puts the new one into place; the old one is staged then.
