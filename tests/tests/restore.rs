@@ -560,6 +560,13 @@ fn what_was_replaced_can_be_kept_and_put_back() {
     assert_ne!(difference(&old, &data), "");
     let message = refused(&lab, &[&id, "--in-place"]);
     assert!(message.contains("--undo"), "{message}");
+    lab.env(&[]);
+    let status = process::run(
+        lab.snapshim(&["status", lab.set()]),
+        Duration::from_secs(30),
+    );
+    let status = status.ok("status").out();
+    assert!(status.contains("what it replaced is kept"), "{status}");
     // A snapshot has none of what was replaced.
     let certificate = snap(&lab, &[]);
     let paths = certificate.0["files"].to_string();
@@ -1108,4 +1115,58 @@ fn somebody_elses_store_gives_nobody_rights() {
         fs::write(data.join("file"), "file\n").unwrap();
     }
     assert!(!Path::new("/etc/snapshim-test-planted").exists());
+}
+
+#[test]
+fn without_root_ones_own_files_come_back() {
+    const SOMEBODY: u32 = 65534;
+    let Some(lab) = lab("restore-user", Fs::Xfs) else {
+        return;
+    };
+    lab.give_to("nobody");
+    snapshim_tests::lab::give(lab.data().parent().unwrap(), "nobody");
+    let as_somebody = |mut command: std::process::Command| {
+        use std::os::unix::process::CommandExt;
+        command.uid(SOMEBODY).gid(SOMEBODY);
+        process::run(command, Duration::from_secs(60))
+    };
+    let data = lab.data();
+    let shell = |script: &str| {
+        let mut command = lab.command("bash");
+        command.current_dir(&data).args(["-euc", script]);
+        as_somebody(command).ok(script);
+    };
+    // Directories that their owner may not write to, in and below which there is work.
+    shell(
+        "mkdir -p locked/below gone/below plain; echo a >locked/a; echo b >locked/below/b; \
+         echo c >gone/below/c; echo d >plain/d; ln -s d plain/link; mkfifo plain/fifo; \
+         chmod 500 locked/below locked gone/below gone",
+    );
+    let mut command = lab.snapshim(&["snap", "--json", "--name", lab.set()]);
+    command.arg(&data).arg("--store").arg(lab.store());
+    let ended = as_somebody(command);
+    assert!(matches!(ended.code(), 0 | 5), "{}", ended.err());
+    let then = lab.beside("then");
+    copy(&data, &then);
+    shell(
+        "chmod -R u+w locked gone; echo x >locked/a; rm locked/below/b; rm -r gone; \
+         mkdir extra; echo x >extra/x; echo x >plain/d; chmod 500 locked/below locked extra",
+    );
+    let now = lab.beside("now");
+    copy(&data, &now);
+    as_somebody(restore_command(
+        &lab,
+        &["latest", "--in-place", "--keep-replaced"],
+    ))
+    .ok("restore");
+    assert_eq!(difference(&then, &data), "");
+    as_somebody(restore_command(&lab, &["--undo", "--path", text(&data)])).ok("undo");
+    assert_eq!(difference(&now, &data), "");
+    as_somebody(restore_command(&lab, &["latest", "--in-place"])).ok("restore, again");
+    assert_eq!(difference(&then, &data), "");
+    assert!(!lab.beside(STAGING).exists());
+    let out = lab.beside("out");
+    let what = format!("latest:{}", text(&data));
+    as_somebody(restore_command(&lab, &[&what, "--to", text(&out)])).ok("elsewhere");
+    assert_eq!(difference(&then, &out), "");
 }

@@ -256,10 +256,7 @@ fn run_undo(args: &RestoreArgs, options: &Options) -> Result<ExitCode> {
                 roots.into_iter().map(|root| root.0).collect()
             }
         };
-        for root in roots {
-            parents.extend(root.parent().map(Path::to_owned));
-            parents.push(root);
-        }
+        parents = crate::restore::places(&roots);
     }
     let mut meter = Meter::new();
     let undone = undo(&parents, options, &mut meter, &mut || {

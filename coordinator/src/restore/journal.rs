@@ -366,3 +366,75 @@ pub(super) fn name_of(path: &Path) -> CString {
 pub(super) fn form_of(name: &std::ffi::CStr) -> PathName {
     PathName(OsString::from_vec(name.to_bytes().to_vec()).into())
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::store::scratch::Scratch;
+
+    fn sound() -> Value {
+        let traits = json!({"mode": 493, "uid": 0, "gid": 0, "mtime_ns": 1,
+            "xattrs": [["757365722e78", "00ff"]]});
+        json!({"version": 1, "state": "swapping", "id": "x", "time": "t", "to": null,
+            "keep": false, "places": [{"path": "/srv"}],
+            "dirs": [{"path": "/srv/data", "ino": 7, "is_base": false, "old": traits, "new": null}],
+            "ops": [{"dir": 0, "path": "name", "place": 0, "old": 8, "new": null}]})
+    }
+
+    fn read_back(scratch: &Scratch, journal: &Value) -> Result<Option<Journal>> {
+        std::fs::write(scratch.join(NAME), journal.to_string()).unwrap();
+        let dir = std::fs::File::open(scratch.path()).unwrap().into();
+        Journal::read(&dir, scratch.path())
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        let scratch = Scratch::new();
+        let journal = read_back(&scratch, &sound()).unwrap().unwrap();
+        let traits = journal.dirs[0].old.traits().unwrap();
+        assert_eq!(traits.xattrs[0].name.to_bytes(), b"user.x");
+        assert_eq!(*traits.xattrs[0].value, [0, 255]);
+        let dir = std::fs::File::open(scratch.path()).unwrap().into();
+        journal.write(&dir, scratch.path()).unwrap();
+        let again = Journal::read(&dir, scratch.path()).unwrap().unwrap();
+        assert_eq!(again.path(&again.ops[0]), Path::new("/srv/data/name"));
+        Journal::remove(&dir).unwrap();
+        assert!(Journal::read(&dir, scratch.path()).unwrap().is_none());
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused() {
+        let scratch = Scratch::new();
+        for (pointer, value) in [
+            ("/version", json!(2)),
+            ("/state", json!("other")),
+            ("/places", json!([])),
+            ("/places/0/path", json!("srv")),
+            ("/dirs/0/path", json!("/srv/../etc")),
+            ("/dirs/0/old/xattrs/0/1", json!("0")),
+            ("/dirs/0/old/xattrs/0/0", json!("00")),
+            ("/ops/0/dir", json!(1)),
+            ("/ops/0/place", json!(1)),
+            ("/ops/0/path", json!("a/b")),
+            ("/ops/0/path", json!("..")),
+            ("/ops/0/path", json!("/etc")),
+            ("/ops/0/path", json!("")),
+            ("/ops/0/path", json!("a\0b")),
+            ("/ops/0/path", json!(".snapshim-restore")),
+            ("/ops/0/old", json!(null)),
+            ("/ops/0/old", json!(-1)),
+        ] {
+            let mut journal = sound();
+            *journal.pointer_mut(pointer).unwrap() = value.clone();
+            let refused = read_back(&scratch, &journal);
+            assert!(refused.is_err(), "{pointer} {value}");
+        }
+        std::fs::remove_file(scratch.join(NAME)).unwrap();
+        let dir: OwnedFd = std::fs::File::open(scratch.path()).unwrap().into();
+        let mode = Mode::RUSR | Mode::WUSR;
+        rustix::fs::mknodat(&dir, NAME, FileType::Fifo, mode, 0).unwrap();
+        assert!(Journal::read(&dir, scratch.path()).is_err());
+    }
+}

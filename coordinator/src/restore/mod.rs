@@ -476,6 +476,15 @@ pub fn undo(
     })
 }
 
+/// The directories in which a restore of these watched paths may have its staging directory.
+pub fn places(roots: &[PathBuf]) -> Vec<PathBuf> {
+    let beside = roots.iter().filter_map(|root| root.parent());
+    beside
+        .map(Path::to_owned)
+        .chain(roots.iter().cloned())
+        .collect()
+}
+
 /// Of a restore beside or in one of these directories that did not come to its end: one line.
 pub fn unfinished(parents: &[PathBuf]) -> Option<String> {
     let found = recover::find(parents, true).ok()??;

@@ -2,6 +2,7 @@
 
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
@@ -12,6 +13,9 @@ use crate::store::{INHERITED, fault};
 use crate::tree::STAGING;
 use crate::tree::dirs::as_path;
 use crate::{Error, Result};
+
+/// How long another restore is waited for.
+const PATIENCE: Duration = Duration::from_millis(300);
 
 /// The name, as a path.
 pub(super) fn staging() -> &'static Path {
@@ -60,16 +64,24 @@ impl Place {
         if stat.st_mode & 0o077 != 0 {
             return Err(strange(&path, "is open to other users"));
         }
-        match rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => {}
-            Err(Errno::WOULDBLOCK) => {
-                return Err(Error::new(format!(
-                    "another restore is at work in {}",
-                    parent.display()
-                ))
-                .next("wait until it has ended"));
+        // `status` looks in, too, and has it only for a moment.
+        let until = Instant::now() + PATIENCE;
+        loop {
+            match rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => break,
+                Err(Errno::WOULDBLOCK) if Instant::now() < until => {
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                Err(Errno::WOULDBLOCK) => {
+                    return Err(Error::new(format!(
+                        "another restore is at work in {}",
+                        parent.display()
+                    ))
+                    .next("wait until it has ended"));
+                }
+                Err(Errno::INTR) => {}
+                Err(cause) => return Err(fault("lock", &path, cause)),
             }
-            Err(cause) => return Err(fault("lock", &path, cause)),
         }
         // Removed between the two by the one that had the lock.
         let named = rustix::fs::statat(dir, staging(), AtFlags::SYMLINK_NOFOLLOW);

@@ -470,3 +470,147 @@ fn rename_new(
         Err(cause) => Err(cause),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::MetadataExt;
+
+    use super::*;
+    use crate::progress::Silent;
+    use crate::restore::journal::{PlaceForm, form_of};
+    use crate::restore::source::Traits;
+    use crate::store::manifest::{PathName, VERSION};
+    use crate::store::scratch::Scratch;
+    use crate::tree::seen::Seen;
+
+    /// `live/name` is the old one, the new one is staged.
+    struct Bench {
+        scratch: Scratch,
+        swap: Swap,
+    }
+
+    fn ino_of(path: &Path) -> u64 {
+        fs::symlink_metadata(path).unwrap().ino()
+    }
+
+    impl Bench {
+        fn new(make_old: impl Fn(&Path), make_new: impl Fn(&Path)) -> Bench {
+            let scratch = Scratch::new();
+            let live = scratch.join("live");
+            fs::create_dir(&live).unwrap();
+            make_old(&live.join("name"));
+            let place = Place::make(scratch.path()).unwrap();
+            make_new(&place.path.join("0"));
+            let stat = rustix::fs::stat(&live).unwrap();
+            let traits = Traits {
+                attributes: (&Seen::of(&stat)).into(),
+                xattrs: Vec::new(),
+            };
+            let journal = Journal {
+                version: VERSION,
+                state: State::Swapping,
+                id: String::new(),
+                time: String::new(),
+                to: None,
+                keep: false,
+                places: vec![PlaceForm {
+                    parent: PathName(scratch.path().to_owned()),
+                }],
+                dirs: vec![DirForm {
+                    path: PathName(live.clone()),
+                    ino: ino_of(&live),
+                    is_base: false,
+                    old: TraitsForm::from(&traits),
+                    new: None,
+                }],
+                ops: vec![OpForm {
+                    dir: 0,
+                    name: form_of(c"name"),
+                    place: 0,
+                    old: Some(ino_of(&live.join("name"))),
+                    new: Some(ino_of(&place.path.join("0"))),
+                }],
+            };
+            let places = vec![place];
+            Bench {
+                swap: Swap { journal, places },
+                scratch,
+            }
+        }
+
+        fn standing(&self) -> Standing {
+            self.swap.standing(&self.swap.journal.ops[0])
+        }
+
+        fn put_aside(&self) -> rustix::io::Result<()> {
+            let op = &self.swap.journal.ops[0];
+            self.swap.put_aside(0, op, &self.swap.dir(op).unwrap())
+        }
+    }
+
+    fn file(content: &'static str) -> impl Fn(&Path) {
+        move |path| fs::write(path, content).unwrap()
+    }
+
+    fn dir(path: &Path) {
+        fs::create_dir(path).unwrap();
+        fs::write(path.join("inside"), "inside").unwrap();
+    }
+
+    #[test]
+    fn without_exchange_there_is_a_way() {
+        for (make_old, make_new) in [
+            (
+                &file("old") as &dyn Fn(&Path),
+                &file("new") as &dyn Fn(&Path),
+            ),
+            (&dir, &file("new")),
+            (&file("old"), &dir),
+            (&dir, &dir),
+        ] {
+            let mut bench = Bench::new(make_old, make_new);
+            assert_eq!(bench.standing(), Standing::Old);
+            bench.put_aside().unwrap();
+            assert_eq!(bench.standing(), Standing::New);
+            // Taken back from where that put it, by whatever the file system can.
+            let mut go_on = || true;
+            let undone = bench.swap.backward(false, &mut Silent, &mut go_on).unwrap();
+            assert_eq!((undone.count, undone.changed.len()), (1, 0));
+            assert_eq!(bench.standing(), Standing::Old);
+            bench.swap.discard().unwrap();
+            assert!(!bench.scratch.join(".snapshim-restore").exists());
+        }
+    }
+
+    #[test]
+    fn without_exchange_the_old_one_has_its_name_until_the_new_one_has() {
+        let bench = Bench::new(file("old"), file("new"));
+        let (live, place) = (bench.scratch.join("live/name"), &bench.swap.places[0].path);
+        // Killed after the first half.
+        fs::hard_link(&live, place.join("0.old")).unwrap();
+        assert_eq!(bench.standing(), Standing::Old);
+        bench.put_aside().unwrap();
+        assert_eq!(fs::read_to_string(&live).unwrap(), "new");
+        assert_eq!(fs::read_to_string(place.join("0.old")).unwrap(), "old");
+    }
+
+    #[test]
+    fn what_somebody_changed_is_not_touched() {
+        let mut bench = Bench::new(file("old"), file("new"));
+        let live = bench.scratch.join("live/name");
+        fs::write(bench.scratch.join("live/other"), "other").unwrap();
+        fs::rename(bench.scratch.join("live/other"), &live).unwrap();
+        assert_eq!(bench.standing(), Standing::Changed);
+        let mut go_on = || true;
+        assert!(bench.swap.forward(&mut Silent, &mut go_on).is_err());
+        // It came between the look and the rename: exchanged back.
+        let op = &bench.swap.journal.ops[0];
+        let put = bench.swap.put(0, op, &bench.swap.dir(op).unwrap());
+        assert_eq!(put, Err(Errno::STALE));
+        assert_eq!(fs::read_to_string(&live).unwrap(), "other");
+        let undone = bench.swap.backward(false, &mut Silent, &mut go_on).unwrap();
+        assert_eq!(undone.changed, [0]);
+        assert_eq!(fs::read_to_string(&live).unwrap(), "other");
+    }
+}
