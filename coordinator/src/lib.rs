@@ -7,6 +7,7 @@
 //! | [`capture`] | copying the members under the hold |
 //! | [`digest`] | what the bytes of the files were |
 //! | [`verify`] | whether a snapshot is what its manifest says, and what a command says of it |
+//! | [`restore`] | putting files back as a snapshot has them |
 //! | [`store`] | the snapshots on disk: manifest, publication, retention, sweep |
 //! | [`checkpoint`] | all of these in order |
 //! | [`progress`], [`stop`] | how far long work is, and that it end early |
@@ -20,6 +21,7 @@ pub mod digest;
 pub mod error;
 pub mod hold;
 pub mod progress;
+pub mod restore;
 pub mod stop;
 pub mod store;
 pub(crate) mod tree;

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use nix::unistd::{Group, User};
 
 use snapshim_gate::abi::{DEFAULT_HOLD_BOUND_MS, MAX_HOLD_BOUND_MS};
@@ -81,6 +81,8 @@ pub enum Command {
     Pin(PinOneArgs),
     /// Undo a pin
     Unpin(UnpinArgs),
+    /// Put files back as a snapshot has them
+    Restore(RestoreArgs),
     /// Show a set: its gate, its programs, what it watches
     Status(StatusArgs),
     /// Print the environment that brings programs into a set, for a shell to eval
@@ -619,6 +621,59 @@ pub struct UnpinArgs {
     #[command(flatten)]
     pub output: JsonArgs,
 }
+
+/// `snapshim restore`.
+#[derive(Debug, Args)]
+#[command(
+    override_usage = "snapshim restore [OPTIONS] [N] <ID[:PATH]> <--to <DIR>|--in-place>\n       \
+                      snapshim restore --undo [OPTIONS] [N]",
+    group = ArgGroup::new("where").required(true).args(["to", "in_place", "undo"]),
+    after_help = RESTORE_HELP
+)]
+pub struct RestoreArgs {
+    /// The set, which may be left out if there is only one, and the snapshot: its id, the
+    /// beginning of it, or latest; with :PATH, only that file or directory of it
+    #[arg(value_name = "[N] ID[:PATH]", required_unless_present = "undo", num_args = 1..=2)]
+    pub names: Vec<OsString>,
+    /// Restore into this directory, which is made if absent: files with their absolute paths,
+    /// or, with ID:PATH, what is in PATH directly
+    #[arg(long, value_name = "DIR")]
+    pub to: Option<PathBuf>,
+    /// Restore where the files were, exactly: what is not in the snapshot is removed
+    #[arg(long)]
+    pub in_place: bool,
+    /// Put back what a restore replaced that was interrupted, or run with --keep-replaced
+    #[arg(long, conflicts_with_all = ["overwrite", "keep_replaced"])]
+    pub undo: bool,
+    /// Only this file or directory; may be given several times. With --undo, what was restored
+    #[arg(long, value_name = "PATH")]
+    pub path: Vec<PathBuf>,
+    /// Say what would be done, and change nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Also if a process has files open for writing that are replaced
+    #[arg(long)]
+    pub force: bool,
+    /// With --to: into a directory that is not empty, too; what is in the way is replaced
+    #[arg(long, requires = "to")]
+    pub overwrite: bool,
+    /// Keep what is replaced, so that --undo can put it back
+    #[arg(long)]
+    pub keep_replaced: bool,
+    /// Where the snapshots of the set are, if the set is no longer known
+    #[arg(long, value_name = "DIR")]
+    pub store: Option<PathBuf>,
+    /// Whether for programs.
+    #[command(flatten)]
+    pub output: JsonArgs,
+}
+
+const RESTORE_HELP: &str = "\
+Examples:
+  snapshim restore db latest --in-place --dry-run
+  snapshim restore db latest:/srv/db/users.sqlite --to /tmp/look
+  snapshim restore db 20261120 --in-place --keep-replaced
+  snapshim restore --undo db";
 
 /// `snapshim status`.
 #[derive(Debug, Args)]

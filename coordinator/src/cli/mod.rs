@@ -13,6 +13,7 @@ pub mod delete;
 pub mod doctor;
 pub mod env;
 pub mod inherited;
+pub mod interrupt;
 pub mod list;
 pub mod output;
 pub mod periodic;
@@ -20,6 +21,7 @@ pub mod pin;
 pub mod preload;
 pub mod progress;
 pub mod prune;
+pub mod restore;
 pub mod run;
 pub mod show;
 pub mod signals;
@@ -72,6 +74,7 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         Command::Delete(args) => delete::run(&args),
         Command::Pin(args) => pin::pin(&args),
         Command::Unpin(args) => pin::unpin(&args),
+        Command::Restore(args) => restore::run(&args),
         Command::Status(args) => status::run(&args),
         Command::Env(args) => env::run(&args),
         Command::Doctor(args) => doctor::run(&args),

@@ -13,6 +13,7 @@ use crate::Result;
 use crate::hold::process;
 use crate::hold::set::{Set, is_owner_alive};
 use crate::hold::sites::layer::{Layer, Looker};
+use crate::restore;
 use crate::store::Store;
 use crate::store::manifest::{PathName, VERSION};
 
@@ -59,6 +60,9 @@ struct Report {
     #[serde(serialize_with = "output::plain")]
     store: PathName,
     latest: Option<String>,
+    /// A restore in place that did not come to its end, or keeps what it replaced.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    restore: Option<String>,
 }
 
 /// A process that is attached to the gate.
@@ -128,6 +132,7 @@ fn report(set: &Set) -> Result<Report> {
         writers: writers(slots),
         roots: names(&set.config.roots),
         excludes: names(&set.config.excludes),
+        restore: restore::unfinished(&restore::places(&set.config.roots)),
         latest: Store::open(&set.config.store, &set.name)
             .ok()
             .and_then(|s| s.latest()),
@@ -235,6 +240,9 @@ fn describe(report: &Report) -> String {
         "latest",
         report.latest.clone().unwrap_or_else(|| "none".into()),
     );
+    if let Some(restore) = &report.restore {
+        row("restore", output::name(restore));
+    }
     let mut text = output::table(&rows);
     if report.writers.is_empty() {
         return text;

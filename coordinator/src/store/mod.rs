@@ -52,6 +52,7 @@ use crate::{Error, Result};
 
 pub(crate) use fault::fault;
 pub use head::{Head, Listed};
+pub(crate) use place::INHERITED;
 pub use publish::Draft;
 pub use read::Entry;
 pub(crate) use read::names_in;
