@@ -380,6 +380,10 @@ fn with_files(mut manifest: Manifest, files: Vec<FileRecord>) -> Manifest {
     manifest
 }
 
+fn names(paths: &[PathBuf]) -> Vec<PathName> {
+    paths.iter().cloned().map(PathName).collect()
+}
+
 /// The verdict, without the list of files.
 fn certify(subject: Subject<'_>, options: &Options, id: &str, cut: Cut) -> (Manifest, Captured) {
     let Cut {
@@ -427,7 +431,9 @@ fn certify(subject: Subject<'_>, options: &Options, id: &str, cut: Cut) -> (Mani
         drain_us: drain.as_micros() as u64,
         stop_us: report.longest.map(|d| d.as_micros() as u64),
         capture: captured.method(),
-        roots: subject.config.roots.iter().cloned().map(PathName).collect(),
+        roots: names(&subject.config.roots),
+        excludes: names(&subject.config.excludes),
+        only: options.only.clone().map(PathName),
         files: Vec::new(),
         writers: scan.writers(&report),
         foreign: scan.foreign(&report),

@@ -7,6 +7,7 @@
 //! | [`capture`] | copying the members under the hold |
 //! | [`store`] | the snapshots on disk: manifest, publication, retention, sweep |
 //! | [`checkpoint`] | all of these in order |
+//! | [`diff`] | what differs between snapshots, or from the live files |
 //! | [`progress`] | how far long work is |
 //! | [`cli`] | the commands |
 
@@ -14,6 +15,7 @@ pub mod capture;
 pub mod checkpoint;
 pub mod cli;
 pub mod commit;
+pub mod diff;
 pub mod error;
 pub mod hold;
 pub mod progress;

@@ -2,18 +2,18 @@
 
 use std::ffi::CStr;
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
+use super::Captured;
 use super::metadata::{self, Failed};
 use super::record::{Body, Entry, How};
 use super::seen::Seen;
-use super::{Captured, dirs};
 use crate::store::fault;
-use crate::store::manifest::{FileRecord, Kind, PathName};
+use crate::store::manifest::{FileRecord, Kind};
 use crate::{Error, Result};
 
 /// Up to this many entries, each is synced by itself. More are cheaper with one `syncfs`,
@@ -168,15 +168,6 @@ fn by_name(dir: &OwnedFd, name: &CStr, seen: &Seen, has_mode: bool) -> rustix::i
 }
 
 fn record(captured: &Captured, entry: &Entry) -> FileRecord {
-    let Seen {
-        id,
-        uid,
-        gid,
-        mtime_ns,
-        ctime_ns,
-        ..
-    } = entry.seen;
-    let kind = entry.seen.kind();
     let capture = match entry.body {
         Body::File(How::Reflink) => Some("reflink"),
         Body::File(How::Copy) => Some("copy"),
@@ -184,27 +175,11 @@ fn record(captured: &Captured, entry: &Entry) -> FileRecord {
         Body::Dir(_) | Body::Symlink(_) | Body::Special => None,
     };
     let target = match &entry.body {
-        Body::Symlink(points_to) => Some(PathName(Path::to_owned(dirs::as_path(points_to)))),
+        Body::Symlink(points_to) => Some(&**points_to),
         _ => None,
     };
     FileRecord {
-        path: PathName(captured.path_of(entry)),
-        kind,
-        size: if kind == Kind::File {
-            entry.seen.size
-        } else {
-            0
-        },
-        mode: entry.seen.permissions(),
-        uid,
-        gid,
-        mtime_ns,
-        ctime_ns,
-        dev: id.dev,
-        ino: id.ino,
-        target,
         capture: capture.map(str::to_owned),
-        digest: None,
-        device: entry.seen.device(),
+        ..entry.seen.record(captured.path_of(entry), target)
     }
 }

@@ -12,7 +12,7 @@ use super::seen::Seen;
 const MAX: usize = 1 << 16;
 
 /// An extended attribute. ACLs are among them (`system.posix_acl_*`).
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub(super) struct Xattr {
     pub(super) name: CString,
     pub(super) value: Box<[u8]>,
@@ -51,6 +51,29 @@ impl XattrReader {
             }
         }
         Ok(xattrs)
+    }
+}
+
+/// The extended attributes of open files, to be compared.
+#[derive(Debug, Default)]
+pub struct Attributes(XattrReader);
+
+impl Attributes {
+    /// Whether two files have the same attributes, as far as a capture carries them whoever
+    /// makes it: the user's own and ACLs. With `all` also those that only root can
+    /// carry.
+    ///
+    /// # Errors
+    ///
+    /// Those of listing and reading them.
+    pub fn are_same(&mut self, a: impl AsFd, b: impl AsFd, all: bool) -> Result<bool> {
+        let mut read = |fd: rustix::fd::BorrowedFd<'_>| -> Result<Vec<Xattr>> {
+            let mut xattrs = self.0.read(fd)?;
+            xattrs.retain(|xattr| all || is_users(&xattr.name));
+            xattrs.sort_by(|a, b| a.name.cmp(&b.name));
+            Ok(xattrs)
+        };
+        Ok(read(a.as_fd())? == read(b.as_fd())?)
     }
 }
 

@@ -29,6 +29,7 @@ mod ahead;
 mod copy;
 mod dirs;
 mod finish;
+mod look;
 mod metadata;
 mod moved;
 mod prepare;
@@ -46,6 +47,8 @@ use snapshim_gate::table::FileId;
 use crate::Result;
 use crate::store::manifest::FileRecord;
 
+pub use look::{Live, look};
+pub use metadata::Attributes;
 pub use moved::Moved;
 
 /// What is captured.

@@ -65,8 +65,10 @@ pub enum Command {
     Snap(SnapArgs),
     /// List the snapshots of a set
     List(ListArgs),
-    /// Show one snapshot
+    /// Show one snapshot, or a file or directory in it
     Show(ShowArgs),
+    /// Show what differs between two snapshots, or between one and the live files
+    Diff(DiffArgs),
     /// Show a set: its gate, its programs, what it watches
     Status(StatusArgs),
     /// Print the environment that brings programs into a set, for a shell to eval
@@ -340,12 +342,13 @@ pub struct ListArgs {
 
 /// `snapshim show`.
 #[derive(Debug, Args)]
-#[command(override_usage = "snapshim show [OPTIONS] [N] <ID>")]
+#[command(override_usage = "snapshim show [OPTIONS] [N] <ID>[:<PATH>]")]
 pub struct ShowArgs {
     /// The set, which may be left out if there is only one, and the snapshot: its id, the
-    /// beginning of it, or latest
-    #[arg(value_name = "[N] ID", required = true, num_args = 1..=2)]
-    pub names: Vec<String>,
+    /// beginning of it, or latest; ~1 behind it is the one before. With :PATH the file or
+    /// directory that had this path: a file's bytes, a directory's entries, a link's target
+    #[arg(value_name = "[N] ID[:PATH]", required = true, num_args = 1..=2)]
+    pub names: Vec<OsString>,
     /// Where the snapshots of the set are, if the set is no longer known
     #[arg(long, value_name = "DIR")]
     pub store: Option<PathBuf>,
@@ -354,15 +357,36 @@ pub struct ShowArgs {
     pub output: JsonArgs,
 }
 
-impl ShowArgs {
-    /// The set's name, if given, and the snapshot's id.
-    pub fn set_and_id(&self) -> (Option<&str>, &str) {
-        match self.names.as_slice() {
-            [name, id, ..] => (Some(name), id),
-            [id] => (None, id),
-            [] => (None, ""),
-        }
-    }
+/// `snapshim diff`.
+#[derive(Debug, Args)]
+#[command(override_usage = "snapshim diff [OPTIONS] [N] <A>[:<PATH>] [<B>]")]
+pub struct DiffArgs {
+    /// The set, which may be left out if there is only one, and one or two of its snapshots,
+    /// as in show. Without B, A is compared with the live files. Of two names the first is A
+    /// if it is a snapshot, else the set
+    #[arg(value_name = "[N] A[:PATH] [B]", required = true, num_args = 1..=3)]
+    pub names: Vec<OsString>,
+    /// Compare with the live files: the last name is A
+    #[arg(long)]
+    pub live: bool,
+    /// Compare only this file or directory; may be given several times
+    #[arg(long, value_name = "PATH")]
+    pub path: Vec<PathBuf>,
+    /// Print where the bytes of changed files differ, as offset+length
+    #[arg(long)]
+    pub ranges: bool,
+    /// Print changed text files as a patch
+    #[arg(short = 'u', long, conflicts_with_all = ["json", "ranges"])]
+    pub patch: bool,
+    /// End with 1 if anything differs
+    #[arg(long)]
+    pub exit_code: bool,
+    /// Where the snapshots of the set are, if the set is no longer known
+    #[arg(long, value_name = "DIR")]
+    pub store: Option<PathBuf>,
+    /// Whether for programs.
+    #[command(flatten)]
+    pub output: JsonArgs,
 }
 
 /// `snapshim status`.

@@ -9,6 +9,7 @@
 
 pub mod args;
 pub mod checkpoint;
+pub mod diff;
 pub mod doctor;
 pub mod env;
 pub mod inherited;
@@ -63,6 +64,7 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         Command::Snap(args) => snap::run(&args),
         Command::List(args) => list::run(&args),
         Command::Show(args) => show::run(&args),
+        Command::Diff(args) => diff::run(&args),
         Command::Status(args) => status::run(&args),
         Command::Env(args) => env::run(&args),
         Command::Doctor(args) => doctor::run(&args),

@@ -44,6 +44,12 @@ pub struct Manifest {
     pub stop_us: Option<u64>,
     /// What was watched, absolute.
     pub roots: Vec<PathName>,
+    /// What was left out, absolute, the store among it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub excludes: Vec<PathName>,
+    /// The one file under `roots` that was captured, if that was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub only: Option<PathName>,
     /// Every entry of the tree.
     pub files: Vec<FileRecord>,
     /// Processes of the set that could change a member.
