@@ -4,7 +4,8 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
+use clap_complete::Shell;
 use nix::unistd::{Group, User};
 
 use snapshim_gate::abi::{DEFAULT_HOLD_BOUND_MS, MAX_HOLD_BOUND_MS};
@@ -17,11 +18,16 @@ use crate::hold::gate_file::Sharing;
 use crate::hold::outside::Methods;
 use crate::hold::set::{Asks, Config, Set, Wanted};
 
-use super::usage;
+use super::{help, usage};
 
 /// Consistent snapshots of the files of running, unmodified programs
 #[derive(Debug, Parser)]
-#[command(name = "snapshim", version, propagate_version = true)]
+#[command(
+    name = "snapshim",
+    version,
+    propagate_version = true,
+    after_help = help::MAIN
+)]
 pub struct Cli {
     /// What every command takes.
     #[command(flatten)]
@@ -58,23 +64,38 @@ const GLOBAL: &str = "Global options";
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Run a program so that its files can be checkpointed
+    #[command(after_help = help::RUN)]
     Run(RunArgs),
     /// Take a snapshot of the files of a running set
+    #[command(after_help = help::CHECKPOINT)]
     Checkpoint(CheckpointArgs),
     /// Take a snapshot of files whatever programs have them open, none of them in a set
+    #[command(after_help = help::SNAP)]
     Snap(SnapArgs),
     /// List the snapshots of a set
+    #[command(after_help = help::LIST)]
     List(ListArgs),
     /// Show one snapshot, or a file or directory in it
+    #[command(after_help = help::SHOW)]
     Show(ShowArgs),
     /// Show what differs between two snapshots, or between one and the live files
+    #[command(after_help = help::DIFF)]
     Diff(DiffArgs),
     /// Show a set: its gate, its programs, what it watches
+    #[command(after_help = help::STATUS)]
     Status(StatusArgs),
     /// Print the environment that brings programs into a set, for a shell to eval
+    #[command(after_help = help::ENV)]
     Env(EnvArgs),
     /// Say what will hold a program or a process, and what would make it better
+    #[command(after_help = help::DOCTOR)]
     Doctor(DoctorArgs),
+    /// Print what makes a shell complete our commands and flags
+    #[command(after_help = help::COMPLETIONS)]
+    Completions(CompletionsArgs),
+    /// Print the manual, or write the page of every command
+    #[command(after_help = help::MAN)]
+    Man(ManArgs),
 }
 
 /// What a set is; for the commands that start one.
@@ -242,7 +263,12 @@ pub struct RunArgs {
     #[command(flatten)]
     pub how: HowArgs,
     /// The program and its arguments
-    #[arg(required = true, trailing_var_arg = true, value_names = ["APP", "ARGS"])]
+    #[arg(
+        required = true,
+        trailing_var_arg = true,
+        value_names = ["APP", "ARGS"],
+        value_hint = ValueHint::CommandWithArguments
+    )]
     pub command: Vec<OsString>,
 }
 
@@ -429,6 +455,22 @@ pub struct DoctorArgs {
     pub command: Vec<OsString>,
 }
 
+/// `snapshim completions`.
+#[derive(Debug, Args)]
+pub struct CompletionsArgs {
+    /// The shell
+    #[arg(value_name = "SHELL")]
+    pub shell: Shell,
+}
+
+/// `snapshim man`.
+#[derive(Debug, Args)]
+pub struct ManArgs {
+    /// Write a page for each command into this directory, which is made if it is not there
+    #[arg(long, value_name = "DIR")]
+    pub dir: Option<PathBuf>,
+}
+
 /// Parses a duration: numbers with units, such as `200ms`, `1.5s`, `1m30s`.
 pub fn parse_duration(text: &str) -> std::result::Result<Duration, String> {
     const UNITS: [(&str, f64); 6] = [
@@ -547,6 +589,45 @@ mod tests {
     #[test]
     fn the_definition_is_sound() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_has_an_example_that_parses() {
+        let mut command = Cli::command();
+        command.build();
+        for command in command.get_subcommands().filter(|c| c.get_name() != "help") {
+            let name = command.get_name();
+            let help = command.get_after_help().map(ToString::to_string);
+            let help = help.unwrap_or_else(|| panic!("{name} has no example"));
+            let mut examples = 0;
+            for line in help.lines() {
+                let Some(start) = line.find("snapshim ") else {
+                    continue;
+                };
+                // Up to what explains it, or what only a shell takes.
+                let end = [")\"", "  #", " |", " >", ")"]
+                    .iter()
+                    .filter_map(|end| line[start..].find(end))
+                    .min()
+                    .map_or(line.len(), |end| start + end);
+                let words = line[start..end].split_whitespace();
+                Cli::try_parse_from(words).unwrap_or_else(|e| panic!("{line}: {e}"));
+                examples += 1;
+            }
+            assert!(examples > 0, "{name} has no example");
+        }
+    }
+
+    #[test]
+    fn every_argument_says_what_it_is_for() {
+        let mut command = Cli::command();
+        command.build();
+        for command in command.get_subcommands().filter(|c| c.get_name() != "help") {
+            for argument in command.get_arguments() {
+                let name = command.get_name();
+                assert!(argument.get_help().is_some(), "{name} {argument}");
+            }
+        }
     }
 
     #[test]

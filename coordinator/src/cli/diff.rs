@@ -110,8 +110,8 @@ fn understand(args: &DiffArgs) -> Result<Asked<'_>> {
             let found = find(Some(first)).map_err(|error| {
                 let next = error.next.clone().unwrap_or_default();
                 error.next(format!(
-                    "{next}\n  {} was taken for the name of a set, as it is no snapshot of the only one: \
-                     `snapshim diff N A B` names all three",
+                    "{next}\n  {} was taken for the name of a set, as it is no snapshot that could be found without \
+                     one: `snapshim diff N A B` names all three",
                     output::name(&first.to_string_lossy())
                 ))
             })?;
@@ -151,8 +151,11 @@ fn scope(snapshot: &Snapshot, store: &Path) -> Scope {
 
 fn locate(path: &Path, a: &Side<'_>, b: &Side<'_>) -> Result<PathBuf> {
     let known = |path: &Path| a.has(path) || b.has(path);
-    snapshots::locate(path, known)
-        .map_err(|error| Error::new(format!("{}: neither side has it", error.message)))
+    snapshots::locate(path, known).ok_or_else(|| {
+        let path = output::name(&path.to_string_lossy());
+        Error::new(format!("neither side has {path}"))
+            .next("name a file or directory under what is watched; `snapshim show ID` lists them")
+    })
 }
 
 /// How what differs is shown.

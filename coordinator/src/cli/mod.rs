@@ -9,11 +9,14 @@
 
 pub mod args;
 pub mod checkpoint;
+pub mod completions;
 pub mod diff;
 pub mod doctor;
 pub mod env;
+pub mod help;
 pub mod inherited;
 pub mod list;
+pub mod man;
 pub mod output;
 pub mod periodic;
 pub mod preload;
@@ -68,6 +71,8 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         Command::Status(args) => status::run(&args),
         Command::Env(args) => env::run(&args),
         Command::Doctor(args) => doctor::run(&args),
+        Command::Completions(args) => completions::run(&args),
+        Command::Man(args) => man::run(&args),
     }
 }
 

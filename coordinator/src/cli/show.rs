@@ -62,16 +62,15 @@ struct Inside<'a> {
 /// One path: a file's bytes, a directory's entries, a link's target.
 fn inside(snapshot: &Snapshot, path: &Path, json: bool) -> Result<ExitCode> {
     let files = &snapshot.manifest.files;
-    let path = snapshots::locate(path, |known| {
-        files
-            .iter()
-            .any(|file| file.path.as_ref().starts_with(known))
-    })
-    .map_err(|error| {
+    let has = |path: &Path| files.iter().any(|f| f.path.as_ref().starts_with(path));
+    let Some(path) = snapshots::locate(path, has) else {
         let roots: Vec<String> = snapshot.manifest.roots.iter().map(self::path).collect();
-        Error::new(format!("{}: the snapshot {}", error.message, snapshot.id))
-            .next(format!("it is of {}", roots.join(", ")))
-    })?;
+        let path = output::name(&path.to_string_lossy());
+        return Err(
+            Error::new(format!("the snapshot {} has no {path}", snapshot.id))
+                .next(format!("it is of {}", roots.join(", "))),
+        );
+    };
     let record = files.iter().find(|file| file.path.as_ref() == path);
     let listed: Vec<&FileRecord> = match record {
         Some(record) if record.kind != Kind::Dir => vec![record],

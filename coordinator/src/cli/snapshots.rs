@@ -80,19 +80,10 @@ impl<'a> Named<'a> {
 
 /// The path in the live tree that the user means, who may be somewhere inside and come by
 /// symbolic links: as it is written, taken from the current directory, if that is `known`;
-/// else with the links above it resolved.
-///
-/// # Errors
-///
-/// Nothing is known by either; the error says what was looked for.
-pub fn locate(path: &Path, known: impl Fn(&Path) -> bool) -> Result<PathBuf> {
+/// else with the links above it resolved. `None` if neither is.
+pub fn locate(path: &Path, known: impl Fn(&Path) -> bool) -> Option<PathBuf> {
+    let absolute = std::path::absolute(path).ok()?;
     let mut written = PathBuf::new();
-    let absolute = std::path::absolute(path).map_err(|cause| {
-        usage(
-            format!("cannot use the path {path:?}: {cause}"),
-            "name it from / on",
-        )
-    })?;
     for part in absolute.components() {
         match part {
             Component::ParentDir => {
@@ -102,18 +93,10 @@ pub fn locate(path: &Path, known: impl Fn(&Path) -> bool) -> Result<PathBuf> {
         }
     }
     if known(&written) {
-        return Ok(written);
+        return Some(written);
     }
-    if let (Some(parent), Some(name)) = (absolute.parent(), absolute.file_name())
-        && let Ok(parent) = set::resolve(parent)
-        && known(&parent.join(name))
-    {
-        return Ok(parent.join(name));
-    }
-    Err(Error::new(format!(
-        "there is no {} in it",
-        written.display()
-    )))
+    let parent = set::resolve(absolute.parent()?).ok()?;
+    Some(parent.join(absolute.file_name()?)).filter(|path| known(path))
 }
 
 /// The set's snapshots in the default store of the current directory, inside or beside it.
@@ -194,7 +177,7 @@ mod tests {
 
     #[test]
     fn paths_are_those_of_the_live_tree() {
-        let found = |path: &str, at: &str| locate(Path::new(path), |p| p == Path::new(at)).ok();
+        let found = |path: &str, at: &str| locate(Path::new(path), |p| p == Path::new(at));
         assert_eq!(found("/a/./b/../c/", "/a/c"), Some("/a/c".into()));
         let here = std::env::current_dir().unwrap().join("nosuch");
         assert_eq!(found("nosuch", here.to_str().unwrap()), Some(here));

@@ -1,0 +1,87 @@
+//! The examples in the help of each command, and in its manual page.
+
+/// Of the whole program.
+pub const MAIN: &str = "\
+Exit codes:
+  0  done; a snapshot, if one was made, is verified
+  1  it failed
+  2  the command line or a setting is wrong
+  3  the commit point asked for was not reached
+  4  the hold bound was hit; nothing was published
+  5  captured and published, but not verified: the reasons are printed
+`run` ends as its program does.
+
+Examples:
+  snapshim run --name db --watch data -- ./app
+  snapshim checkpoint db
+  snapshim list db";
+
+/// Of `run`.
+pub const RUN: &str = "\
+Examples:
+  snapshim run --name db --watch data -- ./app --port 80
+  snapshim run --every 5m --keep-last 10 ./app";
+
+/// Of `checkpoint`.
+pub const CHECKPOINT: &str = "\
+Examples:
+  snapshim checkpoint db
+  snapshim checkpoint db --max-hold 200ms --json";
+
+/// Of `snap`.
+pub const SNAP: &str = "\
+Examples:
+  snapshim snap /srv/store
+  snapshim snap --name web --exclude /srv/web/cache /srv/web /etc/web.conf";
+
+/// Of `list`.
+pub const LIST: &str = "\
+Examples:
+  snapshim list db
+  snapshim list db | cut -f1  # the ids, oldest first";
+
+/// Of `show`.
+pub const SHOW: &str = "\
+Examples:
+  snapshim show db latest
+  snapshim show latest~1:/srv/data/app.conf > app.conf.before";
+
+/// Of `diff`.
+pub const DIFF: &str = "\
+A, B: an id, the beginning of one, or latest; behind it ~N, the N-th older snapshot.
++ added, - removed, M content changed, U only metadata, T of another type. A file that was
+renamed is one removed and one added.
+
+Examples:
+  snapshim diff latest  # what changed since
+  snapshim diff db latest~1 latest
+  snapshim diff -u latest:/srv/data/app.conf";
+
+/// Of `status`.
+pub const STATUS: &str = "\
+Examples:
+  snapshim status db
+  snapshim status db --json";
+
+/// Of `env`.
+pub const ENV: &str = "\
+Examples:
+  eval \"$(snapshim env --name db --watch /data)\"; ./app";
+
+/// Of `doctor`.
+pub const DOCTOR: &str = "\
+Examples:
+  snapshim doctor 4711
+  snapshim doctor --watch /srv/data -- ./app --port 80";
+
+/// Of `completions`.
+pub const COMPLETIONS: &str = "\
+Examples:
+  snapshim completions bash > ~/.local/share/bash-completion/completions/snapshim
+  snapshim completions fish > ~/.config/fish/completions/snapshim.fish";
+
+/// Of `man`.
+pub const MAN: &str = "\
+Examples:
+  snapshim man | man -l -
+  snapshim man --dir ~/.local/share/man/man1";
