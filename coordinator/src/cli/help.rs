@@ -48,9 +48,15 @@ Examples:
 
 /// Of `diff`.
 pub const DIFF: &str = "\
-A, B: an id, the beginning of one, or latest; behind it ~N, the N-th older snapshot.
-+ added, - removed, M content changed, U only metadata, T of another type. A file that was
-renamed is one removed and one added.
+A, B:
+  an id, the beginning of one, or latest; behind it ~N, the N-th older snapshot
+What is printed:
+  +  added
+  -  removed
+  M  another content: sizes, how many ranges of bytes differ and how long they are
+  U  only other metadata: mode, owner, mtime, xattrs, links (names of the same file)
+  T  of another type
+A file that was renamed is one removed and one added.
 
 Examples:
   snapshim diff latest  # what changed since

@@ -96,8 +96,19 @@ fn unified((name_a, a): (&str, &[u8]), (name_b, b): (&str, &[u8])) -> Vec<u8> {
         .timeout(PATIENCE)
         .diff_slices(&old, &new);
     let mut patch = format!("--- {name_a}\n+++ {name_b}\n").into_bytes();
-    // Into memory: it cannot fail.
-    let _ = diff.unified_diff().to_writer(&mut patch);
+    // Not by its own writer, which replaces what is not UTF-8, and takes a carriage return
+    // for the end of a line. Writing into memory cannot fail.
+    for hunk in diff.unified_diff().iter_hunks() {
+        let _ = writeln!(patch, "{}", hunk.header());
+        for change in hunk.iter_changes() {
+            let line = change.value();
+            let _ = write!(patch, "{}", change.tag());
+            patch.extend_from_slice(line);
+            if !line.ends_with(b"\n") {
+                patch.extend_from_slice(b"\n\\ No newline at end of file\n");
+            }
+        }
+    }
     patch
 }
 
@@ -144,6 +155,11 @@ mod tests {
         assert_eq!(
             String::from_utf8(patch).unwrap(),
             "--- a/f\n+++ b/f\n@@ -1,2 +1,2 @@\n one\rtwo\n-end\n\\ No newline at end of file\n+end\n"
+        );
+        let patch = unified(("a/f", b"\xff\r"), ("b/f", b""));
+        assert_eq!(
+            patch,
+            b"--- a/f\n+++ b/f\n@@ -1 +0,0 @@\n-\xff\r\n\\ No newline at end of file\n"
         );
     }
 }
