@@ -69,7 +69,7 @@ impl Attributes {
     pub fn are_same(&mut self, a: impl AsFd, b: impl AsFd, all: bool) -> Result<bool> {
         let mut read = |fd: rustix::fd::BorrowedFd<'_>| -> Result<Vec<Xattr>> {
             let mut xattrs = self.0.read(fd)?;
-            xattrs.retain(|xattr| all || is_users(&xattr.name));
+            xattrs.retain(|xattr| is_users(&xattr.name) || all && is_roots(&xattr.name));
             xattrs.sort_by(|a, b| a.name.cmp(&b.name));
             Ok(xattrs)
         };
@@ -123,6 +123,12 @@ pub(super) fn apply(
 fn is_users(name: &CStr) -> bool {
     let name = name.to_bytes();
     name.starts_with(b"user.") || name.starts_with(b"system.posix_acl_")
+}
+
+/// Whether an attribute is one that root can set on any file system that has attributes.
+fn is_roots(name: &CStr) -> bool {
+    let name = name.to_bytes();
+    name.starts_with(b"security.") || name.starts_with(b"trusted.")
 }
 
 /// Changes the owner as far as allowed; whether owner and group are those of the original.

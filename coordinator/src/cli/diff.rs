@@ -3,6 +3,7 @@
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Instant;
 
 use serde::Serialize;
 
@@ -38,8 +39,14 @@ pub fn run(args: &DiffArgs) -> Result<ExitCode> {
     let live = match &b {
         Some(_) => None,
         None => {
-            progress.begin("looking at the live files", 0);
-            Some(look(&scope(&a, &found.place))?)
+            let begun = Instant::now();
+            let live = look(&scope(&a, &found.place))?;
+            progress.detail(&format!(
+                "found {} live entries in {:.1?}",
+                live.records().len(),
+                begun.elapsed()
+            ));
+            Some(live)
         }
     };
     let side_a = Side::Snapshot(&a);
@@ -60,6 +67,7 @@ pub fn run(args: &DiffArgs) -> Result<ExitCode> {
     };
     let names = (a.id.as_str(), b.as_ref().map(|b| b.id.as_str()));
     let mut view = View::new(args, &side_a, &side_b);
+    let begun = Instant::now();
     let totals = diff::diff(&side_a, &side_b, &options, &mut progress, &mut |entry| {
         match entry {
             Ok(entry) => view.show(&entry)?,
@@ -67,7 +75,7 @@ pub fn run(args: &DiffArgs) -> Result<ExitCode> {
         }
         Ok(())
     })?;
-    drop(progress);
+    progress.detail(&format!("compared them in {:.1?}", begun.elapsed()));
     view.finish(&found.set, names, totals)?;
     if totals.failed > 0 {
         return Err(Error::new(format!(
