@@ -16,7 +16,8 @@ use crate::hold::outside::{Methods, Outside, Report};
 use crate::hold::process::Pid;
 use crate::hold::set::{Config, Set};
 use crate::progress::Progress;
-use crate::store::manifest::{FileRecord, Manifest, PathName, Reason, VERSION};
+use crate::store::manifest::{FileRecord, Manifest, PathName, Reason, Totals, VERSION};
+use crate::store::policy::Policy;
 use crate::store::{Draft, Store};
 use crate::{Error, Exit, Result};
 
@@ -40,8 +41,8 @@ pub struct Options {
     pub capture: Method,
     /// How processes that the gate cannot hold are held.
     pub outside: Methods,
-    /// Delete all but the newest so many snapshots afterwards.
-    pub keep_last: Option<usize>,
+    /// Which snapshots stay.
+    pub policy: Policy,
     /// Only this file.
     pub only: Option<PathBuf>,
 }
@@ -53,7 +54,7 @@ pub struct Outcome {
     pub manifest: Manifest,
     /// Its tree.
     pub path: PathBuf,
-    /// Snapshots deleted under `keep_last`.
+    /// Snapshots that the policy removed.
     pub pruned: Vec<String>,
 }
 
@@ -170,9 +171,9 @@ fn snapshot(
         manifest.id,
         begun.elapsed()
     ));
-    let pruned = match options.keep_last {
-        Some(keep) => store.keep_last(&store_lock, keep)?,
-        None => Vec::new(),
+    let pruned = match options.policy.has_rules() {
+        true => store.apply(&store_lock, &options.policy)?,
+        false => Vec::new(),
     };
     Ok(Outcome {
         manifest,
@@ -376,6 +377,7 @@ fn identity(path: &std::path::Path) -> Result<FileId> {
 fn with_files(mut manifest: Manifest, files: Vec<FileRecord>) -> Manifest {
     manifest.reasons.extend(evidence::ctime_reasons(&files));
     manifest.verified = manifest.reasons.is_empty();
+    manifest.totals = Some(Totals::of(&files));
     manifest.files = files;
     manifest
 }
@@ -432,11 +434,13 @@ fn certify(subject: Subject<'_>, options: &Options, id: &str, cut: Cut) -> (Mani
         stop_us: report.longest.map(|d| d.as_micros() as u64),
         capture: captured.method(),
         roots: names(&subject.config.roots),
-        excludes: names(&subject.config.excludes),
+        excludes: Some(names(&subject.config.excludes)),
         only: options.only.clone().map(PathName),
         files: Vec::new(),
         writers: scan.writers(&report),
         foreign: scan.foreign(&report),
+        totals: None,
+        pin: None,
         unknown: serde_json::Map::new(),
     };
     (manifest, captured)

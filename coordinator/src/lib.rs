@@ -20,5 +20,6 @@ pub mod error;
 pub mod hold;
 pub mod progress;
 pub mod store;
+pub(crate) mod tree;
 
 pub use error::{Error, Exit, Result};

@@ -8,11 +8,11 @@ use rustix::fs::{AtFlags, FileType, OFlags, Stat};
 use rustix::io::Errno;
 
 use super::Scope;
-use super::dirs::{Dirs, Node};
-use super::seen::Seen;
 use super::walk::{At, Found, Paths, Visitor, unreadable, walk};
 use crate::Result;
 use crate::store::manifest::{FileRecord, Kind};
+use crate::tree::dirs::{Dirs, Node};
+use crate::tree::seen::Seen;
 
 /// What is under the roots of a [`Scope`] now.
 #[derive(Debug)]

@@ -17,6 +17,7 @@ use crate::commit::CommitPoint;
 use crate::hold::gate_file::Sharing;
 use crate::hold::outside::Methods;
 use crate::hold::set::{Asks, Config, Set, Wanted};
+use crate::store::policy::{Count, Policy, Room, Within};
 
 use super::{help, usage};
 
@@ -138,7 +139,7 @@ impl SetArgs {
             excludes: self.exclude.clone(),
             store: self.store.clone(),
             max_hold_ms: self.limits.max_hold.map(|d| d.as_millis() as u32),
-            keep_last: self.limits.keep_last,
+            policy: self.limits.keep.policy(),
             asks: Asks {
                 stdio_records: self.stdio_records,
                 refuse_rings: self.io_uring == Rings::Refuse,
@@ -166,9 +167,57 @@ pub struct LimitArgs {
     /// Hold no call of a program for longer than this; at most 10s [default: 1s]
     #[arg(long, value_name = "DUR", value_parser = parse_max_hold)]
     pub max_hold: Option<Duration>,
-    /// Keep only the last N snapshots of the set [default: all]
-    #[arg(long, value_name = "N", value_parser = parse_keep_last)]
-    pub keep_last: Option<usize>,
+    /// Which snapshots stay.
+    #[command(flatten)]
+    pub keep: KeepArgs,
+}
+
+/// Which snapshots stay; all, unless one of these is given.
+#[derive(Debug, Args)]
+pub struct KeepArgs {
+    /// Keep the last N snapshots (or all); what no --keep flag keeps is removed
+    #[arg(long, value_name = "N", help_heading = KEEP)]
+    pub keep_last: Option<Count>,
+    /// Keep the newest snapshot of each of the last N hours that have one
+    #[arg(long, value_name = "N", help_heading = KEEP)]
+    pub keep_hourly: Option<Count>,
+    /// The same for days
+    #[arg(long, value_name = "N", help_heading = KEEP)]
+    pub keep_daily: Option<Count>,
+    /// The same for weeks
+    #[arg(long, value_name = "N", help_heading = KEEP)]
+    pub keep_weekly: Option<Count>,
+    /// The same for months
+    #[arg(long, value_name = "N", help_heading = KEEP)]
+    pub keep_monthly: Option<Count>,
+    /// The same for years
+    #[arg(long, value_name = "N", help_heading = KEEP)]
+    pub keep_yearly: Option<Count>,
+    /// Keep those at most this much older than the newest: 7d, 1y6mo (units y mo w d h min s)
+    #[arg(long, value_name = "SPAN", help_heading = KEEP)]
+    pub keep_within: Option<Within>,
+    /// Remove old snapshots while less than this is free on the store's file system: 10GiB, 5%
+    #[arg(long, value_name = "SIZE", help_heading = KEEP)]
+    pub min_free: Option<Room>,
+}
+
+/// The heading of [`KeepArgs`] in the help.
+const KEEP: &str = "Which snapshots stay";
+
+impl KeepArgs {
+    /// The policy these describe.
+    pub fn policy(&self) -> Policy {
+        Policy {
+            last: self.keep_last,
+            hourly: self.keep_hourly,
+            daily: self.keep_daily,
+            weekly: self.keep_weekly,
+            monthly: self.keep_monthly,
+            yearly: self.keep_yearly,
+            within: self.keep_within,
+            min_free: self.min_free,
+        }
+    }
 }
 
 /// How a checkpoint is made.
@@ -236,7 +285,7 @@ impl HowArgs {
             max_hold: limits.max_hold.unwrap_or(usual),
             capture: self.means.method(),
             outside: self.means.outside.clone().unwrap_or_default(),
-            keep_last: limits.keep_last.or(set.config.keep_last),
+            policy: limits.keep.policy().or(&set.config.policy),
             only: None,
         }
     }
@@ -332,7 +381,7 @@ impl SnapArgs {
             excludes: self.exclude.clone(),
             store: self.store.clone(),
             max_hold_ms: self.limits.max_hold.map(|d| d.as_millis() as u32),
-            keep_last: self.limits.keep_last,
+            policy: self.limits.keep.policy(),
             asks: Asks::default(),
             sharing: Sharing::default(),
         }
@@ -346,7 +395,7 @@ impl SnapArgs {
             max_hold: Duration::from_millis(config.max_hold_ms.into()),
             capture: self.means.method(),
             outside: self.means.outside.clone().unwrap_or_default(),
-            keep_last: config.keep_last,
+            policy: config.policy.clone(),
             only: None,
         }
     }
@@ -540,14 +589,6 @@ fn parse_interval(text: &str) -> std::result::Result<Duration, String> {
     }
 }
 
-fn parse_keep_last(text: &str) -> std::result::Result<usize, String> {
-    match text.parse() {
-        Ok(0) => Err("it must be at least 1: the newest snapshot is never pruned".into()),
-        Ok(count) => Ok(count),
-        Err(_) => Err("say how many".into()),
-    }
-}
-
 fn parse_point(text: &str) -> std::result::Result<CommitPoint, String> {
     text.parse()
 }
@@ -652,7 +693,6 @@ mod tests {
         assert!(parse_max_hold("10s").is_ok());
         assert!(parse_max_hold("10.001s").is_err());
         assert!(parse_max_hold("0").is_err());
-        assert!(parse_keep_last("0").is_err());
     }
 
     fn command_of(arguments: &[&str]) -> Vec<OsString> {

@@ -146,7 +146,7 @@ fn understand(args: &DiffArgs) -> Result<Asked<'_>> {
 fn scope(snapshot: &Snapshot, store: &Path) -> Scope {
     let manifest = &snapshot.manifest;
     let paths = |names: &[PathName]| names.iter().map(|name| name.0.clone()).collect();
-    let mut excludes: Vec<PathBuf> = paths(&manifest.excludes);
+    let mut excludes: Vec<PathBuf> = paths(manifest.excludes.as_deref().unwrap_or_default());
     excludes.push(store.to_owned());
     Scope {
         roots: match &manifest.only {

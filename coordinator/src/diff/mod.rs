@@ -16,9 +16,9 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::Stat;
 
-use crate::capture::Attributes;
 use crate::progress::Progress;
 use crate::store::manifest::Kind;
+use crate::tree::metadata::{Xattr, XattrReader, is_users};
 use crate::{Error, Result};
 
 pub use content::{BLOCK, Difference};
@@ -128,8 +128,8 @@ pub fn diff(
         links: [links(&in_a), links(&in_b)],
         comparer: Comparer::new(options.keep_ranges),
         compared: HashMap::new(),
-        attributes: Attributes::default(),
-        all_attributes: a.has_all_attributes() && b.has_all_attributes(),
+        xattrs: XattrReader::default(),
+        all_xattrs: a.has_all_xattrs() && b.has_all_xattrs(),
         totals: Totals::default(),
     };
     for pair in pairs {
@@ -193,12 +193,12 @@ fn both_files((a, b): &Pair<'_>) -> Option<u64> {
     (a.kind == Kind::File && b.kind == Kind::File).then(|| a.size.max(b.size))
 }
 
-/// Of each file that has several names, the names; by the identity it had in the live tree.
+/// Of each entry that has several names, the names; by the identity it had in the live tree.
 type Links<'a> = HashMap<(u64, u64), Vec<&'a Path>>;
 
 fn links<'a>(entries: &[Found<'a>]) -> Links<'a> {
     let mut links = Links::new();
-    for found in entries.iter().filter(|f| f.record.kind == Kind::File) {
+    for found in entries.iter().filter(|f| f.record.kind != Kind::Dir) {
         let names = links.entry(found.identity()).or_default();
         names.push(found.path());
     }
@@ -213,8 +213,8 @@ struct Work<'a> {
     comparer: Comparer,
     /// What came of files with several names, by their identities in both trees.
     compared: HashMap<[(u64, u64); 2], Difference>,
-    attributes: Attributes,
-    all_attributes: bool,
+    xattrs: XattrReader,
+    all_xattrs: bool,
     totals: Totals,
 }
 
@@ -255,7 +255,7 @@ impl<'a> Work<'a> {
     /// What the records say.
     fn metadata(&self, a: Found<'_>, b: Found<'_>) -> Vec<&'static str> {
         let names = |side: usize, found: Found<'_>| self.links[side].get(&found.identity());
-        let has_links = a.record.kind == Kind::File;
+        let has_links = a.record.kind != Kind::Dir;
         let (a_names, b_names) = (names(0, a), names(1, b));
         let (a, b) = (a.record, b.record);
         let has_mode = a.kind != Kind::Symlink;
@@ -305,11 +305,7 @@ impl<'a> Work<'a> {
             }
         };
         let failed = |cause| cannot_compare(a.path(), &cause);
-        if !self
-            .attributes
-            .are_same(&file_a.0, &file_b.0, self.all_attributes)
-            .map_err(failed)?
-        {
+        if self.xattrs(&file_a.0).map_err(failed)? != self.xattrs(&file_b.0).map_err(failed)? {
             entry.metadata.push("xattrs");
         }
         let has_same_digest = a.record.digest.is_some() && a.record.digest == b.record.digest;
@@ -331,6 +327,19 @@ impl<'a> Work<'a> {
             .into_iter()
             .any(|(side, file)| side.is_live() && has_moved(file));
         Ok(())
+    }
+
+    /// The attributes that a capture carries whoever makes it, the user's own and ACLs; where
+    /// all were carried, also those that only root can set.
+    fn xattrs(&mut self, file: &OwnedFd) -> rustix::io::Result<Vec<Xattr>> {
+        let is_roots = |xattr: &Xattr| {
+            let name = xattr.name.to_bytes();
+            name.starts_with(b"security.") || name.starts_with(b"trusted.")
+        };
+        let mut xattrs = self.xattrs.read(file)?;
+        xattrs.retain(|xattr| is_users(&xattr.name) || self.all_xattrs && is_roots(xattr));
+        xattrs.sort();
+        Ok(xattrs)
     }
 
     fn contents(

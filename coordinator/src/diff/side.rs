@@ -72,7 +72,7 @@ impl<'a> Side<'a> {
     }
 
     /// Whether attributes that only root can carry are there if the original had them.
-    pub(super) fn has_all_attributes(&self) -> bool {
+    pub(super) fn has_all_xattrs(&self) -> bool {
         let is_root = rustix::process::geteuid().is_root();
         is_root
             && match self {

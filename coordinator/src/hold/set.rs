@@ -24,6 +24,7 @@ use super::gate_file::{self, CONFIG, GATE, LOCK, OpenGate, Places, SetDir, Shari
 use super::process;
 use crate::error::Context;
 use crate::store::manifest::{PathName, VERSION};
+use crate::store::policy::Policy;
 use crate::store::{Store, check_set_name};
 use crate::{Error, Result};
 
@@ -43,8 +44,8 @@ pub struct Config {
     pub store: PathBuf,
     /// Longest hold unless a checkpoint asks otherwise, ms.
     pub max_hold_ms: u32,
-    /// How many snapshots are kept unless a checkpoint asks otherwise; all if `None`.
-    pub keep_last: Option<usize>,
+    /// Which snapshots are kept unless a checkpoint asks otherwise.
+    pub policy: Policy,
     /// What its programs are asked to do differently.
     pub asks: Asks,
     /// Who else may use the gate.
@@ -78,8 +79,8 @@ struct ConfigForm {
     excludes: Vec<PathName>,
     store: PathName,
     max_hold_ms: u32,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    keep_last: Option<usize>,
+    #[serde(flatten)]
+    policy: Policy,
     #[serde(flatten)]
     asks: Asks,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -96,7 +97,7 @@ impl From<ConfigForm> for Config {
             excludes: plain(form.excludes),
             store: form.store.0,
             max_hold_ms: form.max_hold_ms,
-            keep_last: form.keep_last,
+            policy: form.policy,
             asks: form.asks,
             sharing: Sharing {
                 owner: form.gate_owner,
@@ -115,7 +116,7 @@ impl From<Config> for ConfigForm {
             excludes: names(config.excludes),
             store: PathName(config.store),
             max_hold_ms: config.max_hold_ms,
-            keep_last: config.keep_last,
+            policy: config.policy,
             asks: config.asks,
             gate_owner: config.sharing.owner,
             gate_group: config.sharing.group,
@@ -134,8 +135,8 @@ pub struct Wanted {
     pub store: Option<PathBuf>,
     /// Longest hold.
     pub max_hold_ms: Option<u32>,
-    /// How many snapshots are kept.
-    pub keep_last: Option<usize>,
+    /// Which snapshots are kept.
+    pub policy: Policy,
     /// What the programs are asked to do differently.
     pub asks: Asks,
     /// Who else may use the gate.
@@ -218,7 +219,7 @@ impl Wanted {
             excludes,
             store,
             max_hold_ms: self.max_hold_ms.unwrap_or(DEFAULT_HOLD_BOUND_MS),
-            keep_last: self.keep_last,
+            policy: self.policy.clone(),
             asks: self.asks,
             sharing: self.sharing,
         })
@@ -263,11 +264,12 @@ impl Wanted {
                 present.max_hold_ms, wanted.max_hold_ms
             ));
         }
-        if self.keep_last.is_some() && wanted.keep_last != present.keep_last {
-            let count = present
-                .keep_last
-                .map_or("all".into(), |n| format!("the last {n}"));
-            found.push(format!("it keeps {count} of its snapshots"));
+        // As far as it was said.
+        if wanted.policy.clone().or(&present.policy) != present.policy {
+            found.push(match present.policy.to_string() {
+                none if none.is_empty() => "it keeps all of its snapshots".into(),
+                policy => format!("it was made with {policy}"),
+            });
         }
         for (asked, present, what) in [
             (
@@ -831,6 +833,7 @@ mod tests {
     use std::os::unix::ffi::OsStrExt;
 
     use super::*;
+    use crate::store::policy::{Count, Room};
 
     /// A place for gates and a directory to watch, removed with the value.
     struct Scratch {
@@ -934,7 +937,7 @@ mod tests {
             "{other}"
         );
         let mut wanted = scratch.wanted("a");
-        wanted.keep_last = Some(3);
+        wanted.policy.last = Some(Count::Only(3));
         wanted.excludes = vec![scratch.data.join("a/x")];
         wanted.max_hold_ms = Some(5);
         let other = message(scratch.make("s", &wanted));
@@ -947,7 +950,7 @@ mod tests {
         }
         drop((first, again));
         let set = scratch.make("s", &wanted).unwrap();
-        assert_eq!(set.config.keep_last, Some(3));
+        assert_eq!(set.config.policy, wanted.policy);
         assert_eq!(set.gate_id, gate, "the gate stays");
         assert_eq!(scratch.search.named("s").unwrap().config, set.config);
     }
@@ -1036,7 +1039,11 @@ mod tests {
             excludes: vec![odd.clone()],
             store: odd,
             max_hold_ms: 7,
-            keep_last: Some(2),
+            policy: Policy {
+                last: Some(Count::Only(2)),
+                min_free: Some(Room::Percent(5)),
+                ..Policy::default()
+            },
             asks: Asks {
                 stdio_records: true,
                 refuse_rings: false,

@@ -44,21 +44,55 @@ pub struct Manifest {
     pub stop_us: Option<u64>,
     /// What was watched, absolute.
     pub roots: Vec<PathName>,
-    /// What was left out, absolute, the store among it.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub excludes: Vec<PathName>,
+    /// What was left out, absolute, the store among it; `None` in a manifest that does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub excludes: Option<Vec<PathName>>,
     /// The one file under `roots` that was captured, if that was asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub only: Option<PathName>,
-    /// Every entry of the tree.
-    pub files: Vec<FileRecord>,
     /// Processes of the set that could change a member.
     pub writers: Vec<Writer>,
     /// Processes outside the set that could change a member.
     pub foreign: Vec<Foreign>,
+    /// How much there is in it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub totals: Option<Totals>,
+    /// Set if it stays whatever a policy says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pin: Option<Pin>,
     /// Fields of a later version, kept.
     #[serde(flatten)]
     pub unknown: serde_json::Map<String, serde_json::Value>,
+    /// Every entry of the tree. Last, so that all else can be read without it.
+    pub files: Vec<FileRecord>,
+}
+
+/// How much there is in a snapshot.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize, PartialEq, Eq)]
+pub struct Totals {
+    /// Names of regular files.
+    pub files: u64,
+    /// The sum of their sizes.
+    pub bytes: u64,
+}
+
+/// That a snapshot stays.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
+pub struct Pin {
+    /// Why, in somebody's words; may be empty.
+    pub note: String,
+    /// Since when, RFC 3339, UTC.
+    pub time: String,
+}
+
+impl Pin {
+    /// A pin of now.
+    pub fn now(note: &str) -> Pin {
+        Pin {
+            note: note.to_owned(),
+            time: jiff::Timestamp::now().to_string(),
+        }
+    }
 }
 
 /// One thing that was not proved.

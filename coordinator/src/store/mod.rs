@@ -6,7 +6,7 @@
 //!     20261120T231700.123456Z/   a published snapshot
 //!         manifest.json          its certificate
 //!         tree/srv/data/...      the files, under their absolute paths
-//!     latest                     symbolic link to the newest verified one
+//!     latest                     symbolic link to the newest good one
 //!     .tmp-*                     not published (yet); swept if a crash left it
 //!     .del-*                     on its way out; swept likewise
 //! ```
@@ -19,10 +19,14 @@
 
 pub mod extents;
 pub mod manifest;
+pub mod policy;
 pub mod snapshot;
 
+mod annotate;
 mod fault;
+mod head;
 mod id;
+mod latest;
 mod place;
 mod publish;
 mod read;
@@ -44,6 +48,7 @@ use rustix::io::Errno;
 use crate::{Error, Result};
 
 pub(crate) use fault::fault;
+pub use head::{Head, Listed};
 pub use publish::Draft;
 pub use read::Entry;
 pub(crate) use remove::remove_tree;

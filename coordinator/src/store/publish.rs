@@ -9,7 +9,8 @@ use rustix::fs::{Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 
 use super::manifest::Manifest;
-use super::{LATEST, MANIFEST, Store, StoreLock, TMP, TREE, fault, id, remove};
+use super::policy::Class;
+use super::{MANIFEST, Store, StoreLock, TMP, TREE, fault, id, latest, remove};
 use crate::{Error, Result};
 
 /// A snapshot in the making: `.tmp-<id>`, seen by nobody. Dropped without
@@ -107,7 +108,7 @@ impl Draft {
     ///
     /// Order: the manifest is written, synced and renamed into place, the draft's directory
     /// is synced, the draft is renamed to its id, the set's directory is synced. Only then,
-    /// and only if `manifest.verified`, `latest` is replaced by a link to it, by rename.
+    /// and only if the snapshot is good, `latest` is replaced by a link to it, by rename.
     ///
     /// # Errors
     ///
@@ -133,8 +134,8 @@ impl Draft {
             Error { message, ..error }
         };
         rustix::fs::fsync(&self.set).map_err(|cause| exists(cause, "write"))?;
-        if manifest.verified {
-            self.point_latest()
+        if manifest.class() == Class::Good {
+            latest::point(&self.set, &self.id)
                 .map_err(|cause| exists(cause, "replace the link 'latest' in"))?;
         }
         Ok(target.join(TREE))
@@ -157,17 +158,6 @@ impl Draft {
             }
             other => other,
         }
-    }
-
-    fn point_latest(&self) -> rustix::io::Result<()> {
-        let name = format!("{TMP}{LATEST}");
-        match rustix::fs::unlinkat(&self.set, &name, rustix::fs::AtFlags::empty()) {
-            Ok(()) | Err(Errno::NOENT) => {}
-            Err(cause) => return Err(cause),
-        }
-        rustix::fs::symlinkat(&self.id, &self.set, &name)?;
-        rustix::fs::renameat(&self.set, &name, &self.set, LATEST)?;
-        rustix::fs::fsync(&self.set)
     }
 }
 

@@ -160,6 +160,15 @@ impl Store {
     }
 
     fn read_manifest(&self, id: &str) -> std::result::Result<Manifest, String> {
+        let (_, file) = self.open_manifest(id)?;
+        parse(&read_text(file)?, id)
+    }
+
+    /// Opens a snapshot's directory and the manifest in it, which is a regular file.
+    pub(super) fn open_manifest(
+        &self,
+        id: &str,
+    ) -> std::result::Result<(OwnedFd, OwnedFd), String> {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let unreadable = |what: &str, cause: Errno| match cause {
             Errno::NOENT => format!("{what} is missing"),
@@ -173,14 +182,11 @@ impl Store {
         // O_NONBLOCK: a FIFO in its place must not make us wait for its writer.
         let file = rustix::fs::openat(&dir, MANIFEST, flags | OFlags::NONBLOCK, Mode::empty())
             .map_err(|cause| unreadable(MANIFEST, cause))?;
-        let manifest = parse(file)?;
-        if manifest.id != id {
-            return Err(format!(
-                "{MANIFEST} is that of another snapshot, '{}'",
-                manifest.id.escape_default()
-            ));
+        let stat = rustix::fs::fstat(&file).map_err(|cause| unreadable(MANIFEST, cause))?;
+        if !rustix::fs::FileType::from_raw_mode(stat.st_mode).is_file() {
+            return Err(format!("{MANIFEST} is not a regular file"));
         }
-        Ok(manifest)
+        Ok((dir, file))
     }
 }
 
@@ -202,11 +208,8 @@ pub(super) fn names_in(dir: impl AsFd) -> rustix::io::Result<Vec<CString>> {
     Ok(names)
 }
 
-fn parse(file: OwnedFd) -> std::result::Result<Manifest, String> {
-    let stat = rustix::fs::fstat(&file).map_err(|cause| cause.to_string())?;
-    if !rustix::fs::FileType::from_raw_mode(stat.st_mode).is_file() {
-        return Err(format!("{MANIFEST} is not a regular file"));
-    }
+/// The text of a manifest.
+pub(super) fn read_text(file: OwnedFd) -> std::result::Result<Vec<u8>, String> {
     // Bounded by what is read, not by what fstat says: it could grow meanwhile.
     let mut text = Vec::new();
     std::fs::File::from(file)
@@ -216,6 +219,11 @@ fn parse(file: OwnedFd) -> std::result::Result<Manifest, String> {
     if text.len() as u64 > MAX_MANIFEST {
         return Err(format!("{MANIFEST} is larger than {MAX_MANIFEST} bytes"));
     }
+    Ok(text)
+}
+
+/// Understands and checks the manifest of the snapshot `id`.
+pub(super) fn parse(text: &[u8], id: &str) -> std::result::Result<Manifest, String> {
     /// All that can be relied on in a version not known yet.
     #[derive(Deserialize)]
     struct Versioned {
@@ -227,10 +235,10 @@ fn parse(file: OwnedFd) -> std::result::Result<Manifest, String> {
             "{MANIFEST} has version {version}, this program knows {VERSION}: use a newer snapshim"
         )
     };
-    let manifest: Manifest = match serde_json::from_slice(&text) {
+    let manifest: Manifest = match serde_json::from_slice(text) {
         Ok(manifest) => manifest,
         Err(cause) => {
-            return Err(match serde_json::from_slice::<Versioned>(&text) {
+            return Err(match serde_json::from_slice::<Versioned>(text) {
                 Ok(Versioned { version }) if version > VERSION => too_new(version),
                 _ => damaged(cause),
             });
@@ -240,6 +248,12 @@ fn parse(file: OwnedFd) -> std::result::Result<Manifest, String> {
         0 => return Err(format!("{MANIFEST} is damaged: there is no version 0")),
         version if version > VERSION => return Err(too_new(version)),
         _ => {}
+    }
+    if manifest.id != id {
+        return Err(format!(
+            "{MANIFEST} is that of another snapshot, '{}'",
+            manifest.id.escape_default()
+        ));
     }
     if let Some(bad) = manifest
         .files

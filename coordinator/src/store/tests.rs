@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::manifest::{FileRecord, Kind, Manifest, PathName, VERSION};
+use super::policy::{Count, Policy};
 use super::scratch::Scratch;
 use super::{Draft, Store, StoreLock, check_set_name};
 
@@ -25,11 +26,13 @@ fn manifest(id: &str, verified: bool) -> Manifest {
         stop_us: None,
         capture: "copy".to_owned(),
         roots: vec![PathName("/data".into())],
-        excludes: Vec::new(),
+        excludes: None,
         only: None,
         files: Vec::new(),
         writers: Vec::new(),
         foreign: Vec::new(),
+        totals: None,
+        pin: None,
         unknown: serde_json::Map::new(),
     }
 }
@@ -45,6 +48,14 @@ fn publish(draft: Draft, verified: bool) -> String {
     let id = draft.id().to_owned();
     draft.publish(&manifest).unwrap();
     id
+}
+
+fn keep_last(store: &Store, lock: &StoreLock, n: u32) -> Vec<String> {
+    let policy = Policy {
+        last: Some(Count::Only(n)),
+        ..Policy::default()
+    };
+    store.apply(lock, &policy).unwrap()
 }
 
 fn ids(store: &Store) -> Vec<String> {
@@ -267,15 +278,15 @@ fn retention_spares_the_latest() {
     for dir in [&inside, inside.parent().unwrap()] {
         fs::set_permissions(dir, fs::Permissions::from_mode(0o500)).unwrap();
     }
-    assert_eq!(store.keep_last(&lock, 9).unwrap(), Vec::<String>::new());
-    let removed = store.keep_last(&lock, 3).unwrap();
+    assert_eq!(keep_last(&store, &lock, 9), Vec::<String>::new());
+    let removed = keep_last(&store, &lock, 3);
     assert_eq!(removed, [made[0].clone(), made[2].clone()]);
     assert_eq!(
         ids(&store),
         [&made[1], &made[3], &made[4], &made[5]].map(Clone::clone)
     );
-    assert_eq!(store.keep_last(&lock, 0).unwrap().len(), 3);
-    assert_eq!(ids(&store), [made[1].clone()]);
+    assert_eq!(keep_last(&store, &lock, 1).len(), 2);
+    assert_eq!(ids(&store), [made[1].clone(), made[5].clone()]);
 }
 
 #[test]
@@ -314,7 +325,7 @@ fn names_that_are_not_ids_are_not_listed() {
     }
     fs::create_dir(store.path().join(OsString::from_vec(b"\xff\xfe".to_vec()))).unwrap();
     assert_eq!(ids(&store), [kept.as_str()]);
-    assert!(store.keep_last(&lock, 0).unwrap().is_empty());
+    assert!(keep_last(&store, &lock, 1).is_empty());
     assert!(store.path().join("junk").exists());
     // A link that leads out is no latest.
     for hostile in ["../../etc", "/etc", "..", "junk", ""] {
@@ -534,4 +545,77 @@ fn the_default_place() {
         "the one that exists"
     );
     assert_eq!(Store::default_place(&["/".into()]), Path::new("/.snapshim"));
+}
+
+#[test]
+fn latest_settles_on_the_newest_good_one() {
+    let scratch = Scratch::new();
+    let (store, lock) = open(&scratch);
+    assert_eq!(store.settle_latest(&lock).unwrap(), None);
+    let made = [true, true, false].map(|good| publish(store.begin(&lock).unwrap(), good));
+    assert_eq!(store.settle_latest(&lock).unwrap(), Some(made[1].clone()));
+    let mark = |id: &str, code: &str| {
+        let reasons = serde_json::json!([{"code": code, "text": "x"}]);
+        let changes = [("reasons", Some(reasons))];
+        store.annotate(&lock, id, &changes).unwrap();
+    };
+    mark(&made[1], "damaged-content");
+    assert_eq!(store.settle_latest(&lock).unwrap(), Some(made[0].clone()));
+    assert_eq!(store.latest().as_ref(), Some(&made[0]));
+    mark(&made[0], "verify-command");
+    assert_eq!(store.settle_latest(&lock).unwrap(), None);
+    assert!(!names(store.path()).contains(&"latest".to_owned()));
+}
+
+#[test]
+fn an_annotation_changes_nothing_else() {
+    let scratch = Scratch::new();
+    let (store, lock) = open(&scratch);
+    let id = publish(store.begin(&lock).unwrap(), true);
+    let path = store.path().join(&id).join("manifest.json");
+    // Unknown fields, odd numbers and odd layout, at every depth.
+    let good = fs::read_to_string(&path).unwrap();
+    let strange = good
+        .replace(
+            "\"hold_us\": 42",
+            "\"hold_us\":   42,\n\t\"later\": {\"x\":[1.50e1, 0.10,\"\\u00e9\"] ,\"y\":{}}",
+        )
+        .replace(
+            "\"path\": \"/data\"",
+            "\"path\": \"/data\", \"new\": 18446744073709551616",
+        );
+    assert!(strange.contains("later") && strange.contains("new"));
+    fs::write(&path, &strange).unwrap();
+    let owner = fs::metadata(&path).unwrap();
+    let pin = serde_json::json!({"note": "n", "time": "t"});
+    store.annotate(&lock, &id, &[("pin", Some(pin))]).unwrap();
+    let pinned = fs::read_to_string(&path).unwrap();
+    for kept in [
+        "{\"x\":[1.50e1, 0.10,\"\\u00e9\"] ,\"y\":{}}",
+        "\"new\": 18446744073709551616",
+    ] {
+        assert!(pinned.contains(kept), "{pinned}");
+    }
+    assert!(
+        pinned.find("\"pin\"") < pinned.find("\"files\""),
+        "files are last"
+    );
+    let read = store.find(&id).unwrap().manifest.unwrap();
+    assert_eq!(read.pin.unwrap().note, "n");
+    store.annotate(&lock, &id, &[("pin", None)]).unwrap();
+    let undone = fs::read_to_string(&path).unwrap();
+    let squeezed = |text: &str| text.replace([' ', '\n', '\t'], "");
+    assert_eq!(squeezed(&undone), squeezed(&strange));
+    // Of what we write ourselves, every byte.
+    fs::write(&path, &good).unwrap();
+    store.annotate(&lock, &id, &[("absent", None)]).unwrap();
+    assert_eq!(fs::read_to_string(&path).unwrap(), good);
+    let after = fs::metadata(&path).unwrap();
+    assert_eq!((after.mode(), after.uid()), (owner.mode(), owner.uid()));
+    assert_eq!(names(&store.path().join(&id)), ["manifest.json", "tree"]);
+    for damaged in ["{", "{\"version\": 2}", "[]"] {
+        fs::write(&path, damaged).unwrap();
+        assert!(store.annotate(&lock, &id, &[("pin", None)]).is_err());
+        assert_eq!(fs::read_to_string(&path).unwrap(), damaged);
+    }
 }

@@ -11,26 +11,26 @@ use crate::store::manifest::{Device, FileRecord, Kind, PathName};
 
 /// The parts of a stat that are recorded or compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Seen {
-    pub(super) id: FileId,
+pub(crate) struct Seen {
+    pub(crate) id: FileId,
     /// With the file type bits.
-    pub(super) mode: u32,
-    pub(super) uid: u32,
-    pub(super) gid: u32,
-    pub(super) nlink: u64,
-    pub(super) size: u64,
+    pub(crate) mode: u32,
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+    pub(crate) nlink: u64,
+    pub(crate) size: u64,
     /// Of a device node: what device it stands for.
-    pub(super) rdev: u64,
+    pub(crate) rdev: u64,
     /// ns since 1970.
-    pub(super) mtime_ns: i64,
+    pub(crate) mtime_ns: i64,
     /// ns since 1970.
-    pub(super) ctime_ns: i64,
+    pub(crate) ctime_ns: i64,
 }
 
 impl Seen {
     // The fields' types differ between architectures: what is a cast on one is none on another.
     #[allow(clippy::unnecessary_cast)]
-    pub(super) fn of(stat: &Stat) -> Seen {
+    pub(crate) fn of(stat: &Stat) -> Seen {
         Seen {
             id: FileId {
                 dev: stat.st_dev as u64,
@@ -47,7 +47,7 @@ impl Seen {
         }
     }
 
-    pub(super) fn kind(&self) -> Kind {
+    pub(crate) fn kind(&self) -> Kind {
         match FileType::from_raw_mode(self.mode) {
             FileType::RegularFile => Kind::File,
             FileType::Directory => Kind::Dir,
@@ -59,7 +59,7 @@ impl Seen {
     }
 
     /// The device a device node stands for.
-    pub(super) fn device(&self) -> Option<Device> {
+    pub(crate) fn device(&self) -> Option<Device> {
         let kind = match FileType::from_raw_mode(self.mode) {
             FileType::CharacterDevice => "char",
             FileType::BlockDevice => "block",
@@ -73,7 +73,7 @@ impl Seen {
     }
 
     /// What the manifest says of it. `target` is where a symbolic link points.
-    pub(super) fn record(&self, path: PathBuf, target: Option<&CStr>) -> FileRecord {
+    pub(crate) fn record(&self, path: PathBuf, target: Option<&CStr>) -> FileRecord {
         let kind = self.kind();
         FileRecord {
             path: PathName(path),
@@ -94,7 +94,7 @@ impl Seen {
     }
 
     /// Permission bits with set-id and sticky bits.
-    pub(super) fn permissions(&self) -> u32 {
+    pub(crate) fn permissions(&self) -> u32 {
         self.mode & 0o7777
     }
 }
