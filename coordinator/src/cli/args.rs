@@ -82,6 +82,18 @@ pub enum Command {
     /// Show what differs between two snapshots, or between one and the live files
     #[command(after_help = help::DIFF)]
     Diff(DiffArgs),
+    /// Remove the snapshots that a policy does not keep
+    #[command(after_help = help::PRUNE)]
+    Prune(PruneArgs),
+    /// Remove one snapshot
+    #[command(after_help = help::DELETE)]
+    Delete(DeleteArgs),
+    /// Pin a snapshot: it stays until it is unpinned, whatever a policy says
+    #[command(after_help = help::PIN)]
+    Pin(PinOneArgs),
+    /// Undo a pin
+    #[command(after_help = help::UNPIN)]
+    Unpin(UnpinArgs),
     /// Show a set: its gate, its programs, what it watches
     #[command(after_help = help::STATUS)]
     Status(StatusArgs),
@@ -286,6 +298,7 @@ impl HowArgs {
             capture: self.means.method(),
             outside: self.means.outside.clone().unwrap_or_default(),
             policy: limits.keep.policy().or(&set.config.policy),
+            pin: None,
             only: None,
         }
     }
@@ -339,9 +352,26 @@ pub struct CheckpointArgs {
     /// Take a snapshot of this one file only, and hold no other
     #[arg(long, value_name = "PATH")]
     pub only: Option<PathBuf>,
+    /// Whether it stays.
+    #[command(flatten)]
+    pub pin: PinArgs,
     /// Whether for programs.
     #[command(flatten)]
     pub output: JsonArgs,
+}
+
+/// `--pin`.
+#[derive(Debug, Args)]
+pub struct PinArgs {
+    /// Pin the snapshot: it stays until it is unpinned, whatever a policy says
+    #[arg(
+        long = "pin",
+        value_name = "NOTE",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = ""
+    )]
+    pub note: Option<String>,
 }
 
 /// `snapshim snap`.
@@ -368,6 +398,9 @@ pub struct SnapArgs {
     /// Its limits.
     #[command(flatten)]
     pub limits: LimitArgs,
+    /// Whether it stays.
+    #[command(flatten)]
+    pub pin: PinArgs,
     /// Whether for programs.
     #[command(flatten)]
     pub output: JsonArgs,
@@ -396,6 +429,7 @@ impl SnapArgs {
             capture: self.means.method(),
             outside: self.means.outside.clone().unwrap_or_default(),
             policy: config.policy.clone(),
+            pin: self.pin.note.clone(),
             only: None,
         }
     }
@@ -459,6 +493,93 @@ pub struct DiffArgs {
     /// Where the snapshots of the set are, if the set is no longer known
     #[arg(long, value_name = "DIR")]
     pub store: Option<PathBuf>,
+    /// Whether for programs.
+    #[command(flatten)]
+    pub output: JsonArgs,
+}
+
+/// One snapshot.
+#[derive(Debug, Args)]
+pub struct TargetArgs {
+    /// The set, which may be left out if there is only one, and the snapshot: its id, the
+    /// beginning of it, or latest; ~1 behind it is the one before
+    #[arg(value_name = "[N] ID", required = true, num_args = 1..=2)]
+    pub names: Vec<String>,
+    /// Where the snapshots of the set are, if the set is no longer known
+    #[arg(long, value_name = "DIR")]
+    pub store: Option<PathBuf>,
+}
+
+impl TargetArgs {
+    /// The set's name, if given, and the snapshot's id.
+    pub fn set_and_id(&self) -> (Option<&str>, &str) {
+        match self.names.as_slice() {
+            [name, id, ..] => (Some(name), id),
+            [id] => (None, id),
+            [] => (None, ""),
+        }
+    }
+}
+
+/// `snapshim prune`.
+#[derive(Debug, Args)]
+pub struct PruneArgs {
+    /// The set; may be left out if there is only one
+    #[arg(value_name = "N")]
+    pub name: Option<String>,
+    /// Where its snapshots are, if the set is no longer known
+    #[arg(long, value_name = "DIR")]
+    pub store: Option<PathBuf>,
+    /// The policy; that of the set by default.
+    #[command(flatten)]
+    pub keep: KeepArgs,
+    /// Remove nothing, only say what would be
+    #[arg(short = 'n', long)]
+    pub dry_run: bool,
+    /// Whether for programs.
+    #[command(flatten)]
+    pub output: JsonArgs,
+}
+
+/// `snapshim delete`.
+#[derive(Debug, Args)]
+#[command(override_usage = "snapshim delete [OPTIONS] [N] <ID>")]
+pub struct DeleteArgs {
+    /// Which one.
+    #[command(flatten)]
+    pub target: TargetArgs,
+    /// Whether for programs.
+    #[command(flatten)]
+    pub output: JsonArgs,
+}
+
+/// `snapshim pin`.
+#[derive(Debug, Args)]
+#[command(override_usage = "snapshim pin [OPTIONS] [N] <ID>")]
+pub struct PinOneArgs {
+    /// Which one.
+    #[command(flatten)]
+    pub target: TargetArgs,
+    /// Why, in your words
+    #[arg(
+        long,
+        value_name = "TEXT",
+        default_value = "",
+        hide_default_value = true
+    )]
+    pub note: String,
+    /// Whether for programs.
+    #[command(flatten)]
+    pub output: JsonArgs,
+}
+
+/// `snapshim unpin`.
+#[derive(Debug, Args)]
+#[command(override_usage = "snapshim unpin [OPTIONS] [N] <ID>")]
+pub struct UnpinArgs {
+    /// Which one.
+    #[command(flatten)]
+    pub target: TargetArgs,
     /// Whether for programs.
     #[command(flatten)]
     pub output: JsonArgs,

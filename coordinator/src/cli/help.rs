@@ -63,6 +63,27 @@ Examples:
   snapshim diff db latest~1 latest
   snapshim diff -u latest:/srv/data/app.conf";
 
+/// Of `prune`.
+pub const PRUNE: &str = "\
+Examples:
+  snapshim prune db --keep-hourly 24 --keep-daily 7 --dry-run
+  snapshim prune db --min-free 10%";
+
+/// Of `delete`.
+pub const DELETE: &str = "\
+Examples:
+  snapshim delete db latest~3";
+
+/// Of `pin`.
+pub const PIN: &str = "\
+Examples:
+  snapshim pin db latest --note release-1.4";
+
+/// Of `unpin`.
+pub const UNPIN: &str = "\
+Examples:
+  snapshim unpin db 20261120T231700.123456Z";
+
 /// Of `status`.
 pub const STATUS: &str = "\
 Examples:

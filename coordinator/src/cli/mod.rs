@@ -10,6 +10,7 @@
 pub mod args;
 pub mod checkpoint;
 pub mod completions;
+pub mod delete;
 pub mod diff;
 pub mod doctor;
 pub mod env;
@@ -19,8 +20,10 @@ pub mod list;
 pub mod man;
 pub mod output;
 pub mod periodic;
+pub mod pin;
 pub mod preload;
 pub mod progress;
+pub mod prune;
 pub mod run;
 pub mod show;
 pub mod signals;
@@ -68,6 +71,10 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         Command::List(args) => list::run(&args),
         Command::Show(args) => show::run(&args),
         Command::Diff(args) => diff::run(&args),
+        Command::Prune(args) => prune::run(&args),
+        Command::Delete(args) => delete::run(&args),
+        Command::Pin(args) => pin::pin(&args),
+        Command::Unpin(args) => pin::unpin(&args),
         Command::Status(args) => status::run(&args),
         Command::Env(args) => env::run(&args),
         Command::Doctor(args) => doctor::run(&args),

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use crate::checkpoint::{Options, checkpoint};
 use crate::hold::set::Set;
 use crate::progress::Silent;
+use crate::store::pace::Pace;
 use crate::{Error, Result};
 
 use super::{output, signals};
@@ -88,7 +89,14 @@ impl Periodic {
 fn work(shared: &Shared, set: &Set, options: &Options, every: Duration) {
     let mut next = Instant::now() + every;
     while wait(shared, next) {
-        attempt(set, options);
+        let due = next + every;
+        let stop = |waiting| {
+            let state = shared.state();
+            // More come than go: what is due has to wait for once.
+            let is_due = waiting <= Pace::MANY && Instant::now() >= due;
+            state.ending || state.paused || is_due
+        };
+        attempt(set, options, &mut Pace::gentle(&stop));
         shared.change(|state| state.busy = false);
         signals::wake();
         // At a steady pace; what was missed is not made up for.
@@ -127,9 +135,16 @@ fn wait(shared: &Shared, next: Instant) -> bool {
 }
 
 /// Makes one checkpoint. Whatever comes of it is no concern of the program's:
-/// one line says so if it is not what was wished for.
-fn attempt(set: &Set, options: &Options) {
-    match checkpoint(set, options, &mut Silent) {
+/// one line says so if it is not what was wished for. Then removes the files of old ones, at
+/// `pace`.
+fn attempt(set: &Set, options: &Options, pace: &mut Pace<'_>) {
+    let made = checkpoint(set, options, &mut Silent);
+    if let Ok(outcome) = &made {
+        for line in &outcome.notes {
+            output::note(&format!("snapshim: {}", output::name(line)));
+        }
+    }
+    match &made {
         Ok(outcome) if outcome.manifest.verified => {}
         Ok(outcome) => {
             let manifest = &outcome.manifest;
@@ -153,5 +168,10 @@ fn attempt(set: &Set, options: &Options) {
                 "snapshim: there is no snapshot this time: {message}"
             ));
         }
+    }
+    if let Ok(outcome) = made
+        && let Err(error) = outcome.clear(pace)
+    {
+        output::note(&format!("snapshim: {}", output::name(&error.message)));
     }
 }

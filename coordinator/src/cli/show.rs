@@ -127,6 +127,13 @@ fn describe(manifest: &Manifest, tree: &str) -> String {
     row("cut at", output::name(&manifest.time));
     row("commit point", output::name(&manifest.commit_point));
     row("state", output::state(manifest.verified));
+    if let Some(pin) = &manifest.pin {
+        let since = output::name(&pin.time);
+        row(
+            "pinned",
+            format!("since {since}  {}", output::name(&pin.note)),
+        );
+    }
     for reason in &manifest.reasons {
         row(
             "",

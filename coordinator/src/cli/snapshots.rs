@@ -4,9 +4,11 @@
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
+use std::time::Duration;
 
 use crate::hold::set::{self, Set};
-use crate::store::{Store, check_set_name};
+use crate::store::policy::Policy;
+use crate::store::{Store, StoreLock, check_set_name};
 use crate::{Error, Result};
 
 use super::usage;
@@ -20,7 +22,19 @@ pub struct Snapshots {
     pub place: PathBuf,
     /// The store, open.
     pub store: Store,
+    /// Which of them stay, as the set says; of a set that is gone nobody knows.
+    pub policy: Policy,
 }
+
+impl Snapshots {
+    /// Takes the right to change the store, when nobody else has it.
+    pub fn lock(&self) -> Result<StoreLock> {
+        self.store.lock(WAIT)
+    }
+}
+
+/// How long a command waits for another one that changes the store.
+const WAIT: Duration = Duration::from_secs(10);
 
 /// Finds them: in `place` if given, else where the set says, else, if there is
 /// no such set, in the default store of the current directory.
@@ -35,6 +49,7 @@ pub fn find(name: Option<&str>, place: Option<&Path>) -> Result<Snapshots> {
                 set: set.name.clone(),
                 place: set.config.store.clone(),
                 store,
+                policy: set.config.policy.clone(),
             })
         }
         Err(error) => default_place(name).ok_or_else(|| {
@@ -120,6 +135,7 @@ fn in_place(name: Option<&str>, place: &Path) -> Result<Snapshots> {
         set,
         place: place.to_owned(),
         store,
+        policy: Policy::default(),
     })
 }
 

@@ -46,6 +46,11 @@ impl Store {
         Ok(self.ids()?.into_iter().map(|id| self.entry(id)).collect())
     }
 
+    /// Where the files of the snapshot `id` are, under their absolute paths.
+    pub fn tree_of(&self, id: &str) -> PathBuf {
+        self.path.join(id).join(TREE)
+    }
+
     /// The snapshot that `name` stands for: an id, the beginning of only one, or `latest`,
     /// the newest verified one; behind any of them `~N`, the N-th one older than that
     /// (`~` alone the next older one), verified or not.
