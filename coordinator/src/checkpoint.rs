@@ -542,6 +542,10 @@ fn with_files(mut manifest: Manifest, files: Vec<FileRecord>) -> Manifest {
     manifest
 }
 
+fn names(paths: &[PathBuf]) -> Vec<PathName> {
+    paths.iter().cloned().map(PathName).collect()
+}
+
 /// The verdict, without the list of files.
 fn certify(subject: Subject<'_>, options: &Options, id: &str, cut: Cut) -> (Manifest, Captured) {
     let Cut {
@@ -591,16 +595,9 @@ fn certify(subject: Subject<'_>, options: &Options, id: &str, cut: Cut) -> (Mani
         capture: captured.method(),
         hashed_bytes: None,
         checks: Vec::new(),
-        roots: subject.config.roots.iter().cloned().map(PathName).collect(),
-        excludes: Some(
-            subject
-                .config
-                .excludes
-                .iter()
-                .cloned()
-                .map(PathName)
-                .collect(),
-        ),
+        roots: names(&subject.config.roots),
+        excludes: Some(names(&subject.config.excludes)),
+        only: options.only.clone().map(PathName),
         files: Vec::new(),
         writers: scan.writers(&report),
         foreign: scan.foreign(&report),

@@ -10,6 +10,7 @@
 //! | [`restore`] | putting files back as a snapshot has them |
 //! | [`store`] | the snapshots on disk: manifest, publication, retention, sweep |
 //! | [`checkpoint`] | all of these in order |
+//! | [`diff`] | what differs between snapshots, or from the live files |
 //! | [`progress`], [`stop`] | how far long work is, and that it end early |
 //! | [`cli`] | the commands |
 
@@ -17,6 +18,7 @@ pub mod capture;
 pub mod checkpoint;
 pub mod cli;
 pub mod commit;
+pub mod diff;
 pub mod digest;
 pub mod error;
 pub mod hold;

@@ -9,12 +9,16 @@
 
 pub mod args;
 pub mod checkpoint;
+pub mod completions;
 pub mod delete;
+pub mod diff;
 pub mod doctor;
 pub mod env;
+pub mod help;
 pub mod inherited;
 pub mod interrupt;
 pub mod list;
+pub mod man;
 pub mod output;
 pub mod periodic;
 pub mod pin;
@@ -70,6 +74,7 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         Command::List(args) => list::run(&args),
         Command::Show(args) => show::run(&args),
         Command::Verify(args) => verify::run(&args),
+        Command::Diff(args) => diff::run(&args),
         Command::Prune(args) => prune::run(&args),
         Command::Delete(args) => delete::run(&args),
         Command::Pin(args) => pin::pin(&args),
@@ -78,6 +83,8 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         Command::Status(args) => status::run(&args),
         Command::Env(args) => env::run(&args),
         Command::Doctor(args) => doctor::run(&args),
+        Command::Completions(args) => completions::run(&args),
+        Command::Man(args) => man::run(&args),
     }
 }
 

@@ -50,9 +50,12 @@ pub struct Manifest {
     pub checks: Vec<Check>,
     /// What was watched, absolute.
     pub roots: Vec<PathName>,
-    /// What was left out, absolute; `None` in a manifest that does not say.
+    /// What was left out, absolute, the store among it; `None` in a manifest that does not say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub excludes: Option<Vec<PathName>>,
+    /// The one file under `roots` that was captured, if that was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub only: Option<PathName>,
     /// Processes of the set that could change a member.
     pub writers: Vec<Writer>,
     /// Processes outside the set that could change a member.

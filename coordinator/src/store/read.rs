@@ -51,39 +51,83 @@ impl Store {
         self.path.join(id).join(TREE)
     }
 
-    /// The snapshot with this id, the only one whose id starts so, or, for `latest`,
-    /// the newest verified one.
+    /// The snapshot that `name` stands for: an id, the beginning of only one, or `latest`,
+    /// the newest verified one; behind any of them `~N`, the N-th one older than that
+    /// (`~` alone the next older one), verified or not.
     ///
     /// # Errors
     ///
     /// There is none or more than one; the message says what there is.
-    pub fn find(&self, id: &str) -> Result<Entry> {
-        let ids = self.ids()?;
-        if id == LATEST {
-            return match self.latest().filter(|id| ids.contains(id)) {
-                Some(id) => Ok(self.entry(id)),
+    pub fn find(&self, name: &str) -> Result<Entry> {
+        Ok(self.entry(self.resolve(name)?))
+    }
+
+    /// The id of the snapshot that `name` stands for, as [`Store::find`] has it.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn resolve(&self, name: &str) -> Result<String> {
+        let mut ids = self.ids()?;
+        let (base, older) = match name.split_once('~') {
+            Some((base, "")) => (base, 1),
+            // Digits only: `parse` would take a sign as well.
+            Some((base, count)) => match count.parse() {
+                Ok(older) if count.bytes().all(|byte| byte.is_ascii_digit()) => (base, older),
+                _ => {
+                    return Err(Error::usage(format!(
+                        "'{}' is no number of snapshots back",
+                        count.escape_default()
+                    ))
+                    .next("write for example latest~1"));
+                }
+            },
+            None => (name, 0),
+        };
+        let found = self.position(&ids, base)?;
+        match found.checked_sub(older) {
+            Some(position) => Ok(ids.swap_remove(position)),
+            None => Err(Error::new(format!(
+                "there are only {found} snapshots older than '{}' in {}",
+                base.escape_default(),
+                self.path.display()
+            ))
+            .next(what_there_is(&ids))),
+        }
+    }
+
+    /// Where in `ids` the one is that `name` stands for.
+    fn position(&self, ids: &[String], name: &str) -> Result<usize> {
+        if name == LATEST {
+            let latest = self.latest();
+            return match ids.iter().position(|id| Some(id) == latest.as_ref()) {
+                Some(position) => Ok(position),
                 None => Err(Error::new(format!(
                     "there is no verified snapshot in {}",
                     self.path.display()
                 ))
-                .next(what_there_is(&ids))),
+                .next(what_there_is(ids))),
             };
         }
-        let matching: Vec<&String> = ids.iter().filter(|known| known.starts_with(id)).collect();
+        let matching: Vec<usize> = (0..ids.len())
+            .filter(|i| ids[*i].starts_with(name))
+            .collect();
         match matching.as_slice() {
-            [one] if !id.is_empty() => Ok(self.entry((*one).clone())),
+            [one] if !name.is_empty() => Ok(*one),
             [] | [_] => Err(Error::new(format!(
                 "there is no snapshot '{}' in {}",
-                id.escape_default(),
+                name.escape_default(),
                 self.path.display()
             ))
-            .next(what_there_is(&ids))),
+            .next(what_there_is(ids))),
             several => Err(Error::new(format!(
                 "'{}' stands for {} snapshots",
-                id.escape_default(),
+                name.escape_default(),
                 several.len()
             ))
-            .next(what_there_is(several))),
+            .next(what_there_is(
+                &several.iter().map(|i| &ids[*i]).collect::<Vec<_>>(),
+            ))),
         }
     }
 

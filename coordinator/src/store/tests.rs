@@ -30,6 +30,7 @@ fn manifest(id: &str, verified: bool) -> Manifest {
         checks: Vec::new(),
         roots: vec![PathName("/data".into())],
         excludes: None,
+        only: None,
         files: Vec::new(),
         writers: Vec::new(),
         foreign: Vec::new(),
@@ -181,6 +182,23 @@ fn find_by_prefix() {
         store.find("20261120T2317").unwrap().id,
         "20261120T231700.123456Z"
     );
+    for (name, found) in [
+        ("20261121~1", "20261120T231800.123456Z"),
+        ("20261121~", "20261120T231800.123456Z"),
+        ("20261121~2", "20261120T231700.123456Z"),
+        ("20261120T2317~0", "20261120T231700.123456Z"),
+    ] {
+        assert_eq!(store.resolve(name).unwrap(), found, "{name}");
+    }
+    for wrong in [
+        "20261121~3",
+        "20261121~+1",
+        "20261121~x",
+        "20261121~1~1",
+        "~1",
+    ] {
+        assert!(store.resolve(wrong).is_err(), "{wrong}");
+    }
     let several = store.find("20261120").unwrap_err();
     assert!(several.message.contains("2 snapshots"), "{several}");
     for none in [
