@@ -6,12 +6,14 @@ use std::sync::atomic::Ordering::{Acquire, Relaxed};
 
 use serde::Serialize;
 
+use snapshim_gate::reap::Claimed;
 use snapshim_gate::slot::{Owner, SEEN, Seen, Slot};
 use snapshim_gate::word;
 
 use crate::Result;
+use crate::hold::locate::Locator;
 use crate::hold::process;
-use crate::hold::set::{Set, is_owner_alive};
+use crate::hold::set::Set;
 use crate::hold::sites::layer::{Layer, Looker};
 use crate::store::Store;
 use crate::store::manifest::{PathName, VERSION};
@@ -65,6 +67,9 @@ struct Report {
 struct Writer {
     /// In its own pid namespace.
     pid: u32,
+    /// In ours, if it is in another one that can be seen from here.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pid_here: Option<u32>,
     /// Empty if it cannot be looked at.
     name: String,
     /// Whether it is in another pid namespace.
@@ -136,27 +141,29 @@ fn report(set: &Set) -> Result<Report> {
 
 /// The processes behind the slots. Sums saturate: the numbers are the programs'.
 fn writers(slots: &[Slot]) -> Vec<Writer> {
-    let here = process::pid_namespace(std::process::id());
+    let claimed: Vec<(&Slot, Claimed)> = slots
+        .iter()
+        .filter_map(|slot| Some((slot, Claimed::read(slot)?)))
+        .collect();
+    let locator = Locator::default();
     let looker = Looker::default();
     let mut writers: BTreeMap<(u32, u32, u64), Writer> = BTreeMap::new();
-    for slot in slots {
-        let Some(owner) = Owner::unpack(slot.owner.load(Acquire)) else {
+    for (slot, claimed) in claimed {
+        let Some(owner) = Owner::unpack(claimed.owner) else {
             continue;
         };
-        let start = slot.start_time.load(Acquire);
+        let start = claimed.start_time;
         let writer = writers
             .entry((owner.pidns, owner.pid, start))
             .or_insert_with(|| {
-                let elsewhere = here != Some(owner.pidns);
-                let alive = elsewhere || is_owner_alive(owner, start);
-                let layer = (alive && !elsewhere).then(|| looker.look(owner.pid));
+                let elsewhere = !locator.is_own_namespace(owner);
+                let alive = !locator.is_gone(owner, start);
+                let here = locator.process(owner).filter(|_| alive);
+                let layer = here.map(|pid| looker.look(pid));
                 Writer {
                     pid: owner.pid,
-                    name: if alive && !elsewhere {
-                        process::name(owner.pid)
-                    } else {
-                        String::new()
-                    },
+                    pid_here: here.filter(|_| elsewhere),
+                    name: here.map(process::name).unwrap_or_default(),
                     elsewhere,
                     alive,
                     layer: layer.as_ref().map(Layer::name),
@@ -249,13 +256,14 @@ fn describe(report: &Report) -> String {
             .filter(|(_, count)| **count > 0)
             .map(|(name, count)| format!("{name} {count}"))
             .collect();
-        let name = match (writer.alive, writer.elsewhere) {
+        let is_seen = !writer.elsewhere || writer.pid_here.is_some();
+        let name = match (writer.alive, is_seen) {
             (false, _) => "(ended)".into(),
-            (true, true) => "(in another pid namespace)".into(),
-            (true, false) => output::name(&writer.name),
+            (true, false) => "(in another pid namespace)".into(),
+            (true, true) => output::name(&writer.name),
         };
         rows.push(vec![
-            writer.pid.to_string(),
+            writer.pid_here.unwrap_or(writer.pid).to_string(),
             name,
             writer.layer.unwrap_or("-").into(),
             writer.threads.to_string(),
@@ -268,7 +276,8 @@ fn describe(report: &Report) -> String {
     text.push_str(&output::table(&rows));
     for writer in &report.writers {
         for note in &writer.notes {
-            text.push_str(&format!("{}: {}\n", writer.pid, output::name(note)));
+            let pid = writer.pid_here.unwrap_or(writer.pid);
+            text.push_str(&format!("{pid}: {}\n", output::name(note)));
         }
     }
     text

@@ -288,9 +288,23 @@ pub fn pid_namespace(pid: Pid) -> Option<u32> {
 
 /// The id a process (or thread) has in its own, innermost pid namespace.
 pub fn inner_id(pid: Pid, tid: Pid) -> Option<Pid> {
+    ids_by_namespace(pid, tid)?.pop()
+}
+
+/// The same of a process that is in another pid namespace than the one `/proc` shows;
+/// `None` if it is in that one, or gone.
+pub fn id_elsewhere(pid: Pid) -> Option<Pid> {
+    let mut ids = ids_by_namespace(pid, pid)?;
+    (ids.len() > 1).then(|| ids.pop())?
+}
+
+/// The ids a thread has, from the pid namespace that `/proc` shows to its own. Unlike the
+/// namespaces themselves, anybody may read them.
+fn ids_by_namespace(pid: Pid, tid: Pid) -> Option<Vec<Pid>> {
     let status = fs::read_to_string(format!("/proc/{pid}/task/{tid}/status")).ok()?;
     let line = status.lines().find_map(|l| l.strip_prefix("NSpid:"))?;
-    line.split_ascii_whitespace().next_back()?.parse().ok()
+    let ids = line.split_ascii_whitespace().map(|id| id.parse().ok());
+    ids.collect()
 }
 
 /// A thread's state and how often it was taken off a CPU: two equal readings of
