@@ -330,21 +330,29 @@ impl<'a> Hold<'a> {
     }
 
     fn stuck(&self, busy: &[&'static Slot]) -> Error {
-        let locator = Locator::default();
-        let who: Vec<String> = busy
+        let owners: Vec<Owner> = busy
             .iter()
             .take(3)
-            .filter_map(|slot| {
-                let owner = Owner::unpack(slot.owner.load(Relaxed))?;
-                let pid = locator.process(owner)?;
-                Some(format!(
+            .filter_map(|slot| Owner::unpack(slot.owner.load(Relaxed)))
+            .collect();
+        let locator = Locator::default();
+        let mut is_seen = true;
+        let who: Vec<String> = owners
+            .into_iter()
+            .filter_map(|owner| match locator.process(owner) {
+                Some(pid) => Some(format!(
                     "{} ({pid}, thread {})",
                     process::name(pid),
                     owner.tid
-                ))
+                )),
+                None if locator.is_own_namespace(owner) => None,
+                None => {
+                    is_seen = false;
+                    Some(format!("process {} of another pid namespace", owner.pid))
+                }
             })
             .collect();
-        Error::aborted(format!(
+        let error = Error::aborted(format!(
             "{} still in a call that changes a member after {} ms",
             if who.is_empty() {
                 "a writer was".into()
@@ -352,8 +360,16 @@ impl<'a> Hold<'a> {
                 format!("{} was", who.join(", "))
             },
             self.clock.limit().as_millis()
-        ))
-        .next("the program goes on; try again, or allow more time with --max-hold")
+        ));
+        match is_seen {
+            true => {
+                error.next("the program goes on; try again, or allow more time with --max-hold")
+            }
+            false => error.next(
+                "whether it still lives cannot be seen from here: run the coordinator as root on \
+                 the host, or in the pid namespace of the program",
+            ),
+        }
     }
 }
 
