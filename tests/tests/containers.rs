@@ -430,6 +430,26 @@ fn from_beside(host: &Host) -> Outcome {
     outcome(process::run(command, Duration::from_secs(30)))
 }
 
+/// Who has the `/proc` of another pid namespace would take one process for another.
+#[test]
+fn a_proc_of_others_is_refused() {
+    let Some(host) = Host::new("containers-proc", Fs::Tmpfs, &[]) else {
+        return;
+    };
+    let mut command = host.lab.command("bwrap");
+    command.args(["--die-with-parent", "--unshare-pid", "--dev-bind", "/", "/"]);
+    command.arg(product::snapshim());
+    command.args(["checkpoint", host.lab.set(), "--json"]);
+    let outcome = outcome(process::run(command, SOON));
+    assert_eq!(outcome.code, 1, "{}", outcome.stderr);
+    assert!(
+        outcome.stderr.contains("another pid namespace"),
+        "{}",
+        outcome.stderr
+    );
+    assert!(host.lab.stored().is_empty());
+}
+
 /// `checkpoint` in the pid namespace of a process, with a `/proc` of that.
 fn from_within(host: &Host, pid: i32) -> Outcome {
     let mut command = host.lab.command("nsenter");

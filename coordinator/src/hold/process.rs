@@ -59,7 +59,18 @@ fn present<T>(result: io::Result<T>) -> Result<Option<T>, Unreadable> {
 }
 
 /// All processes there are.
+///
+/// # Errors
+///
+/// `/proc` cannot be read, or is not that of our pid namespace (a container that was given
+/// the host's): what it says of an id is then about another process than we mean.
 pub fn all() -> io::Result<Vec<Pid>> {
+    let own = fs::read_link("/proc/self")?;
+    if own.to_str() != Some(std::process::id().to_string().as_str()) {
+        return Err(io::Error::other(
+            "it is that of another pid namespace: mount one of this command's own",
+        ));
+    }
     ids(Path::new("/proc"))
 }
 
@@ -792,6 +803,7 @@ mod tests {
         assert!(all().unwrap().contains(&me) && threads(me).unwrap().contains(&me));
         assert!(live_thread(me) == Some(me) && live_thread(u32::MAX >> 1).is_none());
         assert_eq!(inner_id(me, me), Some(me));
+        assert_eq!(id_elsewhere(me), None);
         assert!(pid_namespace(me).is_some() && owner(me).is_some());
         assert!(!is_alive(u32::MAX >> 1));
         assert_eq!((tracer(me, me), group(me)), (Some(0), Some(me)));
