@@ -364,11 +364,15 @@ fn stuck_counts(host: &Host) -> usize {
 
 #[test]
 fn other_users_and_user_namespaces() {
-    for (kind, name) in [
-        (Kind::OtherUser, "containers-user"),
-        (Kind::Rootless, "containers-rootless"),
+    let owner = ["--gate-owner", USER];
+    let its_group = lab::group_of(USER);
+    let group = ["--gate-group", &its_group];
+    for (kind, shared, name) in [
+        (Kind::OtherUser, owner, "containers-user"),
+        (Kind::Rootless, owner, "containers-rootless"),
+        (Kind::Rootless, group, "containers-group"),
     ] {
-        let options = ["--max-hold", "10s", "--gate-owner", USER];
+        let options = ["--max-hold", "10s", shared[0], shared[1]];
         let Some(host) = Host::new(name, Fs::Ext4, &options) else {
             return;
         };
@@ -389,7 +393,7 @@ fn other_users_and_user_namespaces() {
         writer.kill();
         host.lab.checkpoint(&[]).verified();
         assert!(host.owners().is_empty());
-        println!("{kind:?}: held by {held:?}");
+        println!("{kind:?}, {}: held by {held:?}", shared[0]);
     }
 }
 
