@@ -15,6 +15,7 @@ use crate::hold::evidence::{self, Members, Scan, View, reason};
 use crate::hold::outside::{Methods, Outside, Report};
 use crate::hold::process::Pid;
 use crate::hold::set::{Config, Set};
+use crate::progress::Progress;
 use crate::store::manifest::{FileRecord, Manifest, PathName, Reason, VERSION};
 use crate::store::{Draft, Store};
 use crate::{Error, Exit, Result};
@@ -88,10 +89,10 @@ impl<'a> Subject<'a> {
 }
 
 /// Makes a snapshot of the set.
-pub fn checkpoint(set: &Set, options: &Options, progress: &mut dyn FnMut(&str)) -> Result<Outcome> {
+pub fn checkpoint(set: &Set, options: &Options, progress: &mut dyn Progress) -> Result<Outcome> {
     let _lock = set.lock(options.wait)?;
     if cut::recover(&set.gate) {
-        progress("the gate was left shut by a coordinator that died; opened it");
+        progress.note("the gate was left shut by a coordinator that died; opened it");
     }
     let subject = Subject {
         name: &set.name,
@@ -107,7 +108,7 @@ pub fn snap(
     name: &str,
     config: &Config,
     options: &Options,
-    progress: &mut dyn FnMut(&str),
+    progress: &mut dyn Progress,
 ) -> Result<Outcome> {
     let subject = Subject {
         name,
@@ -120,12 +121,12 @@ pub fn snap(
 fn snapshot(
     subject: Subject<'_>,
     options: &Options,
-    progress: &mut dyn FnMut(&str),
+    progress: &mut dyn Progress,
 ) -> Result<Outcome> {
     let store = Store::open_or_create(&subject.config.store, subject.name)?;
     let store_lock = store.lock(options.wait)?;
     for left in store.sweep(&store_lock)? {
-        progress(&format!("removed {left}, left half done"));
+        progress.note(&format!("removed {left}, left half done"));
     }
     let scope = scope(subject, options);
     let mut tries = 1;
@@ -135,7 +136,7 @@ fn snapshot(
             Ok(cut) => break (draft, cut),
             // The hold limit itself is a matter for the user, not for another try.
             Err(e) if e.exit == Exit::Aborted && e.is_chance && tries < TRIES => {
-                progress(&format!("{}; trying again", e.message));
+                progress.note(&format!("{}; trying again", e.message));
                 tries += 1;
             }
             Err(e) => return Err(e),

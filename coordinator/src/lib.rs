@@ -7,6 +7,7 @@
 //! | [`capture`] | copying the members under the hold |
 //! | [`store`] | the snapshots on disk: manifest, publication, retention, sweep |
 //! | [`checkpoint`] | all of these in order |
+//! | [`progress`] | how far long work is |
 //! | [`cli`] | the commands |
 
 pub mod capture;
@@ -15,6 +16,7 @@ pub mod cli;
 pub mod commit;
 pub mod error;
 pub mod hold;
+pub mod progress;
 pub mod store;
 
 pub use error::{Error, Exit, Result};

@@ -204,5 +204,7 @@ fn record(captured: &Captured, entry: &Entry) -> FileRecord {
         ino: id.ino,
         target,
         capture: capture.map(str::to_owned),
+        digest: None,
+        device: entry.seen.device(),
     }
 }

@@ -3,7 +3,7 @@
 use rustix::fs::{FileType, Stat};
 use snapshim_gate::table::FileId;
 
-use crate::store::manifest::Kind;
+use crate::store::manifest::{Device, Kind};
 
 /// The parts of a stat that are recorded or compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,6 +15,8 @@ pub(super) struct Seen {
     pub(super) gid: u32,
     pub(super) nlink: u64,
     pub(super) size: u64,
+    /// Of a device node: what device it stands for.
+    pub(super) rdev: u64,
     /// ns since 1970.
     pub(super) mtime_ns: i64,
     /// ns since 1970.
@@ -35,6 +37,7 @@ impl Seen {
             gid: stat.st_gid as u32,
             nlink: stat.st_nlink as u64,
             size: u64::try_from(stat.st_size).unwrap_or(0),
+            rdev: stat.st_rdev as u64,
             mtime_ns: nanoseconds(stat.st_mtime as i64, stat.st_mtime_nsec as i64),
             ctime_ns: nanoseconds(stat.st_ctime as i64, stat.st_ctime_nsec as i64),
         }
@@ -49,6 +52,20 @@ impl Seen {
             FileType::Socket => Kind::Socket,
             _ => Kind::Device,
         }
+    }
+
+    /// The device a device node stands for.
+    pub(super) fn device(&self) -> Option<Device> {
+        let kind = match FileType::from_raw_mode(self.mode) {
+            FileType::CharacterDevice => "char",
+            FileType::BlockDevice => "block",
+            _ => return None,
+        };
+        Some(Device {
+            kind: kind.to_owned(),
+            major: rustix::fs::major(self.rdev),
+            minor: rustix::fs::minor(self.rdev),
+        })
     }
 
     /// Permission bits with set-id and sticky bits.

@@ -10,6 +10,7 @@ use crate::store::manifest::{Kind, Manifest, PathName};
 use crate::{Exit, Result};
 
 use super::args::CheckpointArgs;
+use super::progress::Lines;
 use super::{output, usage};
 
 /// A snapshot's certificate and where its files are.
@@ -38,13 +39,8 @@ pub fn run(args: &CheckpointArgs) -> Result<ExitCode> {
         }
         options.only = Some(only);
     }
-    let outcome = checkpoint(&set, &options, &mut tell)?;
+    let outcome = checkpoint(&set, &options, &mut Lines)?;
     report(outcome, args.output.json)
-}
-
-/// Says how it goes on.
-pub(super) fn tell(what: &str) {
-    output::note(&format!("snapshim: {}", output::name(what)));
 }
 
 /// Says what came of it.

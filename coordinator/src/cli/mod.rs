@@ -14,6 +14,7 @@ pub mod list;
 pub mod output;
 pub mod periodic;
 pub mod preload;
+pub mod progress;
 pub mod run;
 pub mod show;
 pub mod signals;

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::checkpoint::{Options, checkpoint};
 use crate::hold::set::Set;
+use crate::progress::Silent;
 use crate::{Error, Result};
 
 use super::{output, signals};
@@ -128,7 +129,7 @@ fn wait(shared: &Shared, next: Instant) -> bool {
 /// Makes one checkpoint. Whatever comes of it is no concern of the program's:
 /// one line says so if it is not what was wished for.
 fn attempt(set: &Set, options: &Options) {
-    match checkpoint(set, options, &mut |_| {}) {
+    match checkpoint(set, options, &mut Silent) {
         Ok(outcome) if outcome.manifest.verified => {}
         Ok(outcome) => {
             let manifest = &outcome.manifest;

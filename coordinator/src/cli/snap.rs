@@ -7,7 +7,8 @@ use crate::checkpoint::snap;
 use crate::hold::set;
 
 use super::args::SnapArgs;
-use super::checkpoint::{report, tell};
+use super::checkpoint::report;
+use super::progress::Lines;
 use super::usage;
 
 /// Runs the command.
@@ -26,6 +27,6 @@ pub fn run(args: &SnapArgs) -> Result<ExitCode> {
         Some(name) => name.clone(),
         None => set::name_from(&config.roots[0]),
     };
-    let outcome = snap(&name, &config, &args.options(&config), &mut tell)?;
+    let outcome = snap(&name, &config, &args.options(&config), &mut Lines)?;
     report(outcome, args.output.json)
 }

@@ -168,6 +168,23 @@ pub struct FileRecord {
     /// `reflink` or `copy`; for a further name of a file captured already, `hardlink`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub capture: Option<String>,
+    /// Of a regular file's bytes: `blake3:` and 64 hexadecimal digits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub digest: Option<String>,
+    /// What device a device node stands for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<Device>,
+}
+
+/// A device, as its node names it.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
+pub struct Device {
+    /// `char` or `block`.
+    pub kind: String,
+    /// Of the driver.
+    pub major: u32,
+    /// The driver's own.
+    pub minor: u32,
 }
 
 /// A process of the set that had a member open for writing, or was in a call; or one

@@ -17,7 +17,9 @@
 //! What is read from a store is not trusted: names are validated, manifests
 //! are bounded, and nothing here follows a symbolic link found inside.
 
+pub mod extents;
 pub mod manifest;
+pub mod snapshot;
 
 mod fault;
 mod id;
@@ -45,6 +47,7 @@ pub(crate) use fault::fault;
 pub use publish::Draft;
 pub use read::Entry;
 pub(crate) use remove::remove_tree;
+pub use snapshot::Snapshot;
 
 /// The prefix of what is not published yet.
 const TMP: &str = ".tmp-";

@@ -404,6 +404,8 @@ fn manifests_keep_every_name_and_unknown_fields() {
         ino: 9,
         target: Some(PathName(OsString::from_vec(b"to/\xff".to_vec()).into())),
         capture: None,
+        digest: None,
+        device: None,
     };
     let all_bytes: Vec<u8> = (1..=255).filter(|byte| *byte != b'/').collect();
     let mut odd = b"/data/".to_vec();
@@ -440,6 +442,8 @@ fn manifests_cannot_name_paths_outside_the_tree() {
             ino: 0,
             target: None,
             capture: None,
+            digest: None,
+            device: None,
         }];
         draft.publish(&hostile).unwrap();
         assert!(
