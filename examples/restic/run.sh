@@ -19,7 +19,10 @@ run=$pid
 wait_for test -s "$data/total"
 
 keep=12
-snapshot() { "$snapshim" checkpoint ledger --keep-last "$keep" >/dev/null; }
+snapshot() {
+    checkpoint ledger --keep-last "$keep"
+    ((code == 0)) || die "not verified: $(reasons)"
+}
 ids() { (cd "$work/store/ledger" && printf '%s\n' 2*); }
 
 # Other snapshots, some a second, until told to stop; never so many that the one that restic

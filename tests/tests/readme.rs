@@ -30,37 +30,40 @@ fn sources() -> PathBuf {
     dir.canonicalize().expect("the sources")
 }
 
-/// The fenced blocks of a document: language and text. Panics if a block has no language,
-/// or is only indented: then nobody knows whether it is to be typed.
-#[track_caller]
-fn blocks(name: &str, text: &str) -> Vec<(String, String)> {
+/// The fenced blocks of a document: language and text. It is an error if a block has no
+/// language, or is only indented: then nobody knows whether it is to be typed.
+fn blocks(text: &str) -> Result<Vec<(String, String)>, String> {
     let mut found = Vec::new();
     let mut open: Option<(String, String)> = None;
     let mut after_blank = true;
     for (number, line) in text.lines().enumerate() {
-        let at = format!("{name}:{}", number + 1);
+        let wrong = |what: &str| Err(format!("line {}: {what}", number + 1));
         match (&mut open, line.strip_prefix("```")) {
-            (None, Some(language)) => {
-                assert!(!language.is_empty(), "{at}: a block without a language");
-                open = Some((language.to_owned(), String::new()));
-            }
+            (None, Some("")) => return wrong("a block without a language"),
+            (None, Some(language)) => open = Some((language.to_owned(), String::new())),
             (Some(_), Some("")) => found.extend(open.take()),
             (Some((_, block)), _) => {
                 block.push_str(line);
                 block.push('\n');
             }
-            (None, None) => {
-                let is_indented = after_blank && line.starts_with("    ");
-                assert!(
-                    !is_indented,
-                    "{at}: an indented block; say ```sh or ```text"
-                );
+            (None, None) if after_blank && line.starts_with("    ") => {
+                return wrong("an indented block; say ```sh or ```text");
             }
+            (None, None) => {}
         }
         after_blank = line.trim().is_empty();
     }
-    assert!(open.is_none(), "{name}: a block without an end");
-    found
+    match open {
+        None => Ok(found),
+        Some(_) => Err("a block without an end".into()),
+    }
+}
+
+/// The blocks of a document of the sources.
+#[track_caller]
+fn read(document: &str) -> Vec<(String, String)> {
+    let text = fs::read_to_string(sources().join(document)).unwrap();
+    blocks(&text).unwrap_or_else(|cause| panic!("{document}, {cause}"))
 }
 
 /// The script that a document is.
@@ -111,8 +114,7 @@ fn run(lab: &Lab, script: &str) -> Ended {
 /// Runs all of a document; returns how many blocks that were.
 #[track_caller]
 fn works(lab: &Lab, document: &str) -> usize {
-    let text = fs::read_to_string(sources().join(document)).unwrap();
-    let blocks = blocks(document, &text);
+    let blocks = read(document);
     let count = blocks
         .iter()
         .filter(|(language, _)| language == "sh")
@@ -160,8 +162,7 @@ fn readmes_of_examples() {
         }
         let name = entry.file_name().into_string().unwrap();
         let document = format!("examples/{name}/README.md");
-        let text = fs::read_to_string(sources().join(&document)).unwrap();
-        let script = script(&blocks(&document, &text));
+        let script = script(&read(&document));
         assert!(
             script.contains(&format!("examples/{name}/run.sh")),
             "{script}"
@@ -180,7 +181,7 @@ fn a_broken_block_fails() {
     let good =
         "Text\n\n```text\nfalse\n```\n\n```sh\ncd \"$(mktemp -d)\"\necho one > file\n```\n\n";
     let next = |block: &str| format!("{good}```sh\n{block}\n```\n\n```sh\ntrue\n```\n");
-    let code = |text: &str| run(&lab, &script(&blocks("test", text))).code();
+    let code = |text: &str| run(&lab, &script(&blocks(text).unwrap())).code();
     assert_eq!(code(&next("grep -q one file")), 0);
     for broken in [
         "grep -q two file",
@@ -192,8 +193,11 @@ fn a_broken_block_fails() {
     ] {
         assert_ne!(code(&next(broken)), 0, "{broken}");
     }
-    for wrong in ["```\nsnapshim\n```\n", "Text:\n\n    snapshim list\n"] {
-        let read = std::panic::catch_unwind(|| blocks("test", wrong));
-        assert!(read.is_err(), "{wrong}");
+    for wrong in [
+        "```\nsnapshim\n```\n",
+        "Text:\n\n    snapshim list\n",
+        "```sh\nsnapshim\n",
+    ] {
+        assert!(blocks(wrong).is_err(), "{wrong}");
     }
 }
