@@ -8,7 +8,7 @@ use std::io::{ErrorKind, Read};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::{Component, Path, PathBuf};
-use std::sync::atomic::Ordering::{Acquire, Relaxed};
+use std::sync::atomic::Ordering::Relaxed;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -17,11 +17,12 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use snapshim_gate::abi::{DEFAULT_HOLD_BOUND_MS, DEFAULT_SLOTS, Gate, REFUSE_RINGS, STDIO_RECORDS};
+use snapshim_gate::reap::Claimed;
 use snapshim_gate::slot::Owner;
 use snapshim_gate::table::FileId;
 
 use super::gate_file::{self, CONFIG, GATE, LOCK, OpenGate, Places, SetDir, Sharing};
-use super::process;
+use super::locate::Locator;
 use crate::error::Context;
 use crate::store::manifest::{PathName, VERSION};
 use crate::store::policy::Policy;
@@ -517,12 +518,13 @@ impl Set {
                 )));
             }
         }
-        let here = process::pid_namespace(std::process::id());
-        Ok(self.gate.used_slots().iter().any(|slot| {
-            Owner::unpack(slot.owner.load(Acquire)).is_some_and(|owner| {
-                // The processes of another pid namespace cannot be looked at.
-                here != Some(owner.pidns) || is_owner_alive(owner, slot.start_time.load(Acquire))
-            })
+        let slots = self.gate.used_slots().iter();
+        let claimed: Vec<Claimed> = slots.filter_map(Claimed::read).collect();
+        let locator = Locator::default();
+        Ok(claimed.iter().any(|claimed| {
+            // Who cannot be seen from here may be there.
+            Owner::unpack(claimed.owner)
+                .is_some_and(|owner| !locator.is_gone(owner, claimed.start_time))
         }))
     }
 
@@ -843,13 +845,6 @@ fn no_set(message: String, known: &[String]) -> Error {
     } else {
         Error::usage(message).next(format!("there are: {}; or {next}", known.join(", ")))
     }
-}
-
-/// Whether the process that took a slot still lives, and is not another one that
-/// was given its id.
-pub fn is_owner_alive(owner: Owner, start_time: u64) -> bool {
-    process::start_time(owner.pid).is_none_or(|start| start == start_time)
-        && process::is_alive(owner.pid)
 }
 
 #[cfg(test)]
