@@ -11,7 +11,8 @@ use serde::Serialize;
 use snapshim_gate::slot::Owner;
 
 use crate::Result;
-use crate::hold::set::{self, Set, is_owner_alive};
+use crate::hold::locate::Locator;
+use crate::hold::set::{self, Set};
 use crate::progress::Progress;
 use crate::restore::{Action, Entry, Options, Outcome, Target, What, restore, undo};
 use crate::store::Snapshot;
@@ -347,14 +348,15 @@ fn named(path: &Path, manifest: &Manifest) -> Result<PathBuf> {
 
 /// Says which processes of the set run: they may open the files any moment.
 fn note_attached(set: &Set, progress: &mut dyn Progress) {
-    let mut pids = BTreeSet::new();
-    for slot in set.gate.used_slots() {
-        if let Some(owner) = Owner::unpack(slot.owner.load(Acquire))
-            && is_owner_alive(owner, slot.start_time.load(Acquire))
-        {
-            pids.insert(owner.pid);
-        }
-    }
+    let slots = set.gate.used_slots().iter();
+    let owners: Vec<Owner> = slots
+        .filter_map(|slot| Owner::unpack(slot.owner.load(Acquire)))
+        .collect();
+    let locator = Locator::default();
+    let pids: BTreeSet<u32> = owners
+        .iter()
+        .filter_map(|owner| locator.process(*owner))
+        .collect();
     if !pids.is_empty() {
         let pids: Vec<String> = pids.iter().map(u32::to_string).collect();
         progress.note(&format!(
