@@ -219,10 +219,10 @@ fn make(
     ));
     let mut manifest = with_files(manifest, files);
     if options.digest {
-        add_digests(&mut manifest, &draft, &store, options, progress)?;
+        add_digests(&mut manifest, &draft, store, options, progress)?;
     }
     if let Some(verify) = &options.verify {
-        check_draft(&mut manifest, verify, &draft, &store, options, progress);
+        check_draft(&mut manifest, verify, &draft, store, options, progress);
     }
     let begun = Instant::now();
     let path = draft.publish(&manifest)?;
