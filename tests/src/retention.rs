@@ -134,7 +134,7 @@ fn span_before(newest: i64, within: [i64; 7]) -> i64 {
         .map_or(day, |last| day.min(last));
     let wall = as_utc(&tm) - (weeks * 7 + days) * 86400;
     // The moments whose wall clock shows that; in a gap, as if the clock had gone on.
-    let offset = |time: i64| local(time).tm_gmtoff as i64;
+    let offset = |time: i64| local(time).tm_gmtoff;
     let (before, after) = (offset(wall - 36 * 3600), offset(wall + 36 * 3600));
     let shows = |time: &i64| as_utc(&local(*time)) == wall;
     let moment = [wall - before, wall - after]

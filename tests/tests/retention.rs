@@ -414,12 +414,9 @@ fn what_cannot_be_read_stays() {
     fs::write(manifest(0), r#"{"version": 2, "pin": {"note": "x"}}"#).unwrap();
     fs::write(manifest(1), "{").unwrap();
     let ended = run(over(&lab, "prune", &["--keep-last", "1"]), SOON).ok("prune");
-    for n in 0..2 {
+    for id in &made[..2] {
         let line = ended.out();
-        let line = line
-            .lines()
-            .find(|line| line.starts_with(&made[n]))
-            .unwrap();
+        let line = line.lines().find(|line| line.starts_with(id)).unwrap();
         assert!(line.contains("unreadable: manifest.json"), "{line}");
     }
     assert_eq!(
@@ -628,8 +625,60 @@ fn a_set_keeps_its_policy() {
     prune.arg("--quiet");
     let report = object(run(prune, SOON));
     assert_eq!(report["policy"], json!({"keep_last": 3, "keep_daily": 2}));
+    // What was taken out goes while the program runs.
+    assert!(
+        process::wait_until(SOON, || names(&lab)
+            .1
+            .iter()
+            .all(|name| !name.starts_with(".del-"))),
+        "nothing clears what is on its way out"
+    );
+    assert!(program.is_running());
     program.signal(Signal::SIGTERM);
     program.wait(SOON);
     object(run(lab.snapshim(&["prune", lab.set(), "--json"]), SOON));
     assert_eq!(names(&lab).1, Vec::<String>::new());
+}
+
+#[test]
+fn old_ones_go_after_the_report_and_at_idle_priority() {
+    let Some(lab) = furnished("after", Fs::Xfs) else {
+        return;
+    };
+    let first = id(&object(snap(&lab, &[])));
+    let mut command = lab.command("strace");
+    command
+        .args(["-f", "-qq", "-s", "64", "-o"])
+        .arg(lab.beside("trace"));
+    command.args(["-e", "trace=write,ioprio_set,renameat,renameat2,unlinkat"]);
+    let mut traced = lab.snapshim(&["snap", "--name", lab.set(), "--keep-last", "1", "--store"]);
+    traced.arg(lab.store()).arg(lab.data());
+    command.arg(traced.get_program()).args(traced.get_args());
+    let second = run(command, SOON).ok("snap under strace").out();
+    let second = second.split(' ').next().unwrap();
+    let trace = fs::read_to_string(lab.beside("trace")).unwrap();
+    let line = |parts: &[&str]| {
+        let at = trace
+            .lines()
+            .position(|line| parts.iter().all(|part| line.contains(part)));
+        at.unwrap_or_else(|| panic!("no {parts:?} in\n{trace}"))
+    };
+    let steps = [
+        (
+            "published",
+            line(&["rename", &format!("\".tmp-{second}\""), second]),
+        ),
+        ("taken out", line(&["rename", &format!("\".del-{first}\"")])),
+        ("reported", line(&["write(1,", second])),
+        (
+            "idle",
+            line(&["ioprio_set(IOPRIO_WHO_PROCESS, 0, IOPRIO_PRIO_VALUE(IOPRIO_CLASS_IDLE"]),
+        ),
+        ("removed", line(&["unlinkat(", "\"manifest.json\""])),
+    ];
+    assert!(
+        steps.is_sorted_by_key(|(_, line)| *line),
+        "{steps:?}\n{trace}"
+    );
+    assert_eq!(names(&lab), (vec![second.to_owned()], vec![]));
 }

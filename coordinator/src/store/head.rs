@@ -17,6 +17,9 @@ use crate::Result;
 /// ones only what stands before the list of files.
 const WHOLE: u64 = 256 << 10;
 
+/// What stands before the list of files has fewer bytes, or the whole is read.
+const LONGEST_HEAD: u64 = 16 << 20;
+
 /// A manifest without its list of files.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Head {
@@ -156,7 +159,7 @@ impl Store {
 /// is in the way is found, and named, by reading the whole.
 fn before_files(file: impl Read) -> Option<Head> {
     let mut fields = None;
-    let mut json = serde_json::Deserializer::from_reader(BufReader::new(file));
+    let mut json = serde_json::Deserializer::from_reader(BufReader::new(file.take(LONGEST_HEAD)));
     // That it is not read to the end looks like an error.
     let _ = Front(&mut fields).deserialize(&mut json);
     serde_json::from_value(Value::Object(fields?)).ok()
