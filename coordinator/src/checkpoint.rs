@@ -9,6 +9,7 @@ use snapshim_gate::table::FileId;
 
 use crate::capture::{self, Captured, Method, Moved, Scope};
 use crate::commit::CommitPoint;
+use crate::digest;
 use crate::hold::clock::Clock;
 use crate::hold::cut::{self, Hold, Shut};
 use crate::hold::evidence::{self, Members, Scan, View, reason};
@@ -16,10 +17,12 @@ use crate::hold::outside::{Methods, Outside, Report};
 use crate::hold::process::Pid;
 use crate::hold::set::{Config, Set};
 use crate::progress::Progress;
+use crate::stop::Stop;
 use crate::store::manifest::{FileRecord, Manifest, PathName, Pin, Reason, Totals, VERSION};
 use crate::store::pace::Pace;
 use crate::store::policy::{Policy, Room};
 use crate::store::{Draft, Store, StoreLock};
+use crate::verify::command::{self, Verify};
 use crate::{Error, Exit, Result};
 
 /// How often a checkpoint is tried again when it was aborted by chance: a thread
@@ -48,6 +51,12 @@ pub struct Options {
     pub pin: Option<String>,
     /// Only this file.
     pub only: Option<PathBuf>,
+    /// Whether the files' digests go into the manifest.
+    pub digest: bool,
+    /// The command that the snapshot has to pass.
+    pub verify: Option<Verify>,
+    /// Whether to come to an end: what the snapshot need not have is left out then.
+    pub stop: Stop,
 }
 
 /// A snapshot that was published.
@@ -208,7 +217,13 @@ fn make(
         "made the files durable in {:.1?}",
         begun.elapsed()
     ));
-    let manifest = with_files(manifest, files);
+    let mut manifest = with_files(manifest, files);
+    if options.digest {
+        add_digests(&mut manifest, &draft, store, options, progress)?;
+    }
+    if let Some(verify) = &options.verify {
+        check_draft(&mut manifest, verify, &draft, store, options, progress);
+    }
     let begun = Instant::now();
     let path = draft.publish(&manifest)?;
     progress.detail(&format!(
@@ -281,6 +296,50 @@ fn retain(store: &Store, lock: &StoreLock, policy: &Policy) -> Old {
         }
     }
     old
+}
+
+/// The digests of the files, before anybody but us has touched the draft.
+fn add_digests(
+    manifest: &mut Manifest,
+    draft: &Draft,
+    store: &Store,
+    options: &Options,
+    progress: &mut dyn Progress,
+) -> Result<()> {
+    let files = &mut manifest.files;
+    let digested = digest::digest(files, draft, store, &options.stop, progress)?;
+    if let Some(first) = digested.missing.first() {
+        progress.note(&format!(
+            "{} of the files have no digest: {} is the first",
+            digested.missing.len(),
+            first.display()
+        ));
+    }
+    manifest.hashed_bytes = Some(digested.hashed_bytes);
+    Ok(())
+}
+
+/// What a command says of the draft. If it fails, the snapshot is published all the
+/// same: whoever wants to know why will look at it.
+fn check_draft(
+    manifest: &mut Manifest,
+    verify: &Verify,
+    draft: &Draft,
+    store: &Store,
+    options: &Options,
+    progress: &mut dyn Progress,
+) {
+    let subject = command::Subject {
+        id: draft.id(),
+        set: &manifest.set,
+        tree: &draft.tree(),
+        root: manifest.roots.first().map(AsRef::as_ref),
+        store,
+    };
+    let verdict = command::check(verify, &subject, &options.stop, progress);
+    manifest.reasons.extend(verdict.reason);
+    manifest.verified = manifest.reasons.is_empty();
+    manifest.checks.push(verdict.check);
 }
 
 /// What to capture: everything, or one file of it.
@@ -534,6 +593,8 @@ fn certify(subject: Subject<'_>, options: &Options, id: &str, cut: Cut) -> (Mani
         drain_us: drain.as_micros() as u64,
         stop_us: report.longest.map(|d| d.as_micros() as u64),
         capture: captured.method(),
+        hashed_bytes: None,
+        checks: Vec::new(),
         roots: names(&subject.config.roots),
         excludes: Some(names(&subject.config.excludes)),
         only: options.only.clone().map(PathName),

@@ -414,12 +414,9 @@ fn what_cannot_be_read_stays() {
     fs::write(manifest(0), r#"{"version": 2, "pin": {"note": "x"}}"#).unwrap();
     fs::write(manifest(1), "{").unwrap();
     let ended = run(over(&lab, "prune", &["--keep-last", "1"]), SOON).ok("prune");
-    for n in 0..2 {
+    for id in &made[..2] {
         let line = ended.out();
-        let line = line
-            .lines()
-            .find(|line| line.starts_with(&made[n]))
-            .unwrap();
+        let line = line.lines().find(|line| line.starts_with(id)).unwrap();
         assert!(line.contains("unreadable: manifest.json"), "{line}");
     }
     assert_eq!(

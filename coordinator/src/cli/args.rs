@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
+use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum, ValueHint};
 use clap_complete::Shell;
 use nix::unistd::{Group, User};
 
@@ -18,6 +18,9 @@ use crate::hold::gate_file::Sharing;
 use crate::hold::outside::Methods;
 use crate::hold::set::{Asks, Config, Set, Wanted};
 use crate::store::policy::{Count, Policy, Room, Within};
+
+use crate::stop::Stop;
+use crate::verify::command::{self, Verify};
 
 use super::{help, usage};
 
@@ -79,6 +82,9 @@ pub enum Command {
     /// Show one snapshot, or a file or directory in it
     #[command(after_help = help::SHOW)]
     Show(ShowArgs),
+    /// Check that the files of snapshots are what they were
+    #[command(after_help = help::VERIFY)]
+    Verify(VerifyArgs),
     /// Show what differs between two snapshots, or between one and the live files
     #[command(after_help = help::DIFF)]
     Diff(DiffArgs),
@@ -94,6 +100,9 @@ pub enum Command {
     /// Undo a pin
     #[command(after_help = help::UNPIN)]
     Unpin(UnpinArgs),
+    /// Put files back as a snapshot has them
+    #[command(after_help = help::RESTORE)]
+    Restore(RestoreArgs),
     /// Show a set: its gate, its programs, what it watches
     #[command(after_help = help::STATUS)]
     Status(StatusArgs),
@@ -152,6 +161,8 @@ impl SetArgs {
             store: self.store.clone(),
             max_hold_ms: self.limits.max_hold.map(|d| d.as_millis() as u32),
             policy: self.limits.keep.policy(),
+            verify: self.limits.check.verify.wanted(),
+            no_digest: self.limits.check.no_digest,
             asks: Asks {
                 stdio_records: self.stdio_records,
                 refuse_rings: self.io_uring == Rings::Refuse,
@@ -182,6 +193,9 @@ pub struct LimitArgs {
     /// Which snapshots stay.
     #[command(flatten)]
     pub keep: KeepArgs,
+    /// What is done with a snapshot before it is published.
+    #[command(flatten)]
+    pub check: CheckArgs,
 }
 
 /// Which snapshots stay; all, unless one of these is given.
@@ -255,6 +269,46 @@ pub struct MeansArgs {
     pub outside: Option<Methods>,
 }
 
+/// What is known and checked of a snapshot before it is published.
+#[derive(Debug, Args)]
+pub struct CheckArgs {
+    /// Leave the files' digests out of the manifest: published sooner, but `snapshim verify`
+    /// cannot tell whether the bytes are still the same
+    #[arg(long)]
+    pub no_digest: bool,
+    /// The command the snapshot has to pass.
+    #[command(flatten)]
+    pub verify: VerifyCommandArgs,
+}
+
+/// A command that a snapshot has to pass.
+#[derive(Debug, Args)]
+pub struct VerifyCommandArgs {
+    /// Run this on the snapshot: a program, or a line for the shell with the directory of the
+    /// files in $1 and $SNAPSHIM_PATH. If it fails, the snapshot is not verified. "" for none
+    #[arg(long, value_name = "CMD")]
+    pub verify: Option<String>,
+    /// End it after this time, as failed [default: 10m]
+    #[arg(long, value_name = "DUR", value_parser = parse_interval, requires = "verify")]
+    pub verify_timeout: Option<Duration>,
+    /// Run it on a copy of the files, which it may change
+    #[arg(long, requires = "verify")]
+    pub writable: bool,
+}
+
+impl VerifyCommandArgs {
+    /// The command and how it is run, if there is one.
+    pub fn wanted(&self) -> Option<Verify> {
+        let timeout = self.verify_timeout.unwrap_or(command::TIMEOUT);
+        let text = self.verify.as_deref().filter(|text| !text.is_empty());
+        text.map(|text| Verify {
+            command: command::absolute(text),
+            timeout_ms: u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX),
+            writable: self.writable,
+        })
+    }
+}
+
 impl MeansArgs {
     fn method(&self) -> Method {
         match self.capture.unwrap_or_default() {
@@ -300,6 +354,12 @@ impl HowArgs {
             policy: limits.keep.policy().or(&set.config.policy),
             pin: None,
             only: None,
+            digest: !(limits.check.no_digest || set.config.no_digest),
+            verify: match &limits.check.verify.verify {
+                Some(_) => limits.check.verify.wanted(),
+                None => set.config.verify.clone(),
+            },
+            stop: Stop::default(),
         }
     }
 }
@@ -415,6 +475,8 @@ impl SnapArgs {
             store: self.store.clone(),
             max_hold_ms: self.limits.max_hold.map(|d| d.as_millis() as u32),
             policy: self.limits.keep.policy(),
+            verify: self.limits.check.verify.wanted(),
+            no_digest: self.limits.check.no_digest,
             asks: Asks::default(),
             sharing: Sharing::default(),
         }
@@ -431,6 +493,9 @@ impl SnapArgs {
             policy: config.policy.clone(),
             pin: self.pin.note.clone(),
             only: None,
+            digest: !config.no_digest,
+            verify: config.verify.clone(),
+            stop: Stop::default(),
         }
     }
 }
@@ -521,6 +586,49 @@ impl TargetArgs {
     }
 }
 
+/// `snapshim verify`.
+#[derive(Debug, Args)]
+#[command(override_usage = "snapshim verify [OPTIONS] [N] [ID]")]
+pub struct VerifyArgs {
+    /// The set, which may be left out if there is only one, and the snapshot: its id, the
+    /// beginning of it, or latest [default: latest]. A single word of digits is an id
+    #[arg(value_name = "[N] [ID]", num_args = 0..=2)]
+    pub names: Vec<String>,
+    /// Where the snapshots of the set are, if the set is no longer known
+    #[arg(long, value_name = "DIR")]
+    pub store: Option<PathBuf>,
+    /// Check every snapshot of the set, at low I/O priority
+    #[arg(long)]
+    pub all: bool,
+    /// Compare everything but the files' bytes
+    #[arg(long)]
+    pub quick: bool,
+    /// A command they have to pass as well.
+    #[command(flatten)]
+    pub command: VerifyCommandArgs,
+    /// Whether for programs.
+    #[command(flatten)]
+    pub output: JsonArgs,
+}
+
+impl VerifyArgs {
+    /// The set's name and the snapshot's id, as far as given.
+    pub fn set_and_id(&self) -> (Option<&str>, Option<&str>) {
+        let is_id = |word: &str| {
+            word == "latest"
+                || word
+                    .bytes()
+                    .all(|b| b.is_ascii_digit() || b"T.Z".contains(&b))
+        };
+        match self.names.as_slice() {
+            [name, id, ..] => (Some(name), Some(id)),
+            [id] if is_id(id) && !self.all => (None, Some(id)),
+            [name] => (Some(name), None),
+            [] => (None, None),
+        }
+    }
+}
+
 /// `snapshim prune`.
 #[derive(Debug, Args)]
 pub struct PruneArgs {
@@ -580,6 +688,51 @@ pub struct UnpinArgs {
     /// Which one.
     #[command(flatten)]
     pub target: TargetArgs,
+    /// Whether for programs.
+    #[command(flatten)]
+    pub output: JsonArgs,
+}
+
+/// `snapshim restore`.
+#[derive(Debug, Args)]
+#[command(
+    override_usage = "snapshim restore [OPTIONS] [N] <ID[:PATH]> <--to <DIR>|--in-place>\n       \
+                      snapshim restore --undo [OPTIONS] [N]",
+    group = ArgGroup::new("where").required(true).args(["to", "in_place", "undo"])
+)]
+pub struct RestoreArgs {
+    /// The set, which may be left out if there is only one, and the snapshot: its id, the
+    /// beginning of it, or latest; with :PATH, only that file or directory of it
+    #[arg(value_name = "[N] ID[:PATH]", required_unless_present = "undo", num_args = 1..=2)]
+    pub names: Vec<OsString>,
+    /// Restore into this directory, which is made if absent: files with their absolute paths,
+    /// or, with ID:PATH, what is in PATH directly
+    #[arg(long, value_name = "DIR")]
+    pub to: Option<PathBuf>,
+    /// Restore where the files were, exactly: what is not in the snapshot is removed
+    #[arg(long)]
+    pub in_place: bool,
+    /// Put back what a restore replaced that was interrupted, or run with --keep-replaced
+    #[arg(long, conflicts_with_all = ["overwrite", "keep_replaced"])]
+    pub undo: bool,
+    /// Only this file or directory; may be given several times. With --undo, what was restored
+    #[arg(long, value_name = "PATH")]
+    pub path: Vec<PathBuf>,
+    /// Say what would be done, and change nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Also if a process has files open for writing that are replaced
+    #[arg(long)]
+    pub force: bool,
+    /// With --to: into a directory that is not empty, too; what is in the way is replaced
+    #[arg(long, requires = "to")]
+    pub overwrite: bool,
+    /// Keep what is replaced, so that --undo can put it back
+    #[arg(long)]
+    pub keep_replaced: bool,
+    /// Where the snapshots of the set are, if the set is no longer known
+    #[arg(long, value_name = "DIR")]
+    pub store: Option<PathBuf>,
     /// Whether for programs.
     #[command(flatten)]
     pub output: JsonArgs,

@@ -112,3 +112,18 @@ pub const MAN: &str = "\
 Examples:
   snapshim man | man -l -
   snapshim man --dir ~/.local/share/man/man1";
+
+/// Of `verify`.
+pub const VERIFY: &str = "\
+Examples:
+  snapshim verify db
+  snapshim verify db --all --quick
+  snapshim verify db latest --writable --verify 'sqlite3 \"$SNAPSHIM_ROOT/app.db\" \"pragma integrity_check\"'";
+
+/// Of `restore`.
+pub const RESTORE: &str = "\
+Examples:
+  snapshim restore db latest --in-place --dry-run
+  snapshim restore db latest:/srv/db/users.sqlite --to /tmp/look
+  snapshim restore db 20261120 --in-place --keep-replaced
+  snapshim restore --undo db";

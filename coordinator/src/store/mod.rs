@@ -35,6 +35,8 @@ mod read;
 mod remove;
 #[cfg(test)]
 pub(crate) mod scratch;
+mod scratch_dir;
+mod shape;
 mod sweep;
 #[cfg(test)]
 mod tests;
@@ -50,10 +52,14 @@ use crate::{Error, Result};
 
 pub(crate) use fault::fault;
 pub use head::{Head, Listed};
+pub(crate) use place::INHERITED;
 pub use publish::Draft;
 pub use read::Entry;
+pub(crate) use read::names_in;
 pub(crate) use remove::remove_tree;
+pub(crate) use scratch_dir::ScratchDir;
 pub use snapshot::Snapshot;
+pub(crate) use snapshot::open_below;
 
 /// The prefix of what is not published yet.
 const TMP: &str = ".tmp-";

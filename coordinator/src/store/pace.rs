@@ -51,7 +51,7 @@ impl<'a> Pace<'a> {
     }
 
     /// Makes the I/O of this thread idle while the value lives, if that is the pace.
-    pub(super) fn idle(&self) -> Option<IdleIo> {
+    pub(crate) fn idle(&self) -> Option<IdleIo> {
         (self.rest > 0).then(IdleIo::begin).flatten()
     }
 
@@ -99,7 +99,7 @@ impl fmt::Debug for Pace<'_> {
 }
 
 /// This thread's I/O has to wait for everybody else's, while this lives.
-pub(super) struct IdleIo {
+pub(crate) struct IdleIo {
     before: libc::c_long,
 }
 

@@ -15,7 +15,7 @@ const NAME: &str = ".snapshim";
 /// Attributes a new directory inherits from its parent's default ACL. They are
 /// taken off the set's directory, or every file captured below it would be
 /// given an ACL its original does not have.
-const INHERITED: [&str; 2] = ["system.posix_acl_default", "system.posix_acl_access"];
+pub(crate) const INHERITED: [&str; 2] = ["system.posix_acl_default", "system.posix_acl_access"];
 
 /// A directory, and not by way of a symbolic link in the last component.
 const DIRECTORY: OFlags = OFlags::DIRECTORY

@@ -4,14 +4,14 @@ use std::ffi::CString;
 use std::io::Read;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::{Component, Path, PathBuf};
+use std::path::PathBuf;
 
 use rustix::fs::{Mode, OFlags, RawDir};
 use rustix::io::Errno;
 use serde::Deserialize;
 
 use super::manifest::{Manifest, VERSION};
-use super::{LATEST, MANIFEST, Store, TREE, fault, id};
+use super::{LATEST, MANIFEST, Store, TREE, fault, id, shape};
 use crate::{Error, Result};
 
 /// Bytes; a manifest of a million files has some 400 MB.
@@ -140,7 +140,11 @@ impl Store {
     }
 
     /// The ids of all published snapshots, oldest first.
-    pub(super) fn ids(&self) -> Result<Vec<String>> {
+    ///
+    /// # Errors
+    ///
+    /// The store's directory cannot be read.
+    pub fn ids(&self) -> Result<Vec<String>> {
         let mut ids: Vec<String> = self
             .names()?
             .into_iter()
@@ -156,7 +160,7 @@ impl Store {
         names_in(&self.dir).map_err(|cause| fault("read", &self.path, cause))
     }
 
-    fn entry(&self, id: String) -> Entry {
+    pub(super) fn entry(&self, id: String) -> Entry {
         Entry {
             manifest: self.read_manifest(&id),
             path: self.path.join(&id),
@@ -196,7 +200,7 @@ impl Store {
 }
 
 /// All names in a directory but `.` and `..`.
-pub(super) fn names_in(dir: impl AsFd) -> rustix::io::Result<Vec<CString>> {
+pub(crate) fn names_in(dir: impl AsFd) -> rustix::io::Result<Vec<CString>> {
     // Opened again: a directory's read position belongs to the open file, and a
     // second listing through the same one would start where the first ended.
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -215,14 +219,19 @@ pub(super) fn names_in(dir: impl AsFd) -> rustix::io::Result<Vec<CString>> {
 
 /// The text of a manifest.
 pub(super) fn read_text(file: OwnedFd) -> std::result::Result<Vec<u8>, String> {
-    // Bounded by what is read, not by what fstat says: it could grow meanwhile.
+    let too_large = || format!("{MANIFEST} is larger than {MAX_MANIFEST} bytes");
+    let size = rustix::fs::fstat(&file).map_or(0, |stat| stat.st_size);
+    if u64::try_from(size).is_ok_and(|size| size > MAX_MANIFEST) {
+        return Err(too_large());
+    }
+    // Bounded by what is read, too: it could grow meanwhile.
     let mut text = Vec::new();
     std::fs::File::from(file)
         .take(MAX_MANIFEST + 1)
         .read_to_end(&mut text)
         .map_err(|cause| format!("{MANIFEST} cannot be read: {cause}"))?;
     if text.len() as u64 > MAX_MANIFEST {
-        return Err(format!("{MANIFEST} is larger than {MAX_MANIFEST} bytes"));
+        return Err(too_large());
     }
     Ok(text)
 }
@@ -240,6 +249,7 @@ pub(super) fn parse(text: &[u8], id: &str) -> std::result::Result<Manifest, Stri
             "{MANIFEST} has version {version}, this program knows {VERSION}: use a newer snapshim"
         )
     };
+    shape::check_size(text)?;
     let manifest: Manifest = match serde_json::from_slice(text) {
         Ok(manifest) => manifest,
         Err(cause) => {
@@ -260,27 +270,8 @@ pub(super) fn parse(text: &[u8], id: &str) -> std::result::Result<Manifest, Stri
             manifest.id.escape_default()
         ));
     }
-    if let Some(bad) = manifest
-        .files
-        .iter()
-        .find(|file| !is_inside(file.path.as_ref()))
-    {
-        let path = bad.path.0.display();
-        return Err(format!(
-            "{MANIFEST} is damaged: '{path}' is not a path inside the tree"
-        ));
-    }
+    shape::check(&manifest).map_err(|cause| format!("{MANIFEST} is damaged: {cause}"))?;
     Ok(manifest)
-}
-
-/// Whether an absolute path, taken relative to the tree, stays inside it.
-fn is_inside(path: &Path) -> bool {
-    use std::os::unix::ffi::OsStrExt;
-    path.is_absolute()
-        && !path.as_os_str().as_bytes().contains(&0)
-        && path
-            .components()
-            .all(|part| matches!(part, Component::RootDir | Component::Normal(_)))
 }
 
 fn what_there_is(ids: &[impl AsRef<str>]) -> String {

@@ -1,6 +1,6 @@
 //! Removing what is not listed: what a crash left, and what was taken out of the list.
 
-use std::ffi::OsStr;
+use std::ffi::{CStr, OsStr};
 use std::os::unix::ffi::OsStrExt;
 
 use rustix::fs::{FlockOperation, Mode, OFlags};
@@ -27,6 +27,9 @@ impl Store {
             if !name.to_bytes().starts_with(TMP.as_bytes()) {
                 continue;
             }
+            if self.is_at_work(name) {
+                continue;
+            }
             let name = OsStr::from_bytes(name.to_bytes());
             remove::remove_tree(&self.dir, name).map_err(|cause| {
                 fault("remove what a crash left,", &self.path.join(name), cause)
@@ -42,6 +45,15 @@ impl Store {
             self.settle_latest(lock)?;
         }
         Ok(swept)
+    }
+
+    /// Whether somebody works in this directory and has locked it.
+    fn is_at_work(&self, name: &CStr) -> bool {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        rustix::fs::openat(&self.dir, name, flags, Mode::empty()).is_ok_and(|dir| {
+            rustix::fs::flock(&dir, FlockOperation::NonBlockingLockExclusive)
+                == Err(Errno::WOULDBLOCK)
+        })
     }
 
     /// Removes what is on its way out (`.del-*`), at a pace, and returns how many of them

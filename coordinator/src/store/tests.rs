@@ -26,6 +26,8 @@ fn manifest(id: &str, verified: bool) -> Manifest {
         drain_us: 7,
         stop_us: None,
         capture: "copy".to_owned(),
+        hashed_bytes: None,
+        checks: Vec::new(),
         roots: vec![PathName("/data".into())],
         excludes: None,
         only: None,

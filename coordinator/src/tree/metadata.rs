@@ -59,7 +59,7 @@ impl XattrReader {
     /// The same of what is open with `O_PATH`, which no other call takes: a symbolic link,
     /// FIFO, socket or device. None without a `/proc`.
     pub(crate) fn read_path(&mut self, fd: impl AsFd) -> Result<Vec<Xattr>> {
-        let path = by_descriptor(fd);
+        let path = by_descriptor(&fd);
         let read = self.read_by(
             |list| rustix::fs::listxattr(&path, list),
             |name, value| rustix::fs::getxattr(&path, name, value),
@@ -116,7 +116,7 @@ fn failed(what: &str) -> impl FnOnce(Errno) -> Failed {
 }
 
 /// The name by which the kernel finds an open file, whatever it is.
-fn by_descriptor(fd: impl AsFd) -> String {
+fn by_descriptor(fd: &impl AsFd) -> String {
     format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd())
 }
 
@@ -138,6 +138,25 @@ pub(crate) fn apply(
     })?;
     rustix::fs::fchmod(fd, mode(attributes, owned)).map_err(failed("the mode of"))?;
     rustix::fs::futimens(fd, &times(attributes)).map_err(failed("the times of"))
+}
+
+/// Takes away the attributes that are not among `xattrs`, as far as this process may.
+pub(crate) fn take_away(fd: &OwnedFd, xattrs: &[Xattr]) -> std::result::Result<(), Failed> {
+    let there = XattrReader::default().read(fd);
+    for xattr in there.map_err(failed("the attributes of"))? {
+        if xattrs.iter().any(|wanted| wanted.name == xattr.name) {
+            continue;
+        }
+        match rustix::fs::fremovexattr(fd, &xattr.name) {
+            Ok(()) | Err(Errno::NODATA) => {}
+            Err(_) if !is_users(&xattr.name) => {}
+            Err(cause) => {
+                let what = format!("the attribute {} of", xattr.name.to_string_lossy());
+                return Err(Failed { what, cause });
+            }
+        }
+    }
+    Ok(())
 }
 
 /// The same for what cannot be opened: a symbolic link, which has no mode, FIFO, socket or

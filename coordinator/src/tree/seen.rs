@@ -100,7 +100,7 @@ impl Seen {
 }
 
 /// Saturates beyond the years 1677 and 2262, which file systems can store.
-fn nanoseconds(seconds: i64, nanoseconds: i64) -> i64 {
+pub(crate) fn nanoseconds(seconds: i64, nanoseconds: i64) -> i64 {
     seconds
         .saturating_mul(1_000_000_000)
         .saturating_add(nanoseconds)
