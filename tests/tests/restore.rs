@@ -15,12 +15,18 @@ use nix::sys::signal::Signal;
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 use serde_json::Value;
 use snapshim_tests::process::Ended;
-use snapshim_tests::{Certificate, Fs, Lab, Proc, Random, fs as kinds, process, rounds, tree};
+use snapshim_tests::{
+    Certificate, Fs, Lab, Proc, Random, fs as kinds, full, process, rounds, tree,
+};
 
 const STAGING: &str = ".snapshim-restore";
 
 fn lab(name: &str, kind: Fs) -> Option<Lab> {
-    Lab::new(name, kind, Duration::from_secs(240))
+    Lab::new(
+        name,
+        kind,
+        Duration::from_secs(if full() { 900 } else { 240 }),
+    )
 }
 
 /// Takes a snapshot of the lab's data, with no program about.
@@ -1093,6 +1099,22 @@ fn somebody_elses_store_gives_nobody_rights() {
     // Where its files go is not for its manifest to say.
     let message = refused(&lab, &[&id, "--in-place"]);
     assert!(message.contains("belongs to another user"), "{message}");
+    // Nor is a file that was asked for also one that was not.
+    let planted = lab.beside("planted");
+    fs::write(&planted, "precious").unwrap();
+    edit(&lab, &id, |m| {
+        let mut other = record(m, &data.join("file")).clone();
+        other["path"] = text(&planted).into();
+        m["files"].as_array_mut().unwrap().push(other);
+        let root = serde_json::json!({"path": text(&planted)});
+        m["roots"].as_array_mut().unwrap().push(root);
+    });
+    fs::write(data.join("file"), "changed").unwrap();
+    let file = format!("{id}:{}", text(&data.join("file")));
+    restore(&lab, &[&file, "--in-place"]).ok("a file that is named");
+    assert_eq!(fs::read_to_string(data.join("file")).unwrap(), "file\n");
+    assert_eq!(fs::read_to_string(&planted).unwrap(), "precious");
+    chown(data.join("file"), Some(0), Some(0)).unwrap();
     // The control: of one's own, all of it comes back.
     process::tool("chown", &["-Rh", "0:0", text(&lab.store().join(lab.set()))]);
     let own = lab.beside("own");

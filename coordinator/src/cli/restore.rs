@@ -107,6 +107,12 @@ pub fn run(args: &RestoreArgs) -> Result<ExitCode> {
         into: into.as_deref().map(|p| named(p, manifest)).transpose()?,
         paths: paths?,
     };
+    if !manifest.verified {
+        output::note(&format!(
+            "snapshim: the snapshot {} is not verified; `snapshim show` says why",
+            snapshot.id
+        ));
+    }
     let set = Set::open(Some(&found.set))
         .ok()
         .filter(|set| set.config.store == found.place);
@@ -130,7 +136,9 @@ pub fn run(args: &RestoreArgs) -> Result<ExitCode> {
         &options,
         &mut meter,
         &mut || !interrupt::is_asked(),
-    )?;
+    );
+    meter.end();
+    let outcome = outcome?;
     report(args, found.set, &snapshot, &target, outcome)?;
     Ok(ExitCode::SUCCESS)
 }
@@ -274,7 +282,9 @@ fn run_undo(args: &RestoreArgs, options: &Options) -> Result<ExitCode> {
     let mut meter = Meter::new();
     let undone = undo(&parents, options, &mut meter, &mut || {
         !interrupt::is_asked()
-    })?;
+    });
+    meter.end();
+    let undone = undone?;
     drop(lock);
     if args.output.json {
         output::json(&UndoReport {
