@@ -1,7 +1,7 @@
 //! After the hold: the rest of the tree, and all of it durable.
 
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags};
@@ -10,12 +10,8 @@ use rustix::io::Errno;
 use super::Captured;
 use super::record::{Body, Entry, How};
 use crate::store::fault;
-use crate::store::manifest::{FileRecord, Kind, PathName};
-use crate::tree::seen::Seen;
-use crate::tree::{
-    dirs,
-    metadata::{self, Failed},
-};
+use crate::store::manifest::{FileRecord, Kind};
+use crate::tree::metadata::{self, Failed};
 use crate::{Error, Result};
 
 /// Up to this many entries, each is synced by itself. More are cheaper with one `syncfs`,
@@ -163,19 +159,10 @@ impl Tree<'_> {
 }
 
 fn record(captured: &Captured, entry: &Entry) -> FileRecord {
-    let Seen {
-        id,
-        uid,
-        gid,
-        mtime_ns,
-        ctime_ns,
-        ..
-    } = entry.seen;
-    let kind = entry.seen.kind();
     let capture = match entry.body {
         Body::File(How::Reflink) => Some("reflink"),
         Body::File(How::Copy) => Some("copy"),
-        Body::HardLink(_) if kind == Kind::File => Some("hardlink"),
+        Body::HardLink(_) if entry.seen.kind() == Kind::File => Some("hardlink"),
         Body::HardLink(_) | Body::Dir(_) | Body::Symlink(_) | Body::Special => None,
     };
     let first = match &entry.body {
@@ -183,27 +170,11 @@ fn record(captured: &Captured, entry: &Entry) -> FileRecord {
         body => body,
     };
     let target = match first {
-        Body::Symlink(points_to) => Some(PathName(Path::to_owned(dirs::as_path(points_to)))),
+        Body::Symlink(points_to) => Some(&**points_to),
         _ => None,
     };
     FileRecord {
-        path: PathName(captured.path_of(entry)),
-        kind,
-        size: if kind == Kind::File {
-            entry.seen.size
-        } else {
-            0
-        },
-        mode: entry.seen.permissions(),
-        uid,
-        gid,
-        mtime_ns,
-        ctime_ns,
-        dev: id.dev,
-        ino: id.ino,
-        target,
         capture: capture.map(str::to_owned),
-        digest: None,
-        device: entry.seen.device(),
+        ..entry.seen.record(captured.path_of(entry), target)
     }
 }

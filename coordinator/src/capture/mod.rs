@@ -26,6 +26,7 @@
 
 mod ahead;
 mod finish;
+mod look;
 mod moved;
 mod prepare;
 mod record;
@@ -41,6 +42,7 @@ use crate::Result;
 use crate::store::manifest::FileRecord;
 use crate::tree::dirs;
 
+pub use look::{Live, look};
 pub use moved::Moved;
 
 /// What is captured.

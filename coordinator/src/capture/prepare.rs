@@ -97,7 +97,7 @@ impl Scan {
 /// See [`super::prepare`].
 pub(super) fn prepare(scope: &Scope, tree: &Path, method: Method) -> Result<Prepared> {
     let mut target = Target::open(tree)?;
-    let paths = Paths::new(scope, target.id)?;
+    let paths = Paths::new(scope, Some(target.id))?;
     let mut scan = Scan {
         dirs: Dirs::new().without_atime(),
         members: Vec::new(),

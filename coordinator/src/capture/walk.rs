@@ -32,7 +32,7 @@ pub(super) struct Paths {
 
 impl Paths {
     /// Checks the paths; `tree` is never captured, wherever it is.
-    pub(super) fn new(scope: &Scope, tree: FileId) -> Result<Paths> {
+    pub(super) fn new(scope: &Scope, tree: Option<FileId>) -> Result<Paths> {
         let mut sorted = scope
             .roots
             .iter()
@@ -54,7 +54,7 @@ impl Paths {
                 .map(|path| plain(path))
                 .collect::<Result<_>>()?,
             excluded_names: HashMap::new(),
-            excluded_dirs: HashSet::from([tree]),
+            excluded_dirs: HashSet::from_iter(tree),
         };
         for exclude in &paths.excludes {
             if let (Some(parent), Some(name)) = (exclude.parent(), exclude.file_name()) {

@@ -4,7 +4,8 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
+use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum, ValueHint};
+use clap_complete::Shell;
 use nix::unistd::{Group, User};
 
 use snapshim_gate::abi::{DEFAULT_HOLD_BOUND_MS, MAX_HOLD_BOUND_MS};
@@ -18,11 +19,19 @@ use crate::hold::outside::Methods;
 use crate::hold::set::{Asks, Config, Set, Wanted};
 use crate::store::policy::{Count, Policy, Room, Within};
 
-use super::usage;
+use crate::stop::Stop;
+use crate::verify::command::{self, Verify};
+
+use super::{help, usage};
 
 /// Consistent snapshots of the files of running, unmodified programs
 #[derive(Debug, Parser)]
-#[command(name = "snapshim", version, propagate_version = true)]
+#[command(
+    name = "snapshim",
+    version,
+    propagate_version = true,
+    after_help = help::MAIN
+)]
 pub struct Cli {
     /// What every command takes.
     #[command(flatten)]
@@ -59,23 +68,56 @@ const GLOBAL: &str = "Global options";
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Run a program so that its files can be checkpointed
+    #[command(after_help = help::RUN)]
     Run(RunArgs),
     /// Take a snapshot of the files of a running set
+    #[command(after_help = help::CHECKPOINT)]
     Checkpoint(CheckpointArgs),
     /// Take a snapshot of files whatever programs have them open, none of them in a set
+    #[command(after_help = help::SNAP)]
     Snap(SnapArgs),
     /// List the snapshots of a set
+    #[command(after_help = help::LIST)]
     List(ListArgs),
-    /// Show one snapshot
+    /// Show one snapshot, or a file or directory in it
+    #[command(after_help = help::SHOW)]
     Show(ShowArgs),
+    /// Check that the files of snapshots are what they were
+    #[command(after_help = help::VERIFY)]
+    Verify(VerifyArgs),
+    /// Show what differs between two snapshots, or between one and the live files
+    #[command(after_help = help::DIFF)]
+    Diff(DiffArgs),
+    /// Remove the snapshots that a policy does not keep
+    #[command(after_help = help::PRUNE)]
+    Prune(PruneArgs),
+    /// Remove one snapshot
+    #[command(after_help = help::DELETE)]
+    Delete(DeleteArgs),
+    /// Pin a snapshot: it stays until it is unpinned, whatever a policy says
+    #[command(after_help = help::PIN)]
+    Pin(PinOneArgs),
+    /// Undo a pin
+    #[command(after_help = help::UNPIN)]
+    Unpin(UnpinArgs),
     /// Put files back as a snapshot has them
+    #[command(after_help = help::RESTORE)]
     Restore(RestoreArgs),
     /// Show a set: its gate, its programs, what it watches
+    #[command(after_help = help::STATUS)]
     Status(StatusArgs),
     /// Print the environment that brings programs into a set, for a shell to eval
+    #[command(after_help = help::ENV)]
     Env(EnvArgs),
     /// Say what will hold a program or a process, and what would make it better
+    #[command(after_help = help::DOCTOR)]
     Doctor(DoctorArgs),
+    /// Print what makes a shell complete our commands and flags
+    #[command(after_help = help::COMPLETIONS)]
+    Completions(CompletionsArgs),
+    /// Print the manual, or write the page of every command
+    #[command(after_help = help::MAN)]
+    Man(ManArgs),
 }
 
 /// What a set is; for the commands that start one.
@@ -119,6 +161,8 @@ impl SetArgs {
             store: self.store.clone(),
             max_hold_ms: self.limits.max_hold.map(|d| d.as_millis() as u32),
             policy: self.limits.keep.policy(),
+            verify: self.limits.check.verify.wanted(),
+            no_digest: self.limits.check.no_digest,
             asks: Asks {
                 stdio_records: self.stdio_records,
                 refuse_rings: self.io_uring == Rings::Refuse,
@@ -149,6 +193,9 @@ pub struct LimitArgs {
     /// Which snapshots stay.
     #[command(flatten)]
     pub keep: KeepArgs,
+    /// What is done with a snapshot before it is published.
+    #[command(flatten)]
+    pub check: CheckArgs,
 }
 
 /// Which snapshots stay; all, unless one of these is given.
@@ -222,6 +269,46 @@ pub struct MeansArgs {
     pub outside: Option<Methods>,
 }
 
+/// What is known and checked of a snapshot before it is published.
+#[derive(Debug, Args)]
+pub struct CheckArgs {
+    /// Leave the files' digests out of the manifest: published sooner, but `snapshim verify`
+    /// cannot tell whether the bytes are still the same
+    #[arg(long)]
+    pub no_digest: bool,
+    /// The command the snapshot has to pass.
+    #[command(flatten)]
+    pub verify: VerifyCommandArgs,
+}
+
+/// A command that a snapshot has to pass.
+#[derive(Debug, Args)]
+pub struct VerifyCommandArgs {
+    /// Run this on the snapshot: a program, or a line for the shell with the directory of the
+    /// files in $1 and $SNAPSHIM_PATH. If it fails, the snapshot is not verified. "" for none
+    #[arg(long, value_name = "CMD")]
+    pub verify: Option<String>,
+    /// End it after this time, as failed [default: 10m]
+    #[arg(long, value_name = "DUR", value_parser = parse_interval, requires = "verify")]
+    pub verify_timeout: Option<Duration>,
+    /// Run it on a copy of the files, which it may change
+    #[arg(long, requires = "verify")]
+    pub writable: bool,
+}
+
+impl VerifyCommandArgs {
+    /// The command and how it is run, if there is one.
+    pub fn wanted(&self) -> Option<Verify> {
+        let timeout = self.verify_timeout.unwrap_or(command::TIMEOUT);
+        let text = self.verify.as_deref().filter(|text| !text.is_empty());
+        text.map(|text| Verify {
+            command: command::absolute(text),
+            timeout_ms: u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX),
+            writable: self.writable,
+        })
+    }
+}
+
 impl MeansArgs {
     fn method(&self) -> Method {
         match self.capture.unwrap_or_default() {
@@ -265,7 +352,14 @@ impl HowArgs {
             capture: self.means.method(),
             outside: self.means.outside.clone().unwrap_or_default(),
             policy: limits.keep.policy().or(&set.config.policy),
+            pin: None,
             only: None,
+            digest: !(limits.check.no_digest || set.config.no_digest),
+            verify: match &limits.check.verify.verify {
+                Some(_) => limits.check.verify.wanted(),
+                None => set.config.verify.clone(),
+            },
+            stop: Stop::default(),
         }
     }
 }
@@ -291,7 +385,12 @@ pub struct RunArgs {
     #[command(flatten)]
     pub how: HowArgs,
     /// The program and its arguments
-    #[arg(required = true, trailing_var_arg = true, value_names = ["APP", "ARGS"])]
+    #[arg(
+        required = true,
+        trailing_var_arg = true,
+        value_names = ["APP", "ARGS"],
+        value_hint = ValueHint::CommandWithArguments
+    )]
     pub command: Vec<OsString>,
 }
 
@@ -313,9 +412,26 @@ pub struct CheckpointArgs {
     /// Take a snapshot of this one file only, and hold no other
     #[arg(long, value_name = "PATH")]
     pub only: Option<PathBuf>,
+    /// Whether it stays.
+    #[command(flatten)]
+    pub pin: PinArgs,
     /// Whether for programs.
     #[command(flatten)]
     pub output: JsonArgs,
+}
+
+/// `--pin`.
+#[derive(Debug, Args)]
+pub struct PinArgs {
+    /// Pin the snapshot: it stays until it is unpinned, whatever a policy says
+    #[arg(
+        long = "pin",
+        value_name = "NOTE",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = ""
+    )]
+    pub note: Option<String>,
 }
 
 /// `snapshim snap`.
@@ -342,6 +458,9 @@ pub struct SnapArgs {
     /// Its limits.
     #[command(flatten)]
     pub limits: LimitArgs,
+    /// Whether it stays.
+    #[command(flatten)]
+    pub pin: PinArgs,
     /// Whether for programs.
     #[command(flatten)]
     pub output: JsonArgs,
@@ -356,6 +475,8 @@ impl SnapArgs {
             store: self.store.clone(),
             max_hold_ms: self.limits.max_hold.map(|d| d.as_millis() as u32),
             policy: self.limits.keep.policy(),
+            verify: self.limits.check.verify.wanted(),
+            no_digest: self.limits.check.no_digest,
             asks: Asks::default(),
             sharing: Sharing::default(),
         }
@@ -370,7 +491,11 @@ impl SnapArgs {
             capture: self.means.method(),
             outside: self.means.outside.clone().unwrap_or_default(),
             policy: config.policy.clone(),
+            pin: self.pin.note.clone(),
             only: None,
+            digest: !config.no_digest,
+            verify: config.verify.clone(),
+            stop: Stop::default(),
         }
     }
 }
@@ -391,12 +516,13 @@ pub struct ListArgs {
 
 /// `snapshim show`.
 #[derive(Debug, Args)]
-#[command(override_usage = "snapshim show [OPTIONS] [N] <ID>")]
+#[command(override_usage = "snapshim show [OPTIONS] [N] <ID>[:<PATH>]")]
 pub struct ShowArgs {
     /// The set, which may be left out if there is only one, and the snapshot: its id, the
-    /// beginning of it, or latest
-    #[arg(value_name = "[N] ID", required = true, num_args = 1..=2)]
-    pub names: Vec<String>,
+    /// beginning of it, or latest; ~1 behind it is the one before. With :PATH the file or
+    /// directory that had this path: a file's bytes, a directory's entries, a link's target
+    #[arg(value_name = "[N] ID[:PATH]", required = true, num_args = 1..=2)]
+    pub names: Vec<OsString>,
     /// Where the snapshots of the set are, if the set is no longer known
     #[arg(long, value_name = "DIR")]
     pub store: Option<PathBuf>,
@@ -405,7 +531,51 @@ pub struct ShowArgs {
     pub output: JsonArgs,
 }
 
-impl ShowArgs {
+/// `snapshim diff`.
+#[derive(Debug, Args)]
+#[command(override_usage = "snapshim diff [OPTIONS] [N] <A>[:<PATH>] [<B>]")]
+pub struct DiffArgs {
+    /// The set, which may be left out if there is only one, and one or two of its snapshots,
+    /// as in show. Without B, A is compared with the live files. Of two names the first is A
+    /// if it is a snapshot, else the set
+    #[arg(value_name = "[N] A[:PATH] [B]", required = true, num_args = 1..=3)]
+    pub names: Vec<OsString>,
+    /// Compare with the live files: the last name is A
+    #[arg(long)]
+    pub live: bool,
+    /// Compare only this file or directory; may be given several times
+    #[arg(long, value_name = "PATH")]
+    pub path: Vec<PathBuf>,
+    /// Print where the bytes of changed files differ, as offset+length
+    #[arg(long)]
+    pub ranges: bool,
+    /// Print changed text files as a patch
+    #[arg(short = 'u', long, conflicts_with_all = ["json", "ranges"])]
+    pub patch: bool,
+    /// End with 1 if anything differs
+    #[arg(long)]
+    pub exit_code: bool,
+    /// Where the snapshots of the set are, if the set is no longer known
+    #[arg(long, value_name = "DIR")]
+    pub store: Option<PathBuf>,
+    /// Whether for programs.
+    #[command(flatten)]
+    pub output: JsonArgs,
+}
+
+/// One snapshot.
+#[derive(Debug, Args)]
+pub struct TargetArgs {
+    /// The set, which may be left out if there is only one, and the snapshot: its id, the
+    /// beginning of it, or latest; ~1 behind it is the one before
+    #[arg(value_name = "[N] ID", required = true, num_args = 1..=2)]
+    pub names: Vec<String>,
+    /// Where the snapshots of the set are, if the set is no longer known
+    #[arg(long, value_name = "DIR")]
+    pub store: Option<PathBuf>,
+}
+
+impl TargetArgs {
     /// The set's name, if given, and the snapshot's id.
     pub fn set_and_id(&self) -> (Option<&str>, &str) {
         match self.names.as_slice() {
@@ -416,13 +586,119 @@ impl ShowArgs {
     }
 }
 
+/// `snapshim verify`.
+#[derive(Debug, Args)]
+#[command(override_usage = "snapshim verify [OPTIONS] [N] [ID]")]
+pub struct VerifyArgs {
+    /// The set, which may be left out if there is only one, and the snapshot: its id, the
+    /// beginning of it, or latest [default: latest]. A single word of digits is an id
+    #[arg(value_name = "[N] [ID]", num_args = 0..=2)]
+    pub names: Vec<String>,
+    /// Where the snapshots of the set are, if the set is no longer known
+    #[arg(long, value_name = "DIR")]
+    pub store: Option<PathBuf>,
+    /// Check every snapshot of the set, at low I/O priority
+    #[arg(long)]
+    pub all: bool,
+    /// Compare everything but the files' bytes
+    #[arg(long)]
+    pub quick: bool,
+    /// A command they have to pass as well.
+    #[command(flatten)]
+    pub command: VerifyCommandArgs,
+    /// Whether for programs.
+    #[command(flatten)]
+    pub output: JsonArgs,
+}
+
+impl VerifyArgs {
+    /// The set's name and the snapshot's id, as far as given.
+    pub fn set_and_id(&self) -> (Option<&str>, Option<&str>) {
+        let is_id = |word: &str| {
+            word == "latest"
+                || word
+                    .bytes()
+                    .all(|b| b.is_ascii_digit() || b"T.Z".contains(&b))
+        };
+        match self.names.as_slice() {
+            [name, id, ..] => (Some(name), Some(id)),
+            [id] if is_id(id) && !self.all => (None, Some(id)),
+            [name] => (Some(name), None),
+            [] => (None, None),
+        }
+    }
+}
+
+/// `snapshim prune`.
+#[derive(Debug, Args)]
+pub struct PruneArgs {
+    /// The set; may be left out if there is only one
+    #[arg(value_name = "N")]
+    pub name: Option<String>,
+    /// Where its snapshots are, if the set is no longer known
+    #[arg(long, value_name = "DIR")]
+    pub store: Option<PathBuf>,
+    /// The policy; that of the set by default.
+    #[command(flatten)]
+    pub keep: KeepArgs,
+    /// Remove nothing, only say what would be
+    #[arg(short = 'n', long)]
+    pub dry_run: bool,
+    /// Whether for programs.
+    #[command(flatten)]
+    pub output: JsonArgs,
+}
+
+/// `snapshim delete`.
+#[derive(Debug, Args)]
+#[command(override_usage = "snapshim delete [OPTIONS] [N] <ID>")]
+pub struct DeleteArgs {
+    /// Which one.
+    #[command(flatten)]
+    pub target: TargetArgs,
+    /// Whether for programs.
+    #[command(flatten)]
+    pub output: JsonArgs,
+}
+
+/// `snapshim pin`.
+#[derive(Debug, Args)]
+#[command(override_usage = "snapshim pin [OPTIONS] [N] <ID>")]
+pub struct PinOneArgs {
+    /// Which one.
+    #[command(flatten)]
+    pub target: TargetArgs,
+    /// Why, in your words
+    #[arg(
+        long,
+        value_name = "TEXT",
+        default_value = "",
+        hide_default_value = true
+    )]
+    pub note: String,
+    /// Whether for programs.
+    #[command(flatten)]
+    pub output: JsonArgs,
+}
+
+/// `snapshim unpin`.
+#[derive(Debug, Args)]
+#[command(override_usage = "snapshim unpin [OPTIONS] [N] <ID>")]
+pub struct UnpinArgs {
+    /// Which one.
+    #[command(flatten)]
+    pub target: TargetArgs,
+    /// Whether for programs.
+    #[command(flatten)]
+    pub output: JsonArgs,
+}
+
 /// `snapshim restore`.
 #[derive(Debug, Args)]
 #[command(
     override_usage = "snapshim restore [OPTIONS] [N] <ID[:PATH]> <--to <DIR>|--in-place>\n       \
                       snapshim restore --undo [OPTIONS] [N]",
-    group = ArgGroup::new("where").required(true).args(["to", "in_place", "undo"]),
-    after_help = RESTORE_HELP
+    group = ArgGroup::new("where").required(true).args(["to", "in_place", "undo"])
 )]
 pub struct RestoreArgs {
     /// The set, which may be left out if there is only one, and the snapshot: its id, the
@@ -462,13 +738,6 @@ pub struct RestoreArgs {
     pub output: JsonArgs,
 }
 
-const RESTORE_HELP: &str = "\
-Examples:
-  snapshim restore db latest --in-place --dry-run
-  snapshim restore db latest:/srv/db/users.sqlite --to /tmp/look
-  snapshim restore db 20261120 --in-place --keep-replaced
-  snapshim restore --undo db";
-
 /// `snapshim status`.
 #[derive(Debug, Args)]
 pub struct StatusArgs {
@@ -507,6 +776,22 @@ pub struct DoctorArgs {
     /// The program to look at, and its arguments
     #[arg(last = true, value_names = ["APP", "ARGS"])]
     pub command: Vec<OsString>,
+}
+
+/// `snapshim completions`.
+#[derive(Debug, Args)]
+pub struct CompletionsArgs {
+    /// The shell
+    #[arg(value_name = "SHELL")]
+    pub shell: Shell,
+}
+
+/// `snapshim man`.
+#[derive(Debug, Args)]
+pub struct ManArgs {
+    /// Write a page for each command into this directory, which is made if it is not there
+    #[arg(long, value_name = "DIR")]
+    pub dir: Option<PathBuf>,
 }
 
 /// Parses a duration: numbers with units, such as `200ms`, `1.5s`, `1m30s`.
@@ -619,6 +904,45 @@ mod tests {
     #[test]
     fn the_definition_is_sound() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_has_an_example_that_parses() {
+        let mut command = Cli::command();
+        command.build();
+        for command in command.get_subcommands().filter(|c| c.get_name() != "help") {
+            let name = command.get_name();
+            let help = command.get_after_help().map(ToString::to_string);
+            let help = help.unwrap_or_else(|| panic!("{name} has no example"));
+            let mut examples = 0;
+            for line in help.lines() {
+                let Some(start) = line.find("snapshim ") else {
+                    continue;
+                };
+                // Up to what explains it, or what only a shell takes.
+                let end = [")\"", "  #", " |", " >", ")"]
+                    .iter()
+                    .filter_map(|end| line[start..].find(end))
+                    .min()
+                    .map_or(line.len(), |end| start + end);
+                let words = line[start..end].split_whitespace();
+                Cli::try_parse_from(words).unwrap_or_else(|e| panic!("{line}: {e}"));
+                examples += 1;
+            }
+            assert!(examples > 0, "{name} has no example");
+        }
+    }
+
+    #[test]
+    fn every_argument_says_what_it_is_for() {
+        let mut command = Cli::command();
+        command.build();
+        for command in command.get_subcommands().filter(|c| c.get_name() != "help") {
+            for argument in command.get_arguments() {
+                let name = command.get_name();
+                assert!(argument.get_help().is_some(), "{name} {argument}");
+            }
+        }
     }
 
     #[test]

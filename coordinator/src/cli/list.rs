@@ -5,11 +5,11 @@ use std::process::ExitCode;
 use serde::Serialize;
 
 use crate::Result;
-use crate::store::Entry;
-use crate::store::manifest::{Kind, Manifest, PathName, VERSION};
+use crate::store::manifest::{PathName, Pin, VERSION};
+use crate::store::{Head, Listed};
 
 use super::args::ListArgs;
-use super::table::{Cell, Table};
+use super::table::{Cell, Layout, Table};
 use super::{output, snapshots, style};
 
 #[derive(Serialize)]
@@ -46,32 +46,23 @@ struct Summary {
     capture: String,
     files: u64,
     bytes: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pin: Option<Pin>,
 }
 
-impl From<&Manifest> for Summary {
-    fn from(manifest: &Manifest) -> Summary {
-        let files = || manifest.files.iter().filter(|f| f.kind == Kind::File);
+impl From<Head> for Summary {
+    fn from(head: Head) -> Summary {
         Summary {
-            time: manifest.time.clone(),
-            commit_point: manifest.commit_point.clone(),
-            verified: manifest.verified,
-            hold_us: manifest.hold_us,
-            drain_us: manifest.drain_us,
-            stop_us: manifest.stop_us,
-            capture: manifest.capture.clone(),
-            files: files().count() as u64,
-            bytes: files().fold(0, |sum, f| sum.saturating_add(f.size)),
-        }
-    }
-}
-
-impl From<Entry> for Line {
-    fn from(entry: Entry) -> Line {
-        Line {
-            path: PathName(entry.tree()),
-            id: entry.id,
-            summary: entry.manifest.as_ref().ok().map(Summary::from),
-            damage: entry.manifest.err(),
+            time: head.time,
+            commit_point: head.commit_point,
+            verified: head.verified,
+            hold_us: head.hold_us,
+            drain_us: head.drain_us,
+            stop_us: head.stop_us,
+            capture: head.capture,
+            files: head.totals.files,
+            bytes: head.totals.bytes,
+            pin: head.pin,
         }
     }
 }
@@ -79,10 +70,22 @@ impl From<Entry> for Line {
 /// Runs the command.
 pub fn run(args: &ListArgs) -> Result<ExitCode> {
     let found = snapshots::find(args.name.as_deref(), args.store.as_deref())?;
+    let line = |Listed { id, head }| {
+        let (summary, damage) = match head {
+            Ok(head) => (Some(Summary::from(head)), None),
+            Err(damage) => (None, Some(damage)),
+        };
+        Line {
+            path: PathName(found.store.tree_of(&id)),
+            id,
+            summary,
+            damage,
+        }
+    };
     let report = Report {
         version: VERSION,
         latest: found.store.latest(),
-        snapshots: found.store.list()?.into_iter().map(Line::from).collect(),
+        snapshots: found.store.heads()?.into_iter().map(line).collect(),
         set: found.set,
         store: PathName(found.place),
     };
@@ -100,15 +103,23 @@ pub fn run(args: &ListArgs) -> Result<ExitCode> {
 }
 
 fn table(report: &Report) -> Table {
-    let mut table = Table::new(&["ID", "STATE", "FILES", "SIZE", "HELD", "CAPTURE", ""]);
+    let mut head = vec!["ID", "STATE", "FILES", "SIZE", "HELD", "CAPTURE", ""];
+    let pin = |line: &Line| Some(pin_mark(line.summary.as_ref()?.pin.as_ref()?));
+    // People are spared an empty column; programs count on it.
+    let has_pins = Layout::of_stdout() == Layout::Lines
+        || report.snapshots.iter().any(|line| pin(line).is_some());
+    if has_pins {
+        head.push("PIN");
+    }
+    let mut table = Table::new(&head);
     for line in &report.snapshots {
         let id = Cell::new(&line.id).styled(style::NAME);
         let latest = match report.latest.as_deref() == Some(&line.id) {
             true => "latest",
             false => "",
         };
-        let row = match &line.summary {
-            Some(summary) => [
+        let mut row = match &line.summary {
+            Some(summary) => vec![
                 id,
                 state(summary.verified),
                 Cell::count(summary.files),
@@ -117,7 +128,7 @@ fn table(report: &Report) -> Table {
                 Cell::name(&summary.capture),
                 Cell::new(latest),
             ],
-            None => [
+            None => vec![
                 id,
                 Cell::new("damaged").styled(style::BAD),
                 Cell::new(""),
@@ -127,13 +138,24 @@ fn table(report: &Report) -> Table {
                 Cell::name(line.damage.as_deref().unwrap_or("")),
             ],
         };
+        if has_pins {
+            row.push(Cell::new(pin(line).unwrap_or_default()));
+        }
         table.row(row);
     }
     table
 }
 
+/// That a snapshot is pinned, with the note.
+pub(super) fn pin_mark(pin: &Pin) -> String {
+    match pin.note.as_str() {
+        "" => "pinned".into(),
+        note => format!("pinned: {}", output::name(note)),
+    }
+}
+
 /// Whether a snapshot is verified, as a cell of a table.
-fn state(verified: bool) -> Cell {
+pub(super) fn state(verified: bool) -> Cell {
     match verified {
         true => Cell::new("verified").styled(style::GOOD),
         false => Cell::new("not verified").styled(style::DOUBTFUL),

@@ -9,15 +9,22 @@
 
 pub mod args;
 pub mod checkpoint;
+pub mod completions;
+pub mod delete;
+pub mod diff;
 pub mod doctor;
 pub mod env;
+pub mod help;
 pub mod inherited;
 pub mod interrupt;
 pub mod list;
+pub mod man;
 pub mod output;
 pub mod periodic;
+pub mod pin;
 pub mod preload;
 pub mod progress;
+pub mod prune;
 pub mod restore;
 pub mod run;
 pub mod show;
@@ -27,6 +34,7 @@ pub mod snapshots;
 pub mod status;
 pub mod style;
 pub mod table;
+pub mod verify;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -65,10 +73,18 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         Command::Snap(args) => snap::run(&args),
         Command::List(args) => list::run(&args),
         Command::Show(args) => show::run(&args),
+        Command::Verify(args) => verify::run(&args),
+        Command::Diff(args) => diff::run(&args),
+        Command::Prune(args) => prune::run(&args),
+        Command::Delete(args) => delete::run(&args),
+        Command::Pin(args) => pin::pin(&args),
+        Command::Unpin(args) => pin::unpin(&args),
         Command::Restore(args) => restore::run(&args),
         Command::Status(args) => status::run(&args),
         Command::Env(args) => env::run(&args),
         Command::Doctor(args) => doctor::run(&args),
+        Command::Completions(args) => completions::run(&args),
+        Command::Man(args) => man::run(&args),
     }
 }
 

@@ -1,6 +1,8 @@
 //! Standard output and standard error.
 
+use std::fs::File;
 use std::io::{self, Write};
+use std::path::Path;
 use std::sync::OnceLock;
 
 use serde::{Serialize, Serializer};
@@ -89,6 +91,19 @@ pub fn bytes(bytes: &[u8]) -> Result<()> {
             other => other.context(|| "write to standard output".into()),
         }
     })
+}
+
+/// Prints a file to standard output as it is. A reader that went away has seen enough.
+pub fn stream(mut file: File, path: &Path) -> Result<()> {
+    // Text after the last line feed would wait in std's buffer; this goes around it.
+    let out =
+        rustix::io::dup(rustix::stdio::stdout()).context(|| "write to standard output".into())?;
+    match io::copy(&mut file, &mut File::from(out)) {
+        Err(cause) if cause.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        other => other
+            .map(drop)
+            .context(|| format!("copy {} to standard output", path.display())),
+    }
 }
 
 /// Prints what went wrong to standard error, whole, and whether or not there is one:

@@ -9,6 +9,7 @@
 //! | [`sites`] | where system calls are in ELF files, and whether they are patched |
 //! | [`inspect`] | what `doctor` says of the machine and of processes |
 //! | [`outside`], [`clock`] | stopping processes that no gate holds |
+//! | [`locate`], [`sight`] | the processes behind slots, containers' too; what is out of sight |
 //! | [`process`], [`calls`] | what `/proc` and the system call numbers say |
 
 pub mod calls;
@@ -18,8 +19,10 @@ pub mod elf;
 pub mod evidence;
 pub mod gate_file;
 pub mod inspect;
+pub mod locate;
 pub mod outside;
 pub mod process;
 pub mod set;
 pub mod shim_file;
+pub mod sight;
 pub mod sites;

@@ -67,6 +67,35 @@ impl Store {
             .map_err(failed)
     }
 
+    /// Fields of a published snapshot's manifest as they are, also what this program
+    /// does not know of them; `None` for those that are not there.
+    ///
+    /// # Errors
+    ///
+    /// The manifest cannot be read or is damaged.
+    pub fn fields<const N: usize>(
+        &self,
+        lock: &StoreLock,
+        id: &str,
+        names: [&str; N],
+    ) -> Result<[Option<Value>; N]> {
+        let _ = lock;
+        let read = || -> std::result::Result<_, String> {
+            let (_, file) = self.open_manifest(id)?;
+            let text = read::read_text(file)?;
+            let damaged = |cause| format!("{MANIFEST} is damaged: {cause}");
+            let Fields(fields) = serde_json::from_slice(&text).map_err(damaged)?;
+            let mut found = names.map(|_| None);
+            for (name, raw) in fields {
+                if let Some(i) = names.iter().position(|wanted| *wanted == name) {
+                    found[i] = Some(serde_json::from_str(raw.get()).map_err(damaged)?);
+                }
+            }
+            Ok(found)
+        };
+        read().map_err(|cause| Error::new(format!("the snapshot {id} cannot be read: {cause}")))
+    }
+
     fn write_fields(
         &self,
         name: &str,

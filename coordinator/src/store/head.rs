@@ -17,6 +17,9 @@ use crate::Result;
 /// ones only what stands before the list of files.
 const WHOLE: u64 = 256 << 10;
 
+/// What stands before the list of files has fewer bytes, or the whole is read.
+const LONGEST_HEAD: u64 = 16 << 20;
+
 /// A manifest without its list of files.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Head {
@@ -138,10 +141,11 @@ impl Store {
         let mut file = std::fs::File::from(file);
         let length = file.metadata().map_or(0, |meta| meta.len());
         if length > WHOLE {
-            if let Some(head) = before_files(&mut file) {
-                if head.version == VERSION && head.id == id {
-                    return Ok(head);
-                }
+            if let Some(head) = before_files(&mut file)
+                && head.version == VERSION
+                && head.id == id
+            {
+                return Ok(head);
             }
             file.rewind()
                 .map_err(|cause| format!("manifest.json cannot be read: {cause}"))?;
@@ -155,7 +159,7 @@ impl Store {
 /// is in the way is found, and named, by reading the whole.
 fn before_files(file: impl Read) -> Option<Head> {
     let mut fields = None;
-    let mut json = serde_json::Deserializer::from_reader(BufReader::new(file));
+    let mut json = serde_json::Deserializer::from_reader(BufReader::new(file.take(LONGEST_HEAD)));
     // That it is not read to the end looks like an error.
     let _ = Front(&mut fields).deserialize(&mut json);
     serde_json::from_value(Value::Object(fields?)).ok()

@@ -1,7 +1,7 @@
 //! From a draft to a snapshot: durable first, then one rename.
 
 use std::io::{BufWriter, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
@@ -93,6 +93,22 @@ impl Draft {
     /// The directory the files go to.
     pub fn tree(&self) -> PathBuf {
         self.path().join(TREE)
+    }
+
+    /// The draft's directory, open.
+    pub(crate) fn dir(&self) -> BorrowedFd<'_> {
+        self.dir.as_fd()
+    }
+
+    /// The directory the files go to, open.
+    ///
+    /// # Errors
+    ///
+    /// Those of openat(2).
+    pub(crate) fn tree_fd(&self) -> Result<OwnedFd> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        rustix::fs::openat(&self.dir, TREE, flags, Mode::empty())
+            .map_err(|cause| fault("open", &self.tree(), cause))
     }
 
     fn path(&self) -> PathBuf {

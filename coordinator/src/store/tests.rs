@@ -5,7 +5,8 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::manifest::{FileRecord, Kind, Manifest, PathName, VERSION};
+use super::manifest::{FileRecord, Kind, Manifest, PathName, Totals, VERSION};
+use super::pace::Pace;
 use super::policy::{Count, Policy};
 use super::scratch::Scratch;
 use super::{Draft, Store, StoreLock, check_set_name};
@@ -25,8 +26,11 @@ fn manifest(id: &str, verified: bool) -> Manifest {
         drain_us: 7,
         stop_us: None,
         capture: "copy".to_owned(),
+        hashed_bytes: None,
+        checks: Vec::new(),
         roots: vec![PathName("/data".into())],
         excludes: None,
+        only: None,
         files: Vec::new(),
         writers: Vec::new(),
         foreign: Vec::new(),
@@ -54,7 +58,9 @@ fn keep_last(store: &Store, lock: &StoreLock, n: u32) -> Vec<String> {
         last: Some(Count::Only(n)),
         ..Policy::default()
     };
-    store.apply(lock, &policy).unwrap()
+    let retired = store.apply(lock, &policy).unwrap();
+    assert_eq!(store.clear(&mut Pace::brisk()).unwrap(), retired.ids.len());
+    retired.ids
 }
 
 fn ids(store: &Store) -> Vec<String> {
@@ -176,6 +182,23 @@ fn find_by_prefix() {
         store.find("20261120T2317").unwrap().id,
         "20261120T231700.123456Z"
     );
+    for (name, found) in [
+        ("20261121~1", "20261120T231800.123456Z"),
+        ("20261121~", "20261120T231800.123456Z"),
+        ("20261121~2", "20261120T231700.123456Z"),
+        ("20261120T2317~0", "20261120T231700.123456Z"),
+    ] {
+        assert_eq!(store.resolve(name).unwrap(), found, "{name}");
+    }
+    for wrong in [
+        "20261121~3",
+        "20261121~+1",
+        "20261121~x",
+        "20261121~1~1",
+        "~1",
+    ] {
+        assert!(store.resolve(wrong).is_err(), "{wrong}");
+    }
     let several = store.find("20261120").unwrap_err();
     assert!(several.message.contains("2 snapshots"), "{several}");
     for none in [
@@ -221,16 +244,15 @@ fn what_a_crash_left_is_swept_and_never_listed() {
     .unwrap();
     assert_eq!(ids(&store), [kept.as_str()]);
     let swept = store.sweep(&lock).unwrap();
-    assert_eq!(
-        swept,
-        [
-            ".del-20261120T231701.123456Z",
-            ".tmp-20261120T231700.123456Z",
-            ".tmp-latest"
-        ]
-    );
+    assert_eq!(swept, [".tmp-20261120T231700.123456Z", ".tmp-latest"]);
+    assert_eq!(store.clear(&mut Pace::brisk()).unwrap(), 1);
     assert_eq!(names(store.path()), [".lock", &kept, "latest"]);
     assert!(store.sweep(&lock).unwrap().is_empty());
+    // Killed between taking a snapshot out and pointing `latest` elsewhere.
+    let newer = publish(store.begin(&lock).unwrap(), true);
+    store.retire(&lock, &[newer]).unwrap();
+    store.sweep(&lock).unwrap();
+    assert_eq!(store.latest().as_ref(), Some(&kept));
 }
 
 #[test]
@@ -599,5 +621,68 @@ fn an_annotation_changes_nothing_else() {
         fs::write(&path, damaged).unwrap();
         assert!(store.annotate(&lock, &id, &[("pin", None)]).is_err());
         assert_eq!(fs::read_to_string(&path).unwrap(), damaged);
+    }
+}
+
+#[test]
+fn of_long_manifests_the_head_is_read() {
+    let scratch = Scratch::new();
+    let (store, lock) = open(&scratch);
+    let draft = store.begin(&lock).unwrap();
+    let id = draft.id().to_owned();
+    let mut long = manifest(&id, true);
+    let record = |n: u64| FileRecord {
+        path: PathName(format!("/data/{n}").into()),
+        kind: Kind::File,
+        size: 10,
+        mode: 0o644,
+        uid: 0,
+        gid: 0,
+        mtime_ns: 0,
+        ctime_ns: 0,
+        dev: 1,
+        ino: n,
+        target: None,
+        capture: None,
+        digest: None,
+        device: None,
+    };
+    long.files = (0..3000).map(record).collect();
+    long.totals = Some(Totals::of(&long.files));
+    draft.publish(&long).unwrap();
+    let path = store.path().join(&id).join("manifest.json");
+    let text = fs::read_to_string(&path).unwrap();
+    assert!(text.len() > 256 << 10);
+    let head = || store.heads().unwrap().remove(0).head;
+    let totals = Totals {
+        files: 3000,
+        bytes: 30_000,
+    };
+    assert_eq!(head().unwrap().totals, totals);
+    // What comes after the head is not read: damage there shows when it is.
+    fs::write(&path, &text[..text.len() - 3]).unwrap();
+    assert_eq!(head().unwrap().totals, totals);
+    assert!(store.find(&id).unwrap().manifest.is_err());
+    // An older one has no totals, and other fields behind its files: it is read whole.
+    let mut older: serde_json::Value = serde_json::from_str(&text).unwrap();
+    older.as_object_mut().unwrap().remove("totals");
+    let older = serde_json::to_string_pretty(&older).unwrap();
+    assert!(
+        older.find("\"files\"") < older.find("\"hold_us\""),
+        "sorted by name"
+    );
+    fs::write(&path, &older).unwrap();
+    assert_eq!(head().unwrap().totals, totals);
+    fs::write(&path, &older[..older.len() - 3]).unwrap();
+    assert!(head().unwrap_err().contains("damaged"));
+    // A head that is damaged, of another snapshot, or of a later version.
+    for (from, to, complaint) in [
+        ("\"verified\": true", "\"verified\": 1", "damaged"),
+        (id.as_str(), "20200101T000000.000000Z", "another snapshot"),
+        ("\"version\": 1", "\"version\": 2", "newer snapshim"),
+    ] {
+        fs::write(&path, text.replace(from, to)).unwrap();
+        let said = head().unwrap_err();
+        assert!(said.contains(complaint), "{said}");
     }
 }

@@ -1,9 +1,13 @@
 //! What a stat said, in one form for all architectures.
 
+use std::ffi::CStr;
+use std::path::PathBuf;
+
 use rustix::fs::{FileType, Stat};
 use snapshim_gate::table::FileId;
 
-use crate::store::manifest::{Device, Kind};
+use super::dirs::as_path;
+use crate::store::manifest::{Device, FileRecord, Kind, PathName};
 
 /// The parts of a stat that are recorded or compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,6 +70,27 @@ impl Seen {
             major: rustix::fs::major(self.rdev),
             minor: rustix::fs::minor(self.rdev),
         })
+    }
+
+    /// What the manifest says of it. `target` is where a symbolic link points.
+    pub(crate) fn record(&self, path: PathBuf, target: Option<&CStr>) -> FileRecord {
+        let kind = self.kind();
+        FileRecord {
+            path: PathName(path),
+            kind,
+            size: if kind == Kind::File { self.size } else { 0 },
+            mode: self.permissions(),
+            uid: self.uid,
+            gid: self.gid,
+            mtime_ns: self.mtime_ns,
+            ctime_ns: self.ctime_ns,
+            dev: self.id.dev,
+            ino: self.id.ino,
+            target: target.map(|target| PathName(as_path(target).to_owned())),
+            capture: None,
+            digest: None,
+            device: self.device(),
+        }
     }
 
     /// Permission bits with set-id and sticky bits.
