@@ -15,12 +15,18 @@ use nix::sys::signal::Signal;
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 use serde_json::Value;
 use snapshim_tests::process::Ended;
-use snapshim_tests::{Certificate, Fs, Lab, Proc, Random, fs as kinds, process, rounds, tree};
+use snapshim_tests::{
+    Certificate, Fs, Lab, Proc, Random, fs as kinds, full, process, rounds, tree,
+};
 
 const STAGING: &str = ".snapshim-restore";
 
 fn lab(name: &str, kind: Fs) -> Option<Lab> {
-    Lab::new(name, kind, Duration::from_secs(240))
+    Lab::new(
+        name,
+        kind,
+        Duration::from_secs(if full() { 900 } else { 240 }),
+    )
 }
 
 /// Takes a snapshot of the lab's data, with no program about.
@@ -927,49 +933,64 @@ fn without_room_nothing_is_replaced() {
     assert!(!small.0.join(STAGING).exists());
 }
 
-#[test]
-fn a_mount_point_below_has_its_own_staging_directory() {
-    let Some(lab) = lab("restore-mounts", Fs::Ext4) else {
-        return;
-    };
-    let small = Small::new(&lab, 48);
-    let data = lab.data();
-    // Mounted below, too.
-    let below = data.join("mounted");
-    fs::create_dir(&below).unwrap();
-    process::tool("mount", &["--bind", text(&small.0), text(&below)]);
-    struct Bind(PathBuf);
-    impl Drop for Bind {
-        fn drop(&mut self) {
+/// Something mounted in a directory, or a subvolume of its own.
+enum Below {
+    Bind(PathBuf, #[allow(dead_code)] Small),
+    Subvolume,
+}
+
+impl Below {
+    fn new(lab: &Lab, kind: Fs, path: &Path) -> Below {
+        if kind == Fs::Btrfs {
+            process::tool("btrfs", &["subvolume", "create", text(path)]);
+            return Below::Subvolume;
+        }
+        let small = Small::new(lab, 48);
+        fs::create_dir(path).unwrap();
+        process::tool("mount", &["--bind", text(&small.0), text(path)]);
+        Below::Bind(path.to_owned(), small)
+    }
+}
+
+impl Drop for Below {
+    fn drop(&mut self) {
+        if let Below::Bind(path, _) = self {
             let mut command = std::process::Command::new("umount");
-            command.arg(&self.0);
+            command.arg(path);
             process::run(command, Duration::from_secs(30));
         }
     }
-    let bind = Bind(below.clone());
-    fs::write(below.join("file"), "then").unwrap();
-    fs::write(data.join("file"), "then").unwrap();
-    snap(&lab, &["--capture", "copy"]);
-    fs::write(below.join("file"), "now").unwrap();
-    fs::write(below.join("extra"), "now").unwrap();
-    fs::write(data.join("file"), "now").unwrap();
-    restore(&lab, &["latest", "--in-place", "--keep-replaced"]).ok("restore");
-    let read = |path: PathBuf| fs::read_to_string(path).unwrap();
-    assert_eq!(
-        (read(below.join("file")), read(data.join("file"))),
-        ("then".into(), "then".into())
-    );
-    assert!(!below.join("extra").exists());
-    assert!(below.join(STAGING).exists() && lab.beside(STAGING).exists());
-    // Found from below as well.
-    restore(&lab, &["--undo", "--path", text(&below.join("file"))]).ok("undo");
-    assert_eq!(
-        (read(below.join("file")), read(data.join("file"))),
-        ("now".into(), "now".into())
-    );
-    assert_eq!(read(below.join("extra")), "now");
-    assert!(!below.join(STAGING).exists() && !lab.beside(STAGING).exists());
-    drop(bind);
+}
+
+#[test]
+fn mounts_and_subvolumes_have_staging_directories_of_their_own() {
+    for kind in [Fs::Ext4, Fs::Btrfs] {
+        let Some(lab) = lab("restore-mounts", kind) else {
+            return;
+        };
+        let data = lab.data();
+        let below = data.join("below");
+        let kept = Below::new(&lab, kind, &below);
+        let read = |path: PathBuf| fs::read_to_string(path).unwrap();
+        let both = || (read(below.join("file")), read(data.join("file")));
+        let all = |word: &str| (word.to_owned(), word.to_owned());
+        fs::write(below.join("file"), "then").unwrap();
+        fs::write(data.join("file"), "then").unwrap();
+        snap(&lab, &["--capture", "copy"]);
+        fs::write(below.join("file"), "now").unwrap();
+        fs::write(below.join("extra"), "now").unwrap();
+        fs::write(data.join("file"), "now").unwrap();
+        restore(&lab, &["latest", "--in-place", "--keep-replaced"]).ok("restore");
+        assert_eq!(both(), all("then"));
+        assert!(!below.join("extra").exists());
+        assert!(below.join(STAGING).exists() && lab.beside(STAGING).exists());
+        // Found from below as well.
+        restore(&lab, &["--undo", "--path", text(&below.join("file"))]).ok("undo");
+        assert_eq!(both(), all("now"));
+        assert_eq!(read(below.join("extra")), "now");
+        assert!(!below.join(STAGING).exists() && !lab.beside(STAGING).exists());
+        drop(kept);
+    }
 }
 
 #[test]
@@ -1078,6 +1099,22 @@ fn somebody_elses_store_gives_nobody_rights() {
     // Where its files go is not for its manifest to say.
     let message = refused(&lab, &[&id, "--in-place"]);
     assert!(message.contains("belongs to another user"), "{message}");
+    // Nor is a file that was asked for also one that was not.
+    let planted = lab.beside("planted");
+    fs::write(&planted, "precious").unwrap();
+    edit(&lab, &id, |m| {
+        let mut other = record(m, &data.join("file")).clone();
+        other["path"] = text(&planted).into();
+        m["files"].as_array_mut().unwrap().push(other);
+        let root = serde_json::json!({"path": text(&planted)});
+        m["roots"].as_array_mut().unwrap().push(root);
+    });
+    fs::write(data.join("file"), "changed").unwrap();
+    let file = format!("{id}:{}", text(&data.join("file")));
+    restore(&lab, &[&file, "--in-place"]).ok("a file that is named");
+    assert_eq!(fs::read_to_string(data.join("file")).unwrap(), "file\n");
+    assert_eq!(fs::read_to_string(&planted).unwrap(), "precious");
+    chown(data.join("file"), Some(0), Some(0)).unwrap();
     // The control: of one's own, all of it comes back.
     process::tool("chown", &["-Rh", "0:0", text(&lab.store().join(lab.set()))]);
     let own = lab.beside("own");

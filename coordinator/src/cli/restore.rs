@@ -6,6 +6,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::atomic::Ordering::Acquire;
+use std::time::Duration;
 
 use serde::Serialize;
 use snapshim_gate::slot::Owner;
@@ -22,6 +23,9 @@ use super::args::RestoreArgs;
 use super::progress::Meter;
 use super::table::{Cell, Table};
 use super::{interrupt, output, snapshots, usage};
+
+/// How long a checkpoint of the set is waited for.
+const WAIT: Duration = Duration::from_secs(10);
 
 #[derive(Serialize)]
 struct Report {
@@ -104,6 +108,12 @@ pub fn run(args: &RestoreArgs) -> Result<ExitCode> {
         into: into.as_deref().map(|p| named(p, manifest)).transpose()?,
         paths: paths?,
     };
+    if !manifest.verified {
+        output::note(&format!(
+            "snapshim: the snapshot {} is not verified; `snapshim show` says why",
+            snapshot.id
+        ));
+    }
     let set = Set::open(Some(&found.set))
         .ok()
         .filter(|set| set.config.store == found.place);
@@ -113,6 +123,11 @@ pub fn run(args: &RestoreArgs) -> Result<ExitCode> {
     {
         note_attached(set, &mut meter);
     }
+    // A checkpoint in the middle of it would have some files old and some new.
+    let _lock = match &set {
+        Some(set) if target == Target::InPlace && !args.dry_run => Some(set.lock(WAIT)?),
+        _ => None,
+    };
     let excludes = set.as_ref().map(|set| set.config.excludes.as_slice());
     let outcome = restore(
         &snapshot,
@@ -122,7 +137,9 @@ pub fn run(args: &RestoreArgs) -> Result<ExitCode> {
         &options,
         &mut meter,
         &mut || !interrupt::is_asked(),
-    )?;
+    );
+    meter.end();
+    let outcome = outcome?;
     report(args, found.set, &snapshot, &target, outcome)?;
     Ok(ExitCode::SUCCESS)
 }
@@ -228,6 +245,7 @@ fn table(entries: &[Entry]) -> Table {
 
 fn run_undo(args: &RestoreArgs, options: &Options) -> Result<ExitCode> {
     let mut parents = Vec::new();
+    let mut lock = None;
     for path in &args.path {
         let path = set::resolve(path)?;
         parents.extend(path.ancestors().map(Path::to_owned));
@@ -247,7 +265,10 @@ fn run_undo(args: &RestoreArgs, options: &Options) -> Result<ExitCode> {
                 }
             };
         let roots = match (Set::open(name), &args.store) {
-            (Ok(set), None) => set.config.roots,
+            (Ok(set), None) => {
+                lock = (!args.dry_run).then(|| set.lock(WAIT)).transpose()?;
+                set.config.roots
+            }
             // The set is long gone; its newest snapshot says what was watched.
             (_, store) => {
                 let found = snapshots::find(name, store.as_deref())?;
@@ -262,7 +283,10 @@ fn run_undo(args: &RestoreArgs, options: &Options) -> Result<ExitCode> {
     let mut meter = Meter::new();
     let undone = undo(&parents, options, &mut meter, &mut || {
         !interrupt::is_asked()
-    })?;
+    });
+    meter.end();
+    let undone = undone?;
+    drop(lock);
     if args.output.json {
         output::json(&UndoReport {
             version: VERSION,

@@ -267,7 +267,8 @@ impl<'a> Maker<'a> {
             _ => match reflink::clone(&to, from) {
                 Ok(()) => true,
                 Err(cause @ (Errno::NOSPC | Errno::DQUOT | Errno::IO | Errno::ROFS)) => {
-                    return Err(self.failed("clone to", parent, name, cause));
+                    let error = self.failed("clone to", parent, name, cause);
+                    return Err(self.with_need(error, cause));
                 }
                 Err(_) => false,
             },

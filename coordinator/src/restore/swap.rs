@@ -116,7 +116,6 @@ impl Swap {
                     return Err(self.stuck(Error::new(message)));
                 }
             }
-            progress.advance(0);
         }
         let new = |dir: &DirForm| dir.new.clone();
         self.sync()
@@ -156,6 +155,8 @@ impl Swap {
             let path = self.journal.path(op);
             match standing_in(&dir, op) {
                 Standing::Old => continue,
+                // Somebody changed it before it was its turn: nothing of ours is there.
+                Standing::Changed if self.is_still_staged(number, op) => continue,
                 Standing::Changed if !force => {
                     undone.changed.push(number);
                     continue;
@@ -172,6 +173,12 @@ impl Swap {
         self.lock_again()?;
         progress.end();
         Ok(undone)
+    }
+
+    /// Whether what comes is in the staging directory still, or what goes is not there yet.
+    fn is_still_staged(&self, number: usize, op: &OpForm) -> bool {
+        let there = ino(&self.places[op.place].fd, &staged(number));
+        there.is_ok_and(|there| there == op.new)
     }
 
     /// Gives the owner all rights on the directories something is renamed in, or that are
@@ -610,7 +617,23 @@ mod tests {
         assert_eq!(put, Err(Errno::STALE));
         assert_eq!(fs::read_to_string(&live).unwrap(), "other");
         let undone = bench.swap.backward(false, &mut Silent, &mut go_on).unwrap();
-        assert_eq!(undone.changed, [0]);
+        assert_eq!((undone.count, undone.changed.len()), (0, 0));
         assert_eq!(fs::read_to_string(&live).unwrap(), "other");
+    }
+
+    #[test]
+    fn what_was_changed_after_it_came_is_put_back_only_by_force() {
+        let mut bench = Bench::new(file("old"), file("new"));
+        let live = bench.scratch.join("live/name");
+        let mut go_on = || true;
+        bench.swap.forward(&mut Silent, &mut go_on).unwrap();
+        fs::write(bench.scratch.join("live/other"), "other").unwrap();
+        fs::rename(bench.scratch.join("live/other"), &live).unwrap();
+        let undone = bench.swap.backward(false, &mut Silent, &mut go_on).unwrap();
+        assert_eq!((undone.count, undone.changed), (0, vec![0]));
+        assert_eq!(fs::read_to_string(&live).unwrap(), "other");
+        let undone = bench.swap.backward(true, &mut Silent, &mut go_on).unwrap();
+        assert_eq!((undone.count, undone.changed.len()), (1, 0));
+        assert_eq!(fs::read_to_string(&live).unwrap(), "old");
     }
 }

@@ -98,7 +98,8 @@ impl Wanted {
             }
         }
         let links = links(files);
-        if matches!(target, Target::InPlace) {
+        // Where else files go is not for somebody else's manifest to say.
+        if matches!(target, Target::InPlace) && snapshot.is_own {
             for names in &links {
                 if names.iter().any(|i| chosen[*i]) {
                     for i in names.iter().filter(|i| !chosen[**i]) {
