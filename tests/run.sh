@@ -11,7 +11,8 @@ packages=(build-essential gcc-multilib xfsprogs btrfs-progs e2fsprogs util-linux
     acl sqlite3 redis-server python3 perl git musl-tools libaio-dev liburing-dev libseccomp-dev
     libgdbm-dev liblmdb-dev python3-lmdb lmdb-utils rrdtool libkyotocabinet-dev kyotocabinet-utils
     openjdk-17-jdk-headless libh2-java golang-go nodejs erlang-base qemu-utils postgresql
-    mariadb-server)
+    mariadb-server tzdata zsh fish man-db groff-base patch bubblewrap restic
+    systemd procps)
 
 say() { printf '\n== %s\n' "$*"; }
 

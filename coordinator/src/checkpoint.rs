@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use snapshim_gate::abi::MAX_HOLD_BOUND_MS;
 use snapshim_gate::table::FileId;
@@ -11,6 +11,7 @@ use crate::capture::{self, Captured, Method, Moved, Scope};
 use crate::commit::judge::Ground;
 use crate::commit::reach::{self, Asked, Reached};
 use crate::commit::{CommitPoint, Otherwise};
+use crate::digest;
 use crate::hold::clock::Clock;
 use crate::hold::cut::{self, Hold, Shut};
 use crate::hold::evidence::{self, Members, Scan, View, reason};
@@ -19,8 +20,12 @@ use crate::hold::process::Pid;
 use crate::hold::rebuilt;
 use crate::hold::set::{Config, Set};
 use crate::progress::Progress;
-use crate::store::manifest::{FileRecord, Kind, Manifest, PathName, Reason, VERSION};
-use crate::store::{Draft, Store};
+use crate::stop::Stop;
+use crate::store::manifest::{FileRecord, Kind, Manifest, PathName, Pin, Reason, Totals, VERSION};
+use crate::store::pace::Pace;
+use crate::store::policy::{Policy, Room};
+use crate::store::{Draft, Store, StoreLock};
+use crate::verify::command::{self, Verify};
 use crate::{Error, Exit, Result};
 
 /// How often a checkpoint is tried again when it was aborted by chance: a thread
@@ -45,10 +50,18 @@ pub struct Options {
     pub capture: Method,
     /// How processes that the gate cannot hold are held.
     pub outside: Methods,
-    /// Delete all but the newest so many snapshots afterwards.
-    pub keep_last: Option<usize>,
+    /// Which snapshots stay.
+    pub policy: Policy,
+    /// Pin the snapshot, with this note.
+    pub pin: Option<String>,
     /// Only this file.
     pub only: Option<PathBuf>,
+    /// Whether the files' digests go into the manifest.
+    pub digest: bool,
+    /// The command that the snapshot has to pass.
+    pub verify: Option<Verify>,
+    /// Whether to come to an end: what the snapshot need not have is left out then.
+    pub stop: Stop,
 }
 
 /// A snapshot that was published.
@@ -58,8 +71,23 @@ pub struct Outcome {
     pub manifest: Manifest,
     /// Its tree.
     pub path: PathBuf,
-    /// Snapshots deleted under `keep_last`.
+    /// Snapshots taken out of the store under the policy.
     pub pruned: Vec<String>,
+    /// What else there is to say, a line each.
+    pub notes: Vec<String>,
+    store: Store,
+}
+
+impl Outcome {
+    /// Removes the files of what was taken out of the store, at a pace; to be called after
+    /// the snapshot was reported, for it may take long. What is left is for the next time.
+    ///
+    /// # Errors
+    ///
+    /// Something cannot be removed.
+    pub fn clear(&self, pace: &mut Pace<'_>) -> Result<()> {
+        self.store.clear(pace).map(|_| ())
+    }
 }
 
 /// What one hold brought.
@@ -73,6 +101,10 @@ struct Cut {
     scan: Scan,
     report: Report,
     moved: Vec<Moved>,
+    /// What it took to get ready, before the hold.
+    prepare: Duration,
+    /// What it took to capture, under the hold.
+    capture: Duration,
 }
 
 /// What a snapshot is made of.
@@ -134,10 +166,37 @@ fn snapshot(
     for left in store.sweep(&store_lock)? {
         progress.note(&format!("removed {left}, left half done"));
     }
+    if store.is_nearly_full()? {
+        store.clear(&mut Pace::brisk())?;
+    }
+    let room = make_room(&store, &store_lock, &options.policy)?;
+    let made = make(subject, options, &store, &store_lock, progress);
+    let (manifest, path) = made.map_err(|error| {
+        let message = [&[error.message], &room[..]].concat().join("; ");
+        Error { message, ..error }
+    })?;
+    let old = retain(&store, &store_lock, &options.policy);
+    Ok(Outcome {
+        manifest,
+        path,
+        pruned: old.removed,
+        notes: [room, old.notes].concat(),
+        store,
+    })
+}
+
+/// Makes and publishes a snapshot; its certificate, and the path of its tree.
+fn make(
+    subject: Subject<'_>,
+    options: &Options,
+    store: &Store,
+    store_lock: &StoreLock,
+    progress: &mut dyn Progress,
+) -> Result<(Manifest, PathBuf)> {
     let scope = scope(subject, options);
     let mut tries = 1;
     let (draft, cut) = loop {
-        let draft = store.begin(&store_lock)?;
+        let draft = store.begin(store_lock)?;
         match take(subject, options, &scope, &draft) {
             Ok(cut) => break (draft, cut),
             // The hold limit itself is a matter for the user, not for another try.
@@ -148,19 +207,145 @@ fn snapshot(
             Err(e) => return Err(e),
         }
     };
+    // Told after the hold: whoever reads it may be held himself.
+    progress.detail(&format!(
+        "looked at the files and flushed ahead in {:.1?}",
+        cut.prepare
+    ));
+    progress.detail(&format!(
+        "held {:.1?}: drained after {:.1?}, captured in {:.1?}",
+        cut.hold, cut.drain, cut.capture
+    ));
     let (manifest, captured) = certify(subject, options, draft.id(), cut);
+    let begun = Instant::now();
     let files = captured.finish()?;
-    let manifest = with_files(manifest, files);
+    progress.detail(&format!(
+        "made the files durable in {:.1?}",
+        begun.elapsed()
+    ));
+    let mut manifest = with_files(manifest, files);
+    if options.digest {
+        add_digests(&mut manifest, &draft, store, options, progress)?;
+    }
+    if let Some(verify) = &options.verify {
+        check_draft(&mut manifest, verify, &draft, store, options, progress);
+    }
+    let begun = Instant::now();
     let path = draft.publish(&manifest)?;
-    let pruned = match options.keep_last {
-        Some(keep) => store.keep_last(&store_lock, keep)?,
-        None => Vec::new(),
+    progress.detail(&format!(
+        "published {} in {:.1?}",
+        manifest.id,
+        begun.elapsed()
+    ));
+    Ok((manifest, path))
+}
+
+/// Makes room before a capture, while the store has less than it shall; says what was removed.
+///
+/// # Errors
+///
+/// There cannot be room enough.
+fn make_room(store: &Store, lock: &StoreLock, policy: &Policy) -> Result<Vec<String>> {
+    let Some(room) = policy.min_free else {
+        return Ok(Vec::new());
     };
-    Ok(Outcome {
-        manifest,
-        path,
-        pruned,
-    })
+    let (removed, space) = store.make_room(lock, room, policy)?;
+    if !space.is_short() {
+        return Ok(removed_for_room(&removed, room));
+    }
+    Err(store.no_room(room, space, &removed))
+}
+
+fn removed_for_room(removed: &[String], room: Room) -> Vec<String> {
+    let line = |id| format!("removed the snapshot {id} to make room (--min-free {room})");
+    removed.iter().map(line).collect()
+}
+
+/// What became of the old snapshots.
+#[derive(Default)]
+struct Old {
+    removed: Vec<String>,
+    notes: Vec<String>,
+}
+
+/// Takes out what the policy does not keep, now that the new snapshot is there. That exists
+/// whatever comes of this: so there are no errors, only notes.
+fn retain(store: &Store, lock: &StoreLock, policy: &Policy) -> Old {
+    let mut old = Old::default();
+    if policy.has_rules() {
+        match store.apply(lock, policy) {
+            Ok(retired) => {
+                let busy = |id| format!("left the snapshot {id}, which somebody reads");
+                old.notes.extend(retired.busy.iter().map(busy));
+                old.removed = retired.ids;
+            }
+            Err(error) => old
+                .notes
+                .push(format!("old snapshots stay: {}", error.message)),
+        }
+    }
+    if let Some(room) = policy.min_free {
+        match store.make_room(lock, room, policy) {
+            Ok((removed, space)) => {
+                old.notes.extend(removed_for_room(&removed, room));
+                old.removed.extend(removed);
+                if space.is_short() {
+                    old.notes.push(format!(
+                        "{} bytes are free on the store's file system, less than --min-free {room}, and no further snapshot may be removed",
+                        space.free
+                    ));
+                }
+            }
+            Err(error) => old
+                .notes
+                .push(format!("no room was made: {}", error.message)),
+        }
+    }
+    old
+}
+
+/// The digests of the files, before anybody but us has touched the draft.
+fn add_digests(
+    manifest: &mut Manifest,
+    draft: &Draft,
+    store: &Store,
+    options: &Options,
+    progress: &mut dyn Progress,
+) -> Result<()> {
+    let files = &mut manifest.files;
+    let digested = digest::digest(files, draft, store, &options.stop, progress)?;
+    if let Some(first) = digested.missing.first() {
+        progress.note(&format!(
+            "{} of the files have no digest: {} is the first",
+            digested.missing.len(),
+            first.display()
+        ));
+    }
+    manifest.hashed_bytes = Some(digested.hashed_bytes);
+    Ok(())
+}
+
+/// What a command says of the draft. If it fails, the snapshot is published all the
+/// same: whoever wants to know why will look at it.
+fn check_draft(
+    manifest: &mut Manifest,
+    verify: &Verify,
+    draft: &Draft,
+    store: &Store,
+    options: &Options,
+    progress: &mut dyn Progress,
+) {
+    let subject = command::Subject {
+        id: draft.id(),
+        set: &manifest.set,
+        tree: &draft.tree(),
+        root: manifest.roots.first().map(AsRef::as_ref),
+        store,
+    };
+    let verdict = command::check(verify, &subject, &options.stop, progress);
+    manifest.reasons.extend(verdict.reason);
+    manifest.verified = manifest.reasons.is_empty();
+    manifest.checks.push(verdict.check);
 }
 
 /// What to capture: everything, or one file of it.
@@ -243,7 +428,9 @@ fn take(subject: Subject<'_>, options: &Options, scope: &Scope, draft: &Draft) -
     // A waiter's clock starts after ours: give up before it has to.
     let limit = Duration::from_millis(u64::from(bound_ms)) * 9 / 10;
 
+    let begun = Instant::now();
     let prepared = capture::prepare(scope, &draft.tree(), options.capture)?;
+    let prepare = begun.elapsed();
     let overflow = gate.map(evidence::overflow);
     let members = Members::new(prepared.members());
     let mut outside = Outside::new(&options.outside);
@@ -303,6 +490,7 @@ fn take(subject: Subject<'_>, options: &Options, scope: &Scope, draft: &Draft) -
     outside.drain_rings(&seen.rings(), hold.left() / 4);
     let time = jiff::Timestamp::now();
     let mut reasons = hold.hidden_calls(&held, &outside);
+    let begun = Instant::now();
     let captured = match prepared.capture(&mut || hold.goes_on() && outside.stands()) {
         // Not the hold's bound: `release` knows what became of the guardian.
         Err(cause) if hold.goes_on() && !outside.stands() => {
@@ -311,6 +499,7 @@ fn take(subject: Subject<'_>, options: &Options, scope: &Scope, draft: &Draft) -
         }
         captured => captured?,
     };
+    let capture = begun.elapsed();
     let mut moved = captured.moved();
     moved.retain(|m| !rebuilt::is_rebuilt(&m.path));
     // Children of those that were stopped, made the moment they go on, are no evidence
@@ -348,6 +537,8 @@ fn take(subject: Subject<'_>, options: &Options, scope: &Scope, draft: &Draft) -
         scan,
         report,
         moved,
+        prepare,
+        capture,
     })
 }
 
@@ -408,8 +599,13 @@ fn with_files(mut manifest: Manifest, files: Vec<FileRecord>) -> Manifest {
     }));
     manifest.reasons.extend(evidence::ctime_reasons(&files));
     manifest.verified = manifest.reasons.is_empty();
+    manifest.totals = Some(Totals::of(&files));
     manifest.files = files;
     manifest
+}
+
+fn names(paths: &[PathBuf]) -> Vec<PathName> {
+    paths.iter().cloned().map(PathName).collect()
 }
 
 /// The verdict, without the list of files.
@@ -424,6 +620,7 @@ fn certify(subject: Subject<'_>, options: &Options, id: &str, cut: Cut) -> (Mani
         scan,
         report,
         moved,
+        ..
     } = cut;
     // FICLONE waits for direct I/O in flight on its file.
     let aio_is_done = matches!(captured.method().as_str(), "reflink" | "none");
@@ -460,10 +657,16 @@ fn certify(subject: Subject<'_>, options: &Options, id: &str, cut: Cut) -> (Mani
         drain_us: drain.as_micros() as u64,
         stop_us: report.longest.map(|d| d.as_micros() as u64),
         capture: captured.method(),
-        roots: subject.config.roots.iter().cloned().map(PathName).collect(),
+        hashed_bytes: None,
+        checks: Vec::new(),
+        roots: names(&subject.config.roots),
+        excludes: Some(names(&subject.config.excludes)),
+        only: options.only.clone().map(PathName),
         files: Vec::new(),
         writers: scan.writers(&report),
         foreign: scan.foreign(&report),
+        totals: None,
+        pin: options.pin.as_deref().map(Pin::now),
         unknown: serde_json::Map::new(),
     };
     (manifest, captured)

@@ -5,18 +5,28 @@
 //! | [`hold`] | the gate file of a set, closing and draining it, who writes the members |
 //! | [`commit`] | at which of the program's own points the gate is shut |
 //! | [`capture`] | copying the members under the hold |
+//! | [`digest`] | what the bytes of the files were |
+//! | [`verify`] | whether a snapshot is what its manifest says, and what a command says of it |
+//! | [`restore`] | putting files back as a snapshot has them |
 //! | [`store`] | the snapshots on disk: manifest, publication, retention, sweep |
 //! | [`checkpoint`] | all of these in order |
-//! | [`progress`] | how far long work is |
+//! | [`diff`] | what differs between snapshots, or from the live files |
+//! | [`progress`], [`stop`] | how far long work is, and that it end early |
 //! | [`cli`] | the commands |
 
 pub mod capture;
 pub mod checkpoint;
 pub mod cli;
 pub mod commit;
+pub mod diff;
+pub mod digest;
 pub mod error;
 pub mod hold;
 pub mod progress;
+pub mod restore;
+pub mod stop;
 pub mod store;
+pub(crate) mod tree;
+pub mod verify;
 
 pub use error::{Error, Exit, Result};

@@ -14,6 +14,9 @@ pub trait Progress {
 
     /// Something happened that is worth a line.
     fn note(&mut self, line: &str);
+
+    /// A step is done, and how long it took: for those who asked for every one of them.
+    fn detail(&mut self, _line: &str) {}
 }
 
 /// Tells nobody.

@@ -80,22 +80,42 @@ impl Fs {
             fs::create_dir_all(&point).expect("a directory in /dev/shm");
             Mount { point, image: None }
         } else {
-            self.make()
+            // Of memory there is less than of sparse files.
+            let bytes = if self == Fs::Tmpfs {
+                IMAGE_BYTES / 2
+            } else {
+                IMAGE_BYTES
+            };
+            self.make(&tag(), bytes)
         };
         let point = mount.point.clone();
         mounts.push((self, mount));
         Some(point)
     }
 
+    /// A file system of that kind and of `bytes`, for one test that fills it; unmounted when
+    /// it is dropped.
+    ///
+    /// `None` only if `SNAPSHIM_TEST_NO_MOUNTS=1`, and then it is said.
     #[track_caller]
-    fn make(self) -> Mount {
+    pub fn mount_small(self, name: &str, bytes: u64) -> Option<Small> {
+        prepare();
+        if crate::flag("SNAPSHIM_TEST_NO_MOUNTS") {
+            eprintln!("SKIPPED on {}: SNAPSHIM_TEST_NO_MOUNTS is set", self.name());
+            return None;
+        }
+        Some(Small(self.make(&format!("{}.{name}", tag()), bytes)))
+    }
+
+    #[track_caller]
+    fn make(self, name: &str, bytes: u64) -> Mount {
         assert!(
             nix::unistd::geteuid().is_root(),
             "these tests mount file systems and need root; \
              set SNAPSHIM_TEST_NO_MOUNTS=1 to leave out what cannot be done without"
         );
-        let base = std::env::temp_dir().join(tag());
-        let point = base.with_extension(self.name());
+        let base = |what: &str| std::env::temp_dir().join(format!("{name}.{what}"));
+        let point = base(self.name());
         let mut mount = Mount {
             point: point.clone(),
             image: None,
@@ -103,12 +123,15 @@ impl Fs {
         fs::create_dir_all(&point).expect("a mount point in the temporary directory");
         let at = point.to_str().expect("UTF-8 path");
         if self == Fs::Tmpfs {
-            process::tool("mount", &["-t", "tmpfs", "-o", "size=2g", "tmpfs", at]);
+            process::tool(
+                "mount",
+                &["-t", "tmpfs", "-o", &format!("size={bytes}"), "tmpfs", at],
+            );
             return mount;
         }
-        let image = base.with_extension(format!("{}-image", self.name()));
+        let image = base(&format!("{}-image", self.name()));
         let file = fs::File::create(&image).expect("an image in the temporary directory");
-        file.set_len(IMAGE_BYTES).expect("a sparse image");
+        file.set_len(bytes).expect("a sparse image");
         mount.image = Some(image.clone());
         let image = image.to_str().expect("UTF-8 path");
         match self {
@@ -127,6 +150,17 @@ impl Fs {
             ended.err()
         );
         mount
+    }
+}
+
+/// A small file system; see [`Fs::mount_small`].
+#[derive(Debug)]
+pub struct Small(Mount);
+
+impl Small {
+    /// Where it is mounted.
+    pub fn path(&self) -> &Path {
+        &self.0.point
     }
 }
 

@@ -20,6 +20,7 @@
 //! | [`process`] | processes with deadlines |
 //! | [`product`] | building and finding `snapshim` and the C programs |
 //! | [`records`] | the checker of ordered records |
+//! | [`retention`] | a model of the retention policy |
 //! | [`stats`] | what a program measured about itself; percentiles |
 //! | [`tree`] | comparing directory trees |
 
@@ -31,6 +32,7 @@ pub mod paths;
 pub mod process;
 pub mod product;
 pub mod records;
+pub mod retention;
 pub mod stats;
 pub mod tree;
 

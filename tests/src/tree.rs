@@ -66,7 +66,9 @@ pub fn rsync_difference(live: &Path, copy: &Path) -> String {
     let with_slash = |p: &Path| format!("{}/", p.display());
     let mut command = Command::new("rsync");
     command
-        .args(["-aHAXSn", "--checksum", "--delete", "--itemize-changes"])
+        // Without the window, fractions of seconds are not compared.
+        .args(["-aHAXSn", "--modify-window=-1"])
+        .args(["--checksum", "--delete", "--itemize-changes"])
         .args(["--numeric-ids", &with_slash(live), &with_slash(copy)]);
     process::run(command, Duration::from_secs(120))
         .ok("rsync")

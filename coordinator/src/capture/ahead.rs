@@ -13,11 +13,11 @@ use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 use snapshim_gate::table::FileId;
 
-use super::dirs::{Dirs, Node, as_path};
 use super::prepare::Scan;
 use super::record::Target;
 use crate::Result;
 use crate::store::{fault, remove_tree};
+use crate::tree::dirs::{Dirs, Node, as_path};
 
 /// A fresh file in the tree: never one that is there already, never by way of a link.
 const FRESH: OFlags = OFlags::WRONLY

@@ -1,19 +1,17 @@
 //! After the hold: the rest of the tree, and all of it durable.
 
-use std::ffi::CStr;
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
-use super::metadata::{self, Failed};
+use super::Captured;
 use super::record::{Body, Entry, How};
-use super::seen::Seen;
-use super::{Captured, dirs};
 use crate::store::fault;
-use crate::store::manifest::{FileRecord, Kind, PathName};
+use crate::store::manifest::{FileRecord, Kind};
+use crate::tree::metadata::{self, Failed};
 use crate::{Error, Result};
 
 /// Up to this many entries, each is synced by itself. More are cheaper with one `syncfs`,
@@ -75,10 +73,12 @@ impl Tree<'_> {
                 let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
                 let file = rustix::fs::openat(&dir, &*entry.name, flags, Mode::empty())
                     .map_err(|cause| fault("open", &self.path(entry), cause))?;
-                metadata::apply(&file, &entry.seen, &entry.xattrs)
+                metadata::apply(&file, &(&entry.seen).into(), &entry.xattrs)
                     .map_err(|failed| self.not_set(entry, failed))?;
                 self.sync(&file, || self.path(entry))
             }
+            // Of a socket or device, which is not made, neither is a further name.
+            Body::HardLink(_) if matches!(entry.seen.kind(), Kind::Socket | Kind::Device) => Ok(()),
             Body::HardLink(first) => {
                 let first = &self.captured.entries[*first];
                 let from = self.dir(first)?;
@@ -88,19 +88,23 @@ impl Tree<'_> {
             Body::Symlink(points_to) => {
                 rustix::fs::symlinkat(&**points_to, &dir, &*entry.name)
                     .map_err(|cause| fault("make", &self.path(entry), cause))?;
-                by_name(&dir, &entry.name, &entry.seen, false)
-                    .map_err(|cause| fault("set the owner and times of", &self.path(entry), cause))
+                self.apply_by_name(&dir, entry, false)
             }
             Body::Special if entry.seen.kind() == Kind::Fifo => {
                 let mode = Mode::RUSR | Mode::WUSR;
                 rustix::fs::mknodat(&dir, &*entry.name, FileType::Fifo, mode, 0)
                     .map_err(|cause| fault("make", &self.path(entry), cause))?;
-                by_name(&dir, &entry.name, &entry.seen, true)
-                    .map_err(|cause| fault("set the metadata of", &self.path(entry), cause))
+                self.apply_by_name(&dir, entry, true)
             }
             // A socket or device is only recorded.
             Body::Special | Body::Dir(_) => Ok(()),
         }
+    }
+
+    fn apply_by_name(&self, dir: &OwnedFd, entry: &Entry, has_mode: bool) -> Result<()> {
+        let attributes = (&entry.seen).into();
+        metadata::apply_by_name(dir, &entry.name, &attributes, &entry.xattrs, has_mode)
+            .map_err(|failed| self.not_set(entry, failed))
     }
 
     fn complete_dir(&self, entry: &Entry) -> Result<()> {
@@ -114,7 +118,7 @@ impl Tree<'_> {
             .dirs
             .open(node)
             .map_err(|cause| fault("open", &self.path(entry), cause))?;
-        metadata::apply(&fd, &entry.seen, &entry.xattrs)
+        metadata::apply(&fd, &(&entry.seen).into(), &entry.xattrs)
             .map_err(|failed| self.not_set(entry, failed))?;
         self.sync(&fd, || self.path(entry))
     }
@@ -154,57 +158,23 @@ impl Tree<'_> {
     }
 }
 
-/// Sets owner, mode and times of something that cannot be opened. Nobody else can
-/// get at the tree (0700), so that the name is still what was just made.
-fn by_name(dir: &OwnedFd, name: &CStr, seen: &Seen, has_mode: bool) -> rustix::io::Result<()> {
-    let nofollow = AtFlags::SYMLINK_NOFOLLOW;
-    let owned = metadata::give(seen, |uid, gid| {
-        rustix::fs::chownat(dir, name, uid, gid, nofollow)
-    })?;
-    if has_mode {
-        rustix::fs::chmodat(dir, name, metadata::mode(seen, owned), AtFlags::empty())?;
-    }
-    rustix::fs::utimensat(dir, name, &metadata::times(seen), nofollow)
-}
-
 fn record(captured: &Captured, entry: &Entry) -> FileRecord {
-    let Seen {
-        id,
-        uid,
-        gid,
-        mtime_ns,
-        ctime_ns,
-        ..
-    } = entry.seen;
-    let kind = entry.seen.kind();
     let capture = match entry.body {
         Body::File(How::Reflink) => Some("reflink"),
         Body::File(How::Copy) => Some("copy"),
-        Body::HardLink(_) => Some("hardlink"),
-        Body::Dir(_) | Body::Symlink(_) | Body::Special => None,
+        Body::HardLink(_) if entry.seen.kind() == Kind::File => Some("hardlink"),
+        Body::HardLink(_) | Body::Dir(_) | Body::Symlink(_) | Body::Special => None,
     };
-    let target = match &entry.body {
-        Body::Symlink(points_to) => Some(PathName(Path::to_owned(dirs::as_path(points_to)))),
+    let first = match &entry.body {
+        Body::HardLink(first) => &captured.entries[*first].body,
+        body => body,
+    };
+    let target = match first {
+        Body::Symlink(points_to) => Some(&**points_to),
         _ => None,
     };
     FileRecord {
-        path: PathName(captured.path_of(entry)),
-        kind,
-        size: if kind == Kind::File {
-            entry.seen.size
-        } else {
-            0
-        },
-        mode: entry.seen.permissions(),
-        uid,
-        gid,
-        mtime_ns,
-        ctime_ns,
-        dev: id.dev,
-        ino: id.ino,
-        target,
         capture: capture.map(str::to_owned),
-        digest: None,
-        device: entry.seen.device(),
+        ..entry.seen.record(captured.path_of(entry), target)
     }
 }

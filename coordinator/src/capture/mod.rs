@@ -17,24 +17,19 @@
 //!
 //! # What a tree carries
 //!
-//! Regular files with holes, hard links between captured names, directories, symbolic
-//! links, FIFOs; owners, modes, modification times; extended attributes of files and
-//! directories, among them ACLs. Sockets and device nodes are recorded, not made.
+//! Regular files with holes, directories, symbolic links, FIFOs; hard links between captured
+//! names, whatever they are; owners, modes, modification times; extended attributes, among
+//! them ACLs. Sockets and device nodes are recorded, not made, and their attributes are not.
 //! Owners that the capturing user may not give away are in the manifest only, and a
 //! set-id bit is then left off; so are attributes only a privileged process may set
-//! (`security.*`, `trusted.*`). Attributes of symbolic links and FIFOs, access times and
-//! inode flags (`chattr`) are not carried.
+//! (`security.*`, `trusted.*`). Access times and inode flags (`chattr`) are not carried.
 
 mod ahead;
-mod copy;
-mod dirs;
 mod finish;
-mod metadata;
+mod look;
 mod moved;
 mod prepare;
 mod record;
-mod reflink;
-mod seen;
 #[cfg(test)]
 mod tests;
 mod walk;
@@ -45,7 +40,9 @@ use snapshim_gate::table::FileId;
 
 use crate::Result;
 use crate::store::manifest::FileRecord;
+use crate::tree::dirs;
 
+pub use look::{Live, look};
 pub use moved::Moved;
 
 /// What is captured.

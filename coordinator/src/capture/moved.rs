@@ -7,8 +7,8 @@ use rustix::io::Errno;
 
 use super::Captured;
 use super::record::Entry;
-use super::seen::Seen;
 use crate::store::manifest::Kind;
+use crate::tree::seen::Seen;
 
 /// Something that changed while it was captured.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -9,12 +9,13 @@ use rustix::fs::{Advice, AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::ahead::Ahead;
-use super::dirs::{Dirs, Node, as_path};
 use super::record::Target;
-use super::seen::Seen;
 use super::walk::{At, Found, Paths, Visitor, unreadable, walk};
-use super::{Member, Method, Prepared, Scope, reflink};
+use super::{Member, Method, Prepared, Scope};
 use crate::store::fault;
+use crate::tree::dirs::{Dirs, Node, as_path};
+use crate::tree::reflink;
+use crate::tree::seen::Seen;
 use crate::{Error, Result};
 
 /// Members whose writeback is under way at a time.
@@ -96,7 +97,7 @@ impl Scan {
 /// See [`super::prepare`].
 pub(super) fn prepare(scope: &Scope, tree: &Path, method: Method) -> Result<Prepared> {
     let mut target = Target::open(tree)?;
-    let paths = Paths::new(scope, target.id)?;
+    let paths = Paths::new(scope, Some(target.id))?;
     let mut scan = Scan {
         dirs: Dirs::new().without_atime(),
         members: Vec::new(),

@@ -11,14 +11,15 @@ use rustix::io::Errno;
 use snapshim_gate::table::FileId;
 
 use super::ahead::Ahead;
-use super::dirs::{Dirs, Node};
-use super::metadata::{Xattr, XattrReader};
 use super::prepare::{Plan, Way, no_reflink, not_written_back, other_file_system};
-use super::seen::Seen;
 use super::walk::{At, Found, Visitor, unreadable, walk};
-use super::{Captured, Method, Prepared, copy, reflink};
+use super::{Captured, Method, Prepared};
 use crate::store::fault;
 use crate::store::manifest::Kind;
+use crate::tree::dirs::{Dirs, Node};
+use crate::tree::metadata::{Xattr, XattrReader};
+use crate::tree::seen::Seen;
+use crate::tree::{copy, reflink};
 use crate::{Error, Result};
 
 /// The tree that is written. Its directories have the numbers of the source's.
@@ -48,7 +49,7 @@ pub(super) struct Entry {
 pub(super) enum Body {
     /// A regular file, captured.
     File(How),
-    /// A further name of the file captured as the entry of this index.
+    /// A further name of what was captured as the entry of this index.
     HardLink(usize),
     /// A directory, and its number.
     Dir(Node),
@@ -67,7 +68,7 @@ pub(super) enum How {
 
 impl Entry {
     pub(super) fn is_file(&self) -> bool {
-        matches!(self.body, Body::File(_) | Body::HardLink(_))
+        self.seen.kind() == Kind::File
     }
 }
 
@@ -229,6 +230,9 @@ impl Visitor for Recorder<'_> {
             Err(cause) => return Err(unreadable(&at.path(name), cause)),
         };
         let seen = Seen::of(&stat);
+        if !matches!(seen.kind(), Kind::Dir | Kind::File) && self.is_further_name(at, name, seen) {
+            return Ok(Found::Entry);
+        }
         let body = match seen.kind() {
             Kind::Dir => return Ok(Found::Dir),
             // Of a kind the listing did not say, or that has just become a file. If
@@ -247,7 +251,8 @@ impl Visitor for Recorder<'_> {
             },
             Kind::Fifo | Kind::Socket | Kind::Device => Body::Special,
         };
-        self.push(at.node, name, seen, body, Vec::new());
+        let xattrs = self.xattrs_by_name(at, name)?;
+        self.push(at.node, name, seen, body, xattrs);
         Ok(Found::Entry)
     }
 
@@ -305,13 +310,8 @@ impl Recorder<'_> {
             // Became something else between listing and opening.
             _ => return Ok(Found::Gone),
         }
-        if seen.nlink > 1 {
-            if let Some(first) = self.names.get(&seen.id) {
-                let body = Body::HardLink(*first);
-                self.push(at.node, name, seen, body, Vec::new());
-                return Ok(Found::Entry);
-            }
-            self.names.insert(seen.id, self.entries.len());
+        if self.is_further_name(at, name, seen) {
+            return Ok(Found::Entry);
         }
         let how = self.bytes(at, name, file, &seen)?;
         let xattrs = self
@@ -320,6 +320,34 @@ impl Recorder<'_> {
             .map_err(|cause| unreadable(&at.path(name), cause))?;
         self.push(at.node, name, seen, Body::File(how), xattrs);
         Ok(Found::Entry)
+    }
+
+    /// Whether this is a further name of something captured already: then it is
+    /// recorded as such. If it has further names, its first is remembered.
+    fn is_further_name(&mut self, at: &At<'_>, name: &CStr, seen: Seen) -> bool {
+        if seen.nlink < 2 {
+            return false;
+        }
+        if let Some(first) = self.names.get(&seen.id) {
+            let body = Body::HardLink(*first);
+            self.push(at.node, name, seen, body, Vec::new());
+            return true;
+        }
+        self.names.insert(seen.id, self.entries.len());
+        false
+    }
+
+    /// The extended attributes of what cannot be opened to read it. What was replaced in
+    /// between shows when ctimes are compared.
+    fn xattrs_by_name(&mut self, at: &At<'_>, name: &CStr) -> Result<Vec<Xattr>> {
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let read = rustix::fs::openat(at.fd, name, flags, Mode::empty())
+            .and_then(|fd| self.xattrs.read_path(fd));
+        match read {
+            Ok(xattrs) => Ok(xattrs),
+            Err(Errno::NOENT) => Ok(Vec::new()),
+            Err(cause) => Err(unreadable(&at.path(name), cause)),
+        }
     }
 
     fn bytes(&mut self, at: &At<'_>, name: &CStr, file: &OwnedFd, seen: &Seen) -> Result<How> {

@@ -670,3 +670,43 @@ fn an_unreadable_member_is_named() {
     assert!(error.message.contains(secret.to_str().unwrap()), "{error}");
     assert!(error.next.unwrap().contains("--exclude"));
 }
+
+#[test]
+fn links_and_attributes_of_what_cannot_be_opened() {
+    let bench = Bench::new();
+    fifo(&bench.data.join("fifo"));
+    fs::hard_link(bench.data.join("fifo"), bench.data.join("fifo2")).unwrap();
+    symlink("nowhere", bench.data.join("link")).unwrap();
+    // Of the link itself, as hard_link of the standard library does.
+    fs::hard_link(bench.data.join("link"), bench.data.join("link2")).unwrap();
+    // struct posix_acl_xattr_header, then entries of tag, permissions and id:
+    // user::rw-,user:12:r--,group::r--,mask::r--,other::---
+    const ANY: u32 = u32::MAX;
+    let entries = [
+        (1, 6, ANY),
+        (2, 4, 12),
+        (4, 4, ANY),
+        (16, 4, ANY),
+        (32, 0, ANY),
+    ];
+    let mut acl = 2_u32.to_le_bytes().to_vec();
+    for (tag, permissions, id) in entries {
+        acl.extend([tag, 0, permissions, 0]);
+        acl.extend(id.to_le_bytes());
+    }
+    let name = "system.posix_acl_access";
+    let set = rustix::fs::setxattr(bench.data.join("fifo"), name, &acl, XattrFlags::empty());
+    assert!(matches!(set, Ok(()) | Err(Errno::OPNOTSUPP)), "{set:?}");
+    let records = bench.records();
+    let inode = |name: &str| fs::symlink_metadata(bench.copy_of(name)).unwrap().ino();
+    assert_eq!(inode("fifo"), inode("fifo2"));
+    assert_eq!(inode("link"), inode("link2"));
+    let target = bench.record(&records, "link2").target.unwrap();
+    assert_eq!(target.0, Path::new("nowhere"));
+    assert_eq!(bench.record(&records, "fifo2").capture, None);
+    if set.is_ok() {
+        let mut value = [0; 256];
+        let length = rustix::fs::getxattr(bench.copy_of("fifo"), name, &mut value[..]).unwrap();
+        assert_eq!(value[..length], acl);
+    }
+}

@@ -13,8 +13,9 @@ use rustix::io::Errno;
 use snapshim_gate::table::FileId;
 
 use super::Scope;
-use super::dirs::{Dirs, Node, as_path};
-use super::seen::Seen;
+use crate::tree::STAGING;
+use crate::tree::dirs::{Dirs, Node, as_path};
+use crate::tree::seen::Seen;
 use crate::{Error, Result};
 
 /// The checked paths of a [`Scope`].
@@ -31,7 +32,7 @@ pub(super) struct Paths {
 
 impl Paths {
     /// Checks the paths; `tree` is never captured, wherever it is.
-    pub(super) fn new(scope: &Scope, tree: FileId) -> Result<Paths> {
+    pub(super) fn new(scope: &Scope, tree: Option<FileId>) -> Result<Paths> {
         let mut sorted = scope
             .roots
             .iter()
@@ -53,7 +54,7 @@ impl Paths {
                 .map(|path| plain(path))
                 .collect::<Result<_>>()?,
             excluded_names: HashMap::new(),
-            excluded_dirs: HashSet::from([tree]),
+            excluded_dirs: HashSet::from_iter(tree),
         };
         for exclude in &paths.excludes {
             if let (Some(parent), Some(name)) = (exclude.parent(), exclude.file_name()) {
@@ -269,7 +270,8 @@ impl<V: Visitor> Walk<'_, V> {
                 Err(cause) => return Err(unreadable(&self.dirs.path(node), cause)),
             };
             let name = entry.file_name();
-            if matches!(name.to_bytes(), b"." | b"..") {
+            // A restore's staging directory holds what is not in its place yet, or not any more.
+            if matches!(name.to_bytes(), b"." | b".." | STAGING) {
                 continue;
             }
             if let Some(excluded) = excluded

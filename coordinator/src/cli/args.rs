@@ -4,7 +4,8 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum, ValueHint};
+use clap_complete::Shell;
 use nix::unistd::{Group, User};
 
 use snapshim_gate::abi::{DEFAULT_HOLD_BOUND_MS, MAX_HOLD_BOUND_MS};
@@ -16,37 +17,107 @@ use crate::commit::{CommitPoint, Otherwise};
 use crate::hold::gate_file::Sharing;
 use crate::hold::outside::Methods;
 use crate::hold::set::{Asks, Config, Set, Wanted};
+use crate::store::policy::{Count, Policy, Room, Within};
 
-use super::usage;
+use crate::stop::Stop;
+use crate::verify::command::{self, Verify};
+
+use super::{help, usage};
 
 /// Consistent snapshots of the files of running, unmodified programs
 #[derive(Debug, Parser)]
-#[command(name = "snapshim", version, propagate_version = true)]
+#[command(
+    name = "snapshim",
+    version,
+    propagate_version = true,
+    after_help = help::MAIN
+)]
 pub struct Cli {
+    /// What every command takes.
+    #[command(flatten)]
+    pub global: GlobalArgs,
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
 }
 
+/// The flags of every command, before or behind its name.
+#[derive(Clone, Debug, Args)]
+pub struct GlobalArgs {
+    /// Print errors and what was asked for, and nothing else
+    #[arg(short, long, global = true, help_heading = GLOBAL)]
+    pub quiet: bool,
+    /// Say each step and how long it took
+    #[arg(short, long, global = true, conflicts_with = "quiet", help_heading = GLOBAL)]
+    pub verbose: bool,
+    /// When to print in colour; auto: on a terminal, unless NO_COLOR is set
+    #[arg(
+        long,
+        global = true,
+        value_name = "WHEN",
+        default_value = "auto",
+        help_heading = GLOBAL
+    )]
+    pub color: clap::ColorChoice,
+}
+
+/// The heading they have in the help.
+const GLOBAL: &str = "Global options";
+
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Run a program so that its files can be checkpointed
+    #[command(after_help = help::RUN)]
     Run(RunArgs),
     /// Take a snapshot of the files of a running set
+    #[command(after_help = help::CHECKPOINT)]
     Checkpoint(CheckpointArgs),
     /// Take a snapshot of files whatever programs have them open, none of them in a set
+    #[command(after_help = help::SNAP)]
     Snap(SnapArgs),
     /// List the snapshots of a set
+    #[command(after_help = help::LIST)]
     List(ListArgs),
-    /// Show one snapshot
+    /// Show one snapshot, or a file or directory in it
+    #[command(after_help = help::SHOW)]
     Show(ShowArgs),
+    /// Check that the files of snapshots are what they were
+    #[command(after_help = help::VERIFY)]
+    Verify(VerifyArgs),
+    /// Show what differs between two snapshots, or between one and the live files
+    #[command(after_help = help::DIFF)]
+    Diff(DiffArgs),
+    /// Remove the snapshots that a policy does not keep
+    #[command(after_help = help::PRUNE)]
+    Prune(PruneArgs),
+    /// Remove one snapshot
+    #[command(after_help = help::DELETE)]
+    Delete(DeleteArgs),
+    /// Pin a snapshot: it stays until it is unpinned, whatever a policy says
+    #[command(after_help = help::PIN)]
+    Pin(PinOneArgs),
+    /// Undo a pin
+    #[command(after_help = help::UNPIN)]
+    Unpin(UnpinArgs),
+    /// Put files back as a snapshot has them
+    #[command(after_help = help::RESTORE)]
+    Restore(RestoreArgs),
     /// Show a set: its gate, its programs, what it watches
+    #[command(after_help = help::STATUS)]
     Status(StatusArgs),
     /// Print the environment that brings programs into a set, for a shell to eval
+    #[command(after_help = help::ENV)]
     Env(EnvArgs),
     /// Say what will hold a program or a process, and what would make it better
+    #[command(after_help = help::DOCTOR)]
     Doctor(DoctorArgs),
+    /// Print what makes a shell complete our commands and flags
+    #[command(after_help = help::COMPLETIONS)]
+    Completions(CompletionsArgs),
+    /// Print the manual, or write the page of every command
+    #[command(after_help = help::MAN)]
+    Man(ManArgs),
 }
 
 /// What a set is; for the commands that start one.
@@ -89,7 +160,9 @@ impl SetArgs {
             excludes: self.exclude.clone(),
             store: self.store.clone(),
             max_hold_ms: self.limits.max_hold.map(|d| d.as_millis() as u32),
-            keep_last: self.limits.keep_last,
+            policy: self.limits.keep.policy(),
+            verify: self.limits.check.verify.wanted(),
+            no_digest: self.limits.check.no_digest,
             asks: Asks {
                 stdio_records: self.stdio_records,
                 refuse_rings: self.io_uring == Rings::Refuse,
@@ -117,9 +190,60 @@ pub struct LimitArgs {
     /// Hold no call of a program for longer than this; at most 10s [default: 1s]
     #[arg(long, value_name = "DUR", value_parser = parse_max_hold)]
     pub max_hold: Option<Duration>,
-    /// Keep only the last N snapshots of the set [default: all]
-    #[arg(long, value_name = "N", value_parser = parse_keep_last)]
-    pub keep_last: Option<usize>,
+    /// Which snapshots stay.
+    #[command(flatten)]
+    pub keep: KeepArgs,
+    /// What is done with a snapshot before it is published.
+    #[command(flatten)]
+    pub check: CheckArgs,
+}
+
+/// Which snapshots stay; all, unless one of these is given.
+#[derive(Debug, Args)]
+pub struct KeepArgs {
+    /// Keep the last N snapshots (or all); what no --keep flag keeps is removed
+    #[arg(long, value_name = "N", help_heading = KEEP)]
+    pub keep_last: Option<Count>,
+    /// Keep the newest snapshot of each of the last N hours that have one
+    #[arg(long, value_name = "N", help_heading = KEEP)]
+    pub keep_hourly: Option<Count>,
+    /// The same for days
+    #[arg(long, value_name = "N", help_heading = KEEP)]
+    pub keep_daily: Option<Count>,
+    /// The same for weeks
+    #[arg(long, value_name = "N", help_heading = KEEP)]
+    pub keep_weekly: Option<Count>,
+    /// The same for months
+    #[arg(long, value_name = "N", help_heading = KEEP)]
+    pub keep_monthly: Option<Count>,
+    /// The same for years
+    #[arg(long, value_name = "N", help_heading = KEEP)]
+    pub keep_yearly: Option<Count>,
+    /// Keep those at most this much older than the newest: 7d, 1y6mo (units y mo w d h min s)
+    #[arg(long, value_name = "SPAN", help_heading = KEEP)]
+    pub keep_within: Option<Within>,
+    /// Remove old snapshots while less than this is free on the store's file system: 10GiB, 5%
+    #[arg(long, value_name = "SIZE", help_heading = KEEP)]
+    pub min_free: Option<Room>,
+}
+
+/// The heading of [`KeepArgs`] in the help.
+const KEEP: &str = "Which snapshots stay";
+
+impl KeepArgs {
+    /// The policy these describe.
+    pub fn policy(&self) -> Policy {
+        Policy {
+            last: self.keep_last,
+            hourly: self.keep_hourly,
+            daily: self.keep_daily,
+            weekly: self.keep_weekly,
+            monthly: self.keep_monthly,
+            yearly: self.keep_yearly,
+            within: self.keep_within,
+            min_free: self.min_free,
+        }
+    }
 }
 
 /// How a checkpoint is made.
@@ -148,6 +272,46 @@ pub struct MeansArgs {
     /// several of them to be tried in order (ptrace,freezer), or none [default: ptrace]
     #[arg(long, value_name = "HOW")]
     pub outside: Option<Methods>,
+}
+
+/// What is known and checked of a snapshot before it is published.
+#[derive(Debug, Args)]
+pub struct CheckArgs {
+    /// Leave the files' digests out of the manifest: published sooner, but `snapshim verify`
+    /// cannot tell whether the bytes are still the same
+    #[arg(long)]
+    pub no_digest: bool,
+    /// The command the snapshot has to pass.
+    #[command(flatten)]
+    pub verify: VerifyCommandArgs,
+}
+
+/// A command that a snapshot has to pass.
+#[derive(Debug, Args)]
+pub struct VerifyCommandArgs {
+    /// Run this on the snapshot: a program, or a line for the shell with the directory of the
+    /// files in $1 and $SNAPSHIM_PATH. If it fails, the snapshot is not verified. "" for none
+    #[arg(long, value_name = "CMD")]
+    pub verify: Option<String>,
+    /// End it after this time, as failed [default: 10m]
+    #[arg(long, value_name = "DUR", value_parser = parse_interval, requires = "verify")]
+    pub verify_timeout: Option<Duration>,
+    /// Run it on a copy of the files, which it may change
+    #[arg(long, requires = "verify")]
+    pub writable: bool,
+}
+
+impl VerifyCommandArgs {
+    /// The command and how it is run, if there is one.
+    pub fn wanted(&self) -> Option<Verify> {
+        let timeout = self.verify_timeout.unwrap_or(command::TIMEOUT);
+        let text = self.verify.as_deref().filter(|text| !text.is_empty());
+        text.map(|text| Verify {
+            command: command::absolute(text),
+            timeout_ms: u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX),
+            writable: self.writable,
+        })
+    }
 }
 
 impl MeansArgs {
@@ -196,8 +360,15 @@ impl HowArgs {
             max_hold: limits.max_hold.unwrap_or(usual),
             capture: self.means.method(),
             outside: self.means.outside.clone().unwrap_or_default(),
-            keep_last: limits.keep_last.or(set.config.keep_last),
+            policy: limits.keep.policy().or(&set.config.policy),
+            pin: None,
             only: None,
+            digest: !(limits.check.no_digest || set.config.no_digest),
+            verify: match &limits.check.verify.verify {
+                Some(_) => limits.check.verify.wanted(),
+                None => set.config.verify.clone(),
+            },
+            stop: Stop::default(),
         }
     }
 }
@@ -223,7 +394,12 @@ pub struct RunArgs {
     #[command(flatten)]
     pub how: HowArgs,
     /// The program and its arguments
-    #[arg(required = true, trailing_var_arg = true, value_names = ["APP", "ARGS"])]
+    #[arg(
+        required = true,
+        trailing_var_arg = true,
+        value_names = ["APP", "ARGS"],
+        value_hint = ValueHint::CommandWithArguments
+    )]
     pub command: Vec<OsString>,
 }
 
@@ -245,9 +421,26 @@ pub struct CheckpointArgs {
     /// Take a snapshot of this one file only, and hold no other
     #[arg(long, value_name = "PATH")]
     pub only: Option<PathBuf>,
+    /// Whether it stays.
+    #[command(flatten)]
+    pub pin: PinArgs,
     /// Whether for programs.
     #[command(flatten)]
     pub output: JsonArgs,
+}
+
+/// `--pin`.
+#[derive(Debug, Args)]
+pub struct PinArgs {
+    /// Pin the snapshot: it stays until it is unpinned, whatever a policy says
+    #[arg(
+        long = "pin",
+        value_name = "NOTE",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = ""
+    )]
+    pub note: Option<String>,
 }
 
 /// `snapshim snap`.
@@ -274,6 +467,9 @@ pub struct SnapArgs {
     /// Its limits.
     #[command(flatten)]
     pub limits: LimitArgs,
+    /// Whether it stays.
+    #[command(flatten)]
+    pub pin: PinArgs,
     /// Whether for programs.
     #[command(flatten)]
     pub output: JsonArgs,
@@ -287,7 +483,9 @@ impl SnapArgs {
             excludes: self.exclude.clone(),
             store: self.store.clone(),
             max_hold_ms: self.limits.max_hold.map(|d| d.as_millis() as u32),
-            keep_last: self.limits.keep_last,
+            policy: self.limits.keep.policy(),
+            verify: self.limits.check.verify.wanted(),
+            no_digest: self.limits.check.no_digest,
             asks: Asks::default(),
             sharing: Sharing::default(),
         }
@@ -302,8 +500,12 @@ impl SnapArgs {
             max_hold: Duration::from_millis(config.max_hold_ms.into()),
             capture: self.means.method(),
             outside: self.means.outside.clone().unwrap_or_default(),
-            keep_last: config.keep_last,
+            policy: config.policy.clone(),
+            pin: self.pin.note.clone(),
             only: None,
+            digest: !config.no_digest,
+            verify: config.verify.clone(),
+            stop: Stop::default(),
         }
     }
 }
@@ -324,12 +526,13 @@ pub struct ListArgs {
 
 /// `snapshim show`.
 #[derive(Debug, Args)]
-#[command(override_usage = "snapshim show [OPTIONS] [N] <ID>")]
+#[command(override_usage = "snapshim show [OPTIONS] [N] <ID>[:<PATH>]")]
 pub struct ShowArgs {
     /// The set, which may be left out if there is only one, and the snapshot: its id, the
-    /// beginning of it, or latest
-    #[arg(value_name = "[N] ID", required = true, num_args = 1..=2)]
-    pub names: Vec<String>,
+    /// beginning of it, or latest; ~1 behind it is the one before. With :PATH the file or
+    /// directory that had this path: a file's bytes, a directory's entries, a link's target
+    #[arg(value_name = "[N] ID[:PATH]", required = true, num_args = 1..=2)]
+    pub names: Vec<OsString>,
     /// Where the snapshots of the set are, if the set is no longer known
     #[arg(long, value_name = "DIR")]
     pub store: Option<PathBuf>,
@@ -338,7 +541,51 @@ pub struct ShowArgs {
     pub output: JsonArgs,
 }
 
-impl ShowArgs {
+/// `snapshim diff`.
+#[derive(Debug, Args)]
+#[command(override_usage = "snapshim diff [OPTIONS] [N] <A>[:<PATH>] [<B>]")]
+pub struct DiffArgs {
+    /// The set, which may be left out if there is only one, and one or two of its snapshots,
+    /// as in show. Without B, A is compared with the live files. Of two names the first is A
+    /// if it is a snapshot, else the set
+    #[arg(value_name = "[N] A[:PATH] [B]", required = true, num_args = 1..=3)]
+    pub names: Vec<OsString>,
+    /// Compare with the live files: the last name is A
+    #[arg(long)]
+    pub live: bool,
+    /// Compare only this file or directory; may be given several times
+    #[arg(long, value_name = "PATH")]
+    pub path: Vec<PathBuf>,
+    /// Print where the bytes of changed files differ, as offset+length
+    #[arg(long)]
+    pub ranges: bool,
+    /// Print changed text files as a patch
+    #[arg(short = 'u', long, conflicts_with_all = ["json", "ranges"])]
+    pub patch: bool,
+    /// End with 1 if anything differs
+    #[arg(long)]
+    pub exit_code: bool,
+    /// Where the snapshots of the set are, if the set is no longer known
+    #[arg(long, value_name = "DIR")]
+    pub store: Option<PathBuf>,
+    /// Whether for programs.
+    #[command(flatten)]
+    pub output: JsonArgs,
+}
+
+/// One snapshot.
+#[derive(Debug, Args)]
+pub struct TargetArgs {
+    /// The set, which may be left out if there is only one, and the snapshot: its id, the
+    /// beginning of it, or latest; ~1 behind it is the one before
+    #[arg(value_name = "[N] ID", required = true, num_args = 1..=2)]
+    pub names: Vec<String>,
+    /// Where the snapshots of the set are, if the set is no longer known
+    #[arg(long, value_name = "DIR")]
+    pub store: Option<PathBuf>,
+}
+
+impl TargetArgs {
     /// The set's name, if given, and the snapshot's id.
     pub fn set_and_id(&self) -> (Option<&str>, &str) {
         match self.names.as_slice() {
@@ -347,6 +594,158 @@ impl ShowArgs {
             [] => (None, ""),
         }
     }
+}
+
+/// `snapshim verify`.
+#[derive(Debug, Args)]
+#[command(override_usage = "snapshim verify [OPTIONS] [N] [ID]")]
+pub struct VerifyArgs {
+    /// The set, which may be left out if there is only one, and the snapshot: its id, the
+    /// beginning of it, or latest [default: latest]. A single word of digits is an id
+    #[arg(value_name = "[N] [ID]", num_args = 0..=2)]
+    pub names: Vec<String>,
+    /// Where the snapshots of the set are, if the set is no longer known
+    #[arg(long, value_name = "DIR")]
+    pub store: Option<PathBuf>,
+    /// Check every snapshot of the set, at low I/O priority
+    #[arg(long)]
+    pub all: bool,
+    /// Compare everything but the files' bytes
+    #[arg(long)]
+    pub quick: bool,
+    /// A command they have to pass as well.
+    #[command(flatten)]
+    pub command: VerifyCommandArgs,
+    /// Whether for programs.
+    #[command(flatten)]
+    pub output: JsonArgs,
+}
+
+impl VerifyArgs {
+    /// The set's name and the snapshot's id, as far as given.
+    pub fn set_and_id(&self) -> (Option<&str>, Option<&str>) {
+        let is_id = |word: &str| {
+            word == "latest"
+                || word
+                    .bytes()
+                    .all(|b| b.is_ascii_digit() || b"T.Z".contains(&b))
+        };
+        match self.names.as_slice() {
+            [name, id, ..] => (Some(name), Some(id)),
+            [id] if is_id(id) && !self.all => (None, Some(id)),
+            [name] => (Some(name), None),
+            [] => (None, None),
+        }
+    }
+}
+
+/// `snapshim prune`.
+#[derive(Debug, Args)]
+pub struct PruneArgs {
+    /// The set; may be left out if there is only one
+    #[arg(value_name = "N")]
+    pub name: Option<String>,
+    /// Where its snapshots are, if the set is no longer known
+    #[arg(long, value_name = "DIR")]
+    pub store: Option<PathBuf>,
+    /// The policy; that of the set by default.
+    #[command(flatten)]
+    pub keep: KeepArgs,
+    /// Remove nothing, only say what would be
+    #[arg(short = 'n', long)]
+    pub dry_run: bool,
+    /// Whether for programs.
+    #[command(flatten)]
+    pub output: JsonArgs,
+}
+
+/// `snapshim delete`.
+#[derive(Debug, Args)]
+#[command(override_usage = "snapshim delete [OPTIONS] [N] <ID>")]
+pub struct DeleteArgs {
+    /// Which one.
+    #[command(flatten)]
+    pub target: TargetArgs,
+    /// Whether for programs.
+    #[command(flatten)]
+    pub output: JsonArgs,
+}
+
+/// `snapshim pin`.
+#[derive(Debug, Args)]
+#[command(override_usage = "snapshim pin [OPTIONS] [N] <ID>")]
+pub struct PinOneArgs {
+    /// Which one.
+    #[command(flatten)]
+    pub target: TargetArgs,
+    /// Why, in your words
+    #[arg(
+        long,
+        value_name = "TEXT",
+        default_value = "",
+        hide_default_value = true
+    )]
+    pub note: String,
+    /// Whether for programs.
+    #[command(flatten)]
+    pub output: JsonArgs,
+}
+
+/// `snapshim unpin`.
+#[derive(Debug, Args)]
+#[command(override_usage = "snapshim unpin [OPTIONS] [N] <ID>")]
+pub struct UnpinArgs {
+    /// Which one.
+    #[command(flatten)]
+    pub target: TargetArgs,
+    /// Whether for programs.
+    #[command(flatten)]
+    pub output: JsonArgs,
+}
+
+/// `snapshim restore`.
+#[derive(Debug, Args)]
+#[command(
+    override_usage = "snapshim restore [OPTIONS] [N] <ID[:PATH]> <--to <DIR>|--in-place>\n       \
+                      snapshim restore --undo [OPTIONS] [N]",
+    group = ArgGroup::new("where").required(true).args(["to", "in_place", "undo"])
+)]
+pub struct RestoreArgs {
+    /// The set, which may be left out if there is only one, and the snapshot: its id, the
+    /// beginning of it, or latest; with :PATH, only that file or directory of it
+    #[arg(value_name = "[N] ID[:PATH]", required_unless_present = "undo", num_args = 1..=2)]
+    pub names: Vec<OsString>,
+    /// Restore into this directory, which is made if absent: files with their absolute paths,
+    /// or, with ID:PATH, what is in PATH directly
+    #[arg(long, value_name = "DIR")]
+    pub to: Option<PathBuf>,
+    /// Restore where the files were, exactly: what is not in the snapshot is removed
+    #[arg(long)]
+    pub in_place: bool,
+    /// Put back what a restore replaced that was interrupted, or run with --keep-replaced
+    #[arg(long, conflicts_with_all = ["overwrite", "keep_replaced"])]
+    pub undo: bool,
+    /// Only this file or directory; may be given several times. With --undo, what was restored
+    #[arg(long, value_name = "PATH")]
+    pub path: Vec<PathBuf>,
+    /// Say what would be done, and change nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Also if a process has files open for writing that are replaced
+    #[arg(long)]
+    pub force: bool,
+    /// With --to: into a directory that is not empty, too; what is in the way is replaced
+    #[arg(long, requires = "to")]
+    pub overwrite: bool,
+    /// Keep what is replaced, so that --undo can put it back
+    #[arg(long)]
+    pub keep_replaced: bool,
+    /// Where the snapshots of the set are, if the set is no longer known
+    #[arg(long, value_name = "DIR")]
+    pub store: Option<PathBuf>,
+    /// Whether for programs.
+    #[command(flatten)]
+    pub output: JsonArgs,
 }
 
 /// `snapshim status`.
@@ -387,6 +786,22 @@ pub struct DoctorArgs {
     /// The program to look at, and its arguments
     #[arg(last = true, value_names = ["APP", "ARGS"])]
     pub command: Vec<OsString>,
+}
+
+/// `snapshim completions`.
+#[derive(Debug, Args)]
+pub struct CompletionsArgs {
+    /// The shell
+    #[arg(value_name = "SHELL")]
+    pub shell: Shell,
+}
+
+/// `snapshim man`.
+#[derive(Debug, Args)]
+pub struct ManArgs {
+    /// Write a page for each command into this directory, which is made if it is not there
+    #[arg(long, value_name = "DIR")]
+    pub dir: Option<PathBuf>,
 }
 
 /// Parses a duration: numbers with units, such as `200ms`, `1.5s`, `1m30s`.
@@ -458,14 +873,6 @@ fn parse_interval(text: &str) -> std::result::Result<Duration, String> {
     }
 }
 
-fn parse_keep_last(text: &str) -> std::result::Result<usize, String> {
-    match text.parse() {
-        Ok(0) => Err("it must be at least 1: the newest snapshot is never pruned".into()),
-        Ok(count) => Ok(count),
-        Err(_) => Err("say how many".into()),
-    }
-}
-
 fn parse_point(text: &str) -> std::result::Result<CommitPoint, String> {
     text.parse()
 }
@@ -514,6 +921,45 @@ mod tests {
     }
 
     #[test]
+    fn every_command_has_an_example_that_parses() {
+        let mut command = Cli::command();
+        command.build();
+        for command in command.get_subcommands().filter(|c| c.get_name() != "help") {
+            let name = command.get_name();
+            let help = command.get_after_help().map(ToString::to_string);
+            let help = help.unwrap_or_else(|| panic!("{name} has no example"));
+            let mut examples = 0;
+            for line in help.lines() {
+                let Some(start) = line.find("snapshim ") else {
+                    continue;
+                };
+                // Up to what explains it, or what only a shell takes.
+                let end = [")\"", "  #", " |", " >", ")"]
+                    .iter()
+                    .filter_map(|end| line[start..].find(end))
+                    .min()
+                    .map_or(line.len(), |end| start + end);
+                let words = line[start..end].split_whitespace();
+                Cli::try_parse_from(words).unwrap_or_else(|e| panic!("{line}: {e}"));
+                examples += 1;
+            }
+            assert!(examples > 0, "{name} has no example");
+        }
+    }
+
+    #[test]
+    fn every_argument_says_what_it_is_for() {
+        let mut command = Cli::command();
+        command.build();
+        for command in command.get_subcommands().filter(|c| c.get_name() != "help") {
+            for argument in command.get_arguments() {
+                let name = command.get_name();
+                assert!(argument.get_help().is_some(), "{name} {argument}");
+            }
+        }
+    }
+
+    #[test]
     fn durations() {
         let ms = |n| Ok(Duration::from_millis(n));
         for (text, expected) in [
@@ -535,7 +981,6 @@ mod tests {
         assert!(parse_max_hold("10s").is_ok());
         assert!(parse_max_hold("10.001s").is_err());
         assert!(parse_max_hold("0").is_err());
-        assert!(parse_keep_last("0").is_err());
     }
 
     fn command_of(arguments: &[&str]) -> Vec<OsString> {
@@ -543,6 +988,42 @@ mod tests {
             Ok(Command::Run(run)) => run.command,
             other => panic!("{other:?}"),
         }
+    }
+
+    #[test]
+    fn global_flags_stand_before_and_behind_the_command() {
+        for arguments in [
+            &["snapshim", "-q", "--color", "never", "list"][..],
+            &["snapshim", "list", "--quiet", "--color=never"],
+            &["snapshim", "-q", "list", "--color=never", "set"],
+        ] {
+            let global = Cli::try_parse_from(arguments).unwrap().global;
+            assert!(global.quiet && !global.verbose, "{arguments:?}");
+            assert_eq!(global.color, clap::ColorChoice::Never, "{arguments:?}");
+        }
+        for arguments in [
+            &["snapshim", "-q", "-v", "list"][..],
+            &["snapshim", "list", "-qv"],
+            &["snapshim", "list", "--color", "sometimes"],
+        ] {
+            assert!(Cli::try_parse_from(arguments).is_err(), "{arguments:?}");
+        }
+    }
+
+    #[test]
+    fn global_flags_behind_the_program_are_the_programs() {
+        let arguments = [
+            "snapshim", "run", "-v", "app", "-q", "--color", "always", "-v",
+        ];
+        let cli = Cli::try_parse_from(arguments).unwrap();
+        assert!(cli.global.verbose && !cli.global.quiet);
+        assert_eq!(cli.global.color, clap::ColorChoice::Auto);
+        assert_eq!(
+            command_of(&arguments),
+            ["app", "-q", "--color", "always", "-v"]
+        );
+        let doctor = ["snapshim", "doctor", "--", "app", "-q"];
+        assert!(!Cli::try_parse_from(doctor).unwrap().global.quiet);
     }
 
     #[test]

@@ -6,12 +6,13 @@ use serde::Serialize;
 
 use crate::checkpoint::{Outcome, checkpoint};
 use crate::hold::set::{self, Set};
-use crate::store::manifest::{Kind, Manifest, PathName};
+use crate::store::manifest::{Manifest, PathName, Totals};
+use crate::store::pace::Pace;
 use crate::{Exit, Result};
 
 use super::args::CheckpointArgs;
-use super::progress::Lines;
-use super::{output, usage};
+use super::progress::Meter;
+use super::{output, style, usage};
 
 /// A snapshot's certificate and where its files are.
 #[derive(Serialize)]
@@ -20,7 +21,7 @@ pub(super) struct Report<'a> {
     pub(super) manifest: &'a Manifest,
     #[serde(flatten)]
     pub(super) path: PathName,
-    /// Snapshots deleted under `--keep-last`.
+    /// Snapshots removed under the policy.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) pruned: Option<&'a [String]>,
 }
@@ -29,6 +30,7 @@ pub(super) struct Report<'a> {
 pub fn run(args: &CheckpointArgs) -> Result<ExitCode> {
     let set = Set::open(args.name.as_deref())?;
     let mut options = args.how.options(&set, &args.limits, args.wait);
+    options.pin = args.pin.note.clone();
     if let Some(only) = &args.only {
         let only = set::resolve(only)?;
         if !set.config.roots.iter().any(|root| only.starts_with(root)) {
@@ -39,7 +41,7 @@ pub fn run(args: &CheckpointArgs) -> Result<ExitCode> {
         }
         options.only = Some(only);
     }
-    let outcome = checkpoint(&set, &options, &mut Lines)?;
+    let outcome = checkpoint(&set, &options, &mut Meter::new())?;
     report(outcome, args.output.json)
 }
 
@@ -49,24 +51,32 @@ pub(super) fn report(outcome: Outcome, json: bool) -> Result<ExitCode> {
         manifest,
         path,
         pruned,
-    } = outcome;
+        notes,
+        ..
+    } = &outcome;
+    for line in notes {
+        output::note(&format!("snapshim: {}", output::name(line)));
+    }
     for reason in &manifest.reasons {
-        output::note(&format!(
+        output::error(&format!(
             "snapshim: not verified: {}",
             output::name(&reason.text)
         ));
     }
     if json {
-        let path = PathName(path);
         output::json(&Report {
-            manifest: &manifest,
-            path,
-            pruned: Some(&pruned),
+            manifest,
+            path: PathName(path.clone()),
+            pruned: Some(pruned),
         })?;
     } else {
-        let mut text = summary(&manifest);
+        let mut text = summary(manifest);
         text.push_str(&format!("{}\n", output::name(&path.to_string_lossy())));
         output::text(&text)?;
+    }
+    // After all was said. The snapshot is there: what goes wrong now is not its failure.
+    if let Err(error) = outcome.clear(&mut Pace::gentle(&|_| false)) {
+        output::note(&format!("snapshim: {error}"));
     }
     Ok(ExitCode::from(match manifest.verified {
         true => Exit::Verified as u8,
@@ -76,18 +86,11 @@ pub(super) fn report(outcome: Outcome, json: bool) -> Result<ExitCode> {
 
 /// A snapshot in one line.
 fn summary(manifest: &Manifest) -> String {
-    let files = manifest.files.iter().filter(|f| f.kind == Kind::File);
-    let (count, bytes) = files.fold((0_u64, 0_u64), |(n, sum), f| {
-        (n + 1, sum.saturating_add(f.size))
-    });
+    let Totals { files, bytes } = Totals::of(&manifest.files);
     format!(
-        "{}  {}  held {} (drained in {})  {count} files, {}, {}\n",
-        manifest.id,
-        if manifest.verified {
-            "verified"
-        } else {
-            "NOT VERIFIED"
-        },
+        "{}  {}  held {} (drained in {})  {files} files, {}, {}\n",
+        style::paint(&manifest.id, style::NAME, style::on_stdout()),
+        output::state(manifest.verified),
         output::micros(manifest.hold_us),
         output::micros(manifest.drain_us),
         output::size(bytes),

@@ -5,11 +5,12 @@ use std::process::ExitCode;
 use serde::Serialize;
 
 use crate::Result;
-use crate::store::Entry;
-use crate::store::manifest::{Kind, Manifest, PathName, VERSION};
+use crate::store::manifest::{PathName, Pin, VERSION};
+use crate::store::{Head, Listed};
 
 use super::args::ListArgs;
-use super::{output, snapshots};
+use super::table::{Cell, Layout, Table};
+use super::{output, snapshots, style};
 
 #[derive(Serialize)]
 struct Report {
@@ -45,32 +46,23 @@ struct Summary {
     capture: String,
     files: u64,
     bytes: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pin: Option<Pin>,
 }
 
-impl From<&Manifest> for Summary {
-    fn from(manifest: &Manifest) -> Summary {
-        let files = || manifest.files.iter().filter(|f| f.kind == Kind::File);
+impl From<Head> for Summary {
+    fn from(head: Head) -> Summary {
         Summary {
-            time: manifest.time.clone(),
-            commit_point: manifest.commit_point.clone(),
-            verified: manifest.verified,
-            hold_us: manifest.hold_us,
-            drain_us: manifest.drain_us,
-            stop_us: manifest.stop_us,
-            capture: manifest.capture.clone(),
-            files: files().count() as u64,
-            bytes: files().fold(0, |sum, f| sum.saturating_add(f.size)),
-        }
-    }
-}
-
-impl From<Entry> for Line {
-    fn from(entry: Entry) -> Line {
-        Line {
-            path: PathName(entry.tree()),
-            id: entry.id,
-            summary: entry.manifest.as_ref().ok().map(Summary::from),
-            damage: entry.manifest.err(),
+            time: head.time,
+            commit_point: head.commit_point,
+            verified: head.verified,
+            hold_us: head.hold_us,
+            drain_us: head.drain_us,
+            stop_us: head.stop_us,
+            capture: head.capture,
+            files: head.totals.files,
+            bytes: head.totals.bytes,
+            pin: head.pin,
         }
     }
 }
@@ -78,10 +70,22 @@ impl From<Entry> for Line {
 /// Runs the command.
 pub fn run(args: &ListArgs) -> Result<ExitCode> {
     let found = snapshots::find(args.name.as_deref(), args.store.as_deref())?;
+    let line = |Listed { id, head }| {
+        let (summary, damage) = match head {
+            Ok(head) => (Some(Summary::from(head)), None),
+            Err(damage) => (None, Some(damage)),
+        };
+        Line {
+            path: PathName(found.store.tree_of(&id)),
+            id,
+            summary,
+            damage,
+        }
+    };
     let report = Report {
         version: VERSION,
         latest: found.store.latest(),
-        snapshots: found.store.list()?.into_iter().map(Line::from).collect(),
+        snapshots: found.store.heads()?.into_iter().map(line).collect(),
         set: found.set,
         store: PathName(found.place),
     };
@@ -93,39 +97,67 @@ pub fn run(args: &ListArgs) -> Result<ExitCode> {
             report.set
         ));
     } else {
-        output::text(&table(&report))?;
+        table(&report).print()?;
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn table(report: &Report) -> String {
-    let head = ["ID", "STATE", "FILES", "SIZE", "HELD", "CAPTURE", ""];
-    let mut rows = vec![head.map(str::to_owned).to_vec()];
-    for line in &report.snapshots {
-        let mut row = vec![line.id.clone()];
-        match (&line.summary, &line.damage) {
-            (Some(summary), _) => row.extend([
-                if summary.verified {
-                    "verified".into()
-                } else {
-                    "not verified".into()
-                },
-                summary.files.to_string(),
-                output::size(summary.bytes),
-                output::micros(summary.hold_us),
-                output::name(&summary.capture),
-            ]),
-            (None, damage) => {
-                row.push(format!(
-                    "damaged: {}",
-                    output::name(damage.as_deref().unwrap_or(""))
-                ));
-            }
-        }
-        if report.latest.as_deref() == Some(&line.id) {
-            row.push("latest".into());
-        }
-        rows.push(row);
+fn table(report: &Report) -> Table {
+    let mut head = vec!["ID", "STATE", "FILES", "SIZE", "HELD", "CAPTURE", ""];
+    let pin = |line: &Line| Some(pin_mark(line.summary.as_ref()?.pin.as_ref()?));
+    // People are spared an empty column; programs count on it.
+    let has_pins = Layout::of_stdout() == Layout::Lines
+        || report.snapshots.iter().any(|line| pin(line).is_some());
+    if has_pins {
+        head.push("PIN");
     }
-    output::table(&rows)
+    let mut table = Table::new(&head);
+    for line in &report.snapshots {
+        let id = Cell::new(&line.id).styled(style::NAME);
+        let latest = match report.latest.as_deref() == Some(&line.id) {
+            true => "latest",
+            false => "",
+        };
+        let mut row = match &line.summary {
+            Some(summary) => vec![
+                id,
+                state(summary.verified),
+                Cell::count(summary.files),
+                Cell::size(summary.bytes),
+                Cell::micros(summary.hold_us),
+                Cell::name(&summary.capture),
+                Cell::new(latest),
+            ],
+            None => vec![
+                id,
+                Cell::new("damaged").styled(style::BAD),
+                Cell::new(""),
+                Cell::new(""),
+                Cell::new(""),
+                Cell::new(""),
+                Cell::name(line.damage.as_deref().unwrap_or("")),
+            ],
+        };
+        if has_pins {
+            row.push(Cell::new(pin(line).unwrap_or_default()));
+        }
+        table.row(row);
+    }
+    table
+}
+
+/// That a snapshot is pinned, with the note.
+pub(super) fn pin_mark(pin: &Pin) -> String {
+    match pin.note.as_str() {
+        "" => "pinned".into(),
+        note => format!("pinned: {}", output::name(note)),
+    }
+}
+
+/// Whether a snapshot is verified, as a cell of a table.
+pub(super) fn state(verified: bool) -> Cell {
+    match verified {
+        true => Cell::new("verified").styled(style::GOOD),
+        false => Cell::new("not verified").styled(style::DOUBTFUL),
+    }
 }

@@ -3,24 +3,38 @@
 //! Each is a function of its parsed arguments that ends in an exit code or an
 //! [`Error`]. What a command says goes to standard output: a table
 //! or a line for people, or with `--json` one object and nothing else. All the
-//! rest goes to standard error. The shim never prints anything.
+//! rest goes to standard error: [`output::error`] always, [`output::note`] unless
+//! `--quiet`, [`output::detail`] with `--verbose`, and how far long work is
+//! ([`progress::Meter`]). The shim never prints anything.
 
 pub mod args;
 pub mod checkpoint;
+pub mod completions;
+pub mod delete;
+pub mod diff;
 pub mod doctor;
 pub mod env;
+pub mod help;
 pub mod inherited;
+pub mod interrupt;
 pub mod list;
+pub mod man;
 pub mod output;
 pub mod periodic;
+pub mod pin;
 pub mod preload;
 pub mod progress;
+pub mod prune;
+pub mod restore;
 pub mod run;
 pub mod show;
 pub mod signals;
 pub mod snap;
 pub mod snapshots;
 pub mod status;
+pub mod style;
+pub mod table;
+pub mod verify;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -40,11 +54,14 @@ pub fn main() -> ExitCode {
         return code;
     }
     let result = preload::shed(&arguments).and_then(|()| match Cli::try_parse_from(&arguments) {
-        Ok(cli) => dispatch(cli.command),
+        Ok(cli) => {
+            output::set_up(&cli.global);
+            dispatch(cli.command)
+        }
         Err(refusal) => Ok(refuse(&refusal)),
     });
     result.unwrap_or_else(|error| {
-        output::note(&format!("snapshim: {error}"));
+        output::error(&format!("snapshim: {error}"));
         ExitCode::from(error.exit as u8)
     })
 }
@@ -56,9 +73,18 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         Command::Snap(args) => snap::run(&args),
         Command::List(args) => list::run(&args),
         Command::Show(args) => show::run(&args),
+        Command::Verify(args) => verify::run(&args),
+        Command::Diff(args) => diff::run(&args),
+        Command::Prune(args) => prune::run(&args),
+        Command::Delete(args) => delete::run(&args),
+        Command::Pin(args) => pin::pin(&args),
+        Command::Unpin(args) => pin::unpin(&args),
+        Command::Restore(args) => restore::run(&args),
         Command::Status(args) => status::run(&args),
         Command::Env(args) => env::run(&args),
         Command::Doctor(args) => doctor::run(&args),
+        Command::Completions(args) => completions::run(&args),
+        Command::Man(args) => man::run(&args),
     }
 }
 

@@ -1,12 +1,62 @@
 //! Standard output and standard error.
 
+use std::fs::File;
 use std::io::{self, Write};
+use std::path::Path;
+use std::sync::OnceLock;
 
 use serde::{Serialize, Serializer};
 
+use super::args::GlobalArgs;
+use super::table::{Cell, Table};
+use super::{progress, style};
 use crate::Result;
 use crate::error::Context;
 use crate::store::manifest::PathName;
+
+/// How much is said on standard error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Level {
+    /// Errors only.
+    Quiet,
+    /// What is worth a line.
+    Usual,
+    /// Every step.
+    Verbose,
+}
+
+static LEVEL: OnceLock<Level> = OnceLock::new();
+
+fn level() -> Level {
+    *LEVEL.get().unwrap_or(&Level::Usual)
+}
+
+/// Does from now on as the global flags say.
+pub fn set_up(flags: &GlobalArgs) {
+    let level = match (flags.quiet, flags.verbose) {
+        (true, _) => Level::Quiet,
+        (false, true) => Level::Verbose,
+        (false, false) => Level::Usual,
+    };
+    // A process has one command line.
+    let _ = LEVEL.set(level);
+    let color = match flags.color {
+        clap::ColorChoice::Auto => anstream::ColorChoice::Auto,
+        clap::ColorChoice::Always => anstream::ColorChoice::Always,
+        clap::ColorChoice::Never => anstream::ColorChoice::Never,
+    };
+    color.write_global();
+}
+
+/// Whether only errors and what was asked for are printed.
+pub fn is_quiet() -> bool {
+    level() == Level::Quiet
+}
+
+/// Whether every step is told.
+pub fn is_verbose() -> bool {
+    level() == Level::Verbose
+}
 
 /// Prints one JSON object to standard output.
 pub fn json(value: &impl Serialize) -> Result<()> {
@@ -34,43 +84,80 @@ pub fn text(text: &str) -> Result<()> {
 
 /// Prints bytes to standard output. A reader that went away has seen enough.
 pub fn bytes(bytes: &[u8]) -> Result<()> {
-    let mut out = io::stdout().lock();
-    match out.write_all(bytes).and_then(|()| out.flush()) {
-        Err(cause) if cause.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        other => other.context(|| "write to standard output".into()),
-    }
-}
-
-/// Prints a line to standard error, whole, and whether or not there is one:
-/// where this goes wrong there is nobody to tell.
-pub fn note(line: &str) {
-    let _ = io::stderr()
-        .lock()
-        .write_all(format!("{line}\n").as_bytes());
-}
-
-/// Lays rows out in columns, the last one as it is.
-pub fn table(rows: &[Vec<String>]) -> String {
-    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
-    let widths: Vec<usize> = (0..columns)
-        .map(|i| {
-            rows.iter()
-                .filter_map(|r| r.get(i))
-                .map(|c| c.chars().count())
-                .max()
-                .unwrap_or(0)
-        })
-        .collect();
-    let mut text = String::new();
-    for row in rows {
-        let mut line = String::new();
-        for (cell, width) in row.iter().zip(&widths) {
-            line.push_str(&format!("{cell:<width$}  "));
+    progress::above(|| {
+        let mut out = io::stdout().lock();
+        match out.write_all(bytes).and_then(|()| out.flush()) {
+            Err(cause) if cause.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+            other => other.context(|| "write to standard output".into()),
         }
-        text.push_str(line.trim_end());
-        text.push('\n');
+    })
+}
+
+/// Prints a file to standard output as it is. A reader that went away has seen enough.
+pub fn stream(mut file: File, path: &Path) -> Result<()> {
+    // Text after the last line feed would wait in std's buffer; this goes around it.
+    let out =
+        rustix::io::dup(rustix::stdio::stdout()).context(|| "write to standard output".into())?;
+    match io::copy(&mut file, &mut File::from(out)) {
+        Err(cause) if cause.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        other => other
+            .map(drop)
+            .context(|| format!("copy {} to standard output", path.display())),
     }
-    text
+}
+
+/// Prints what went wrong to standard error, whole, and whether or not there is one:
+/// where this goes wrong there is nobody to tell. `--quiet` does not silence it.
+pub fn error(line: &str) {
+    /// What each of our lines begins with.
+    const US: &str = "snapshim:";
+    let line = match line.strip_prefix(US) {
+        Some(rest) => format!(
+            "{}{rest}\n",
+            style::paint(US, style::BAD, style::on_stderr())
+        ),
+        None => format!("{line}\n"),
+    };
+    to_stderr(&line);
+}
+
+/// Prints a line to standard error that is good to know, unless `--quiet`.
+pub fn note(line: &str) {
+    if level() >= Level::Usual {
+        to_stderr(&format!("{line}\n"));
+    }
+}
+
+/// Prints a line to standard error with `--verbose`.
+pub fn detail(line: &str) {
+    if is_verbose() {
+        to_stderr(&format!("{line}\n"));
+    }
+}
+
+/// In one write, so that lines of several processes do not mix.
+fn to_stderr(text: &str) {
+    progress::above(|| {
+        let _ = io::stderr().lock().write_all(text.as_bytes());
+    });
+}
+
+/// Lays out labels and their values, as standard output takes it. See [`Table`].
+pub fn table(rows: &[Vec<String>]) -> String {
+    let mut table = Table::default();
+    for row in rows {
+        table.row(row.iter().map(Cell::new));
+    }
+    table.to_text()
+}
+
+/// Whether a snapshot is verified, for standard output.
+pub fn state(verified: bool) -> String {
+    let (text, style) = match verified {
+        true => ("verified", style::GOOD),
+        false => ("NOT VERIFIED", style::DOUBTFUL),
+    };
+    style::paint(text, style, style::on_stdout())
 }
 
 /// A size for people.
@@ -114,13 +201,6 @@ pub fn name(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn columns_line_up() {
-        let row = |cells: &[&str]| cells.iter().map(|c| (*c).to_owned()).collect::<Vec<_>>();
-        let text = table(&[row(&["ID", "SIZE"]), row(&["é1", "10 B"]), row(&["longer"])]);
-        assert_eq!(text, "ID      SIZE\né1      10 B\nlonger\n");
-    }
 
     #[test]
     fn sizes_and_times() {

@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 
 use crate::checkpoint::{Options, checkpoint};
 use crate::hold::set::Set;
-use crate::progress::Silent;
+use crate::progress::Progress;
+use crate::stop::Stop;
+use crate::store::pace::Pace;
 use crate::{Error, Result};
 
 use super::{output, signals};
@@ -15,6 +17,8 @@ use super::{output, signals};
 /// Takes checkpoints of a set until told to end.
 pub struct Periodic {
     shared: Arc<Shared>,
+    /// Ends what a checkpoint does after its hold, and need not do.
+    stop: Stop,
 }
 
 struct Shared {
@@ -24,7 +28,7 @@ struct Shared {
 
 #[derive(Default)]
 struct State {
-    /// A checkpoint is being made.
+    /// A checkpoint is being made, and its hold may not be over.
     busy: bool,
     /// None is begun meanwhile: the process is about to stop.
     paused: bool,
@@ -54,15 +58,16 @@ impl Periodic {
             changed: Condvar::new(),
         });
         let theirs = Arc::clone(&shared);
+        let stop = options.stop.clone();
         thread::Builder::new()
             .name("every".into())
             .spawn(move || work(&theirs, &set, &options, every))
             .map_err(|cause| Error::new(format!("cannot start a thread: {cause}")))?;
-        Ok(Periodic { shared })
+        Ok(Periodic { shared, stop })
     }
 
     /// Begins no checkpoint from now on until [`Periodic::resume`]; whether none
-    /// is being made.
+    /// is being made that could hold anybody.
     pub fn pause(&self) -> bool {
         let mut state = self.shared.state();
         state.paused = true;
@@ -74,8 +79,10 @@ impl Periodic {
         self.shared.change(|state| state.paused = false);
     }
 
-    /// Begins no checkpoint any more; finishes the one being made.
+    /// Begins no checkpoint any more; finishes the one being made, without waiting for
+    /// digests and for a command that verifies it.
     pub fn end(&self) {
+        self.stop.ask();
         self.shared.change(|state| state.ending = true);
     }
 
@@ -88,7 +95,14 @@ impl Periodic {
 fn work(shared: &Shared, set: &Set, options: &Options, every: Duration) {
     let mut next = Instant::now() + every;
     while wait(shared, next) {
-        attempt(set, options);
+        let due = next + every;
+        let stop = |waiting| {
+            let state = shared.state();
+            // More come than go: what is due has to wait for once.
+            let is_due = waiting <= Pace::MANY && Instant::now() >= due;
+            state.ending || state.paused || is_due
+        };
+        attempt(shared, set, options, &mut Pace::gentle(&stop));
         shared.change(|state| state.busy = false);
         signals::wake();
         // At a steady pace; what was missed is not made up for.
@@ -126,10 +140,32 @@ fn wait(shared: &Shared, next: Instant) -> bool {
     }
 }
 
+/// Says nothing, but notes when the hold is over: what takes long and is told of comes after
+/// it, and need not keep the process from being stopped.
+struct AfterHold<'a>(&'a Shared);
+
+impl Progress for AfterHold<'_> {
+    fn begin(&mut self, _what: &str, _bytes: u64) {
+        self.0.change(|state| state.busy = false);
+        signals::wake();
+    }
+
+    fn advance(&mut self, _bytes: u64) {}
+    fn end(&mut self) {}
+    fn note(&mut self, _line: &str) {}
+}
+
 /// Makes one checkpoint. Whatever comes of it is no concern of the program's:
-/// one line says so if it is not what was wished for.
-fn attempt(set: &Set, options: &Options) {
-    match checkpoint(set, options, &mut Silent) {
+/// one line says so if it is not what was wished for. Then removes the files of old ones, at
+/// `pace`.
+fn attempt(shared: &Shared, set: &Set, options: &Options, pace: &mut Pace<'_>) {
+    let made = checkpoint(set, options, &mut AfterHold(shared));
+    if let Ok(outcome) = &made {
+        for line in &outcome.notes {
+            output::note(&format!("snapshim: {}", output::name(line)));
+        }
+    }
+    match &made {
         Ok(outcome) if outcome.manifest.verified => {}
         Ok(outcome) => {
             let manifest = &outcome.manifest;
@@ -141,7 +177,7 @@ fn attempt(set: &Set, options: &Options) {
                 0 | 1 => String::new(),
                 n => format!(" (and {} more)", n - 1),
             };
-            output::note(&format!(
+            output::error(&format!(
                 "snapshim: snapshot {} is not verified: {}{more}",
                 manifest.id,
                 output::name(first)
@@ -149,9 +185,14 @@ fn attempt(set: &Set, options: &Options) {
         }
         Err(error) => {
             let message = output::name(&error.message);
-            output::note(&format!(
+            output::error(&format!(
                 "snapshim: there is no snapshot this time: {message}"
             ));
         }
+    }
+    if let Ok(outcome) = made
+        && let Err(error) = outcome.clear(pace)
+    {
+        output::note(&format!("snapshim: {}", output::name(&error.message)));
     }
 }

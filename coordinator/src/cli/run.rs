@@ -43,7 +43,7 @@ pub fn run(mut args: RunArgs) -> Result<ExitCode> {
     let program = match elf::check_program(app) {
         Ok(program) => program,
         Err(refusal) => {
-            output::note(&format!("snapshim: {refusal}\n  {}", refusal.next()));
+            output::error(&format!("snapshim: {refusal}\n  {}", refusal.next()));
             return Ok(ExitCode::from(refusal.exit_code()));
         }
     };
@@ -64,7 +64,7 @@ pub fn run(mut args: RunArgs) -> Result<ExitCode> {
         Ok(child) => child,
         Err(cause) => {
             let app = Path::new(app).display();
-            output::note(&format!("snapshim: cannot start {app}: {cause}"));
+            output::error(&format!("snapshim: cannot start {app}: {cause}"));
             return Ok(ExitCode::from(126));
         }
     };
@@ -72,7 +72,7 @@ pub fn run(mut args: RunArgs) -> Result<ExitCode> {
         let options = args.how.options(&set, &args.set.limits, WAIT);
         // The program runs already, and shall not suffer for it.
         Periodic::start(Arc::clone(&set), options, every)
-            .map_err(|error| output::note(&format!("snapshim: {error}")))
+            .map_err(|error| output::error(&format!("snapshim: {error}")))
             .ok()
     });
     let status = attend(child, &signals, periodic.as_ref())?;

@@ -8,7 +8,7 @@ use crate::hold::set;
 
 use super::args::SnapArgs;
 use super::checkpoint::report;
-use super::progress::Lines;
+use super::progress::Meter;
 use super::usage;
 
 /// Runs the command.
@@ -27,6 +27,6 @@ pub fn run(args: &SnapArgs) -> Result<ExitCode> {
         Some(name) => name.clone(),
         None => set::name_from(&config.roots[0]),
     };
-    let outcome = snap(&name, &config, &args.options(&config), &mut Lines)?;
+    let outcome = snap(&name, &config, &args.options(&config), &mut Meter::new())?;
     report(outcome, args.output.json)
 }

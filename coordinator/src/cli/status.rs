@@ -6,18 +6,22 @@ use std::sync::atomic::Ordering::{Acquire, Relaxed};
 
 use serde::Serialize;
 
+use snapshim_gate::reap::Claimed;
 use snapshim_gate::slot::{Owner, SEEN, Seen, Slot};
 use snapshim_gate::word;
 
 use crate::Result;
+use crate::hold::locate::Locator;
 use crate::hold::process;
-use crate::hold::set::{Set, is_owner_alive};
+use crate::hold::set::Set;
 use crate::hold::sites::layer::{Layer, Looker};
+use crate::restore;
 use crate::store::Store;
 use crate::store::manifest::{PathName, VERSION};
 
 use super::args::StatusArgs;
-use super::output;
+use super::table::{Cell, Table};
+use super::{output, style};
 
 /// The counters of a slot, by name.
 const COUNTERS: [(Seen, &str); 7] = [
@@ -58,6 +62,9 @@ struct Report {
     #[serde(serialize_with = "output::plain")]
     store: PathName,
     latest: Option<String>,
+    /// A restore in place that did not come to its end, or keeps what it replaced.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    restore: Option<String>,
 }
 
 /// A process that is attached to the gate.
@@ -65,6 +72,9 @@ struct Report {
 struct Writer {
     /// In its own pid namespace.
     pid: u32,
+    /// In ours, if it is in another one that can be seen from here.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pid_here: Option<u32>,
     /// Empty if it cannot be looked at.
     name: String,
     /// Whether it is in another pid namespace.
@@ -128,6 +138,7 @@ fn report(set: &Set) -> Result<Report> {
         writers: writers(slots),
         roots: names(&set.config.roots),
         excludes: names(&set.config.excludes),
+        restore: restore::unfinished(&restore::places(&set.config.roots)),
         latest: Store::open(&set.config.store, &set.name)
             .ok()
             .and_then(|s| s.latest()),
@@ -137,27 +148,29 @@ fn report(set: &Set) -> Result<Report> {
 
 /// The processes behind the slots. Sums saturate: the numbers are the programs'.
 fn writers(slots: &[Slot]) -> Vec<Writer> {
-    let here = process::pid_namespace(std::process::id());
+    let claimed: Vec<(&Slot, Claimed)> = slots
+        .iter()
+        .filter_map(|slot| Some((slot, Claimed::read(slot)?)))
+        .collect();
+    let locator = Locator::default();
     let looker = Looker::default();
     let mut writers: BTreeMap<(u32, u32, u64), Writer> = BTreeMap::new();
-    for slot in slots {
-        let Some(owner) = Owner::unpack(slot.owner.load(Acquire)) else {
+    for (slot, claimed) in claimed {
+        let Some(owner) = Owner::unpack(claimed.owner) else {
             continue;
         };
-        let start = slot.start_time.load(Acquire);
+        let start = claimed.start_time;
         let writer = writers
             .entry((owner.pidns, owner.pid, start))
             .or_insert_with(|| {
-                let elsewhere = here != Some(owner.pidns);
-                let alive = elsewhere || is_owner_alive(owner, start);
-                let layer = (alive && !elsewhere).then(|| looker.look(owner.pid));
+                let elsewhere = !locator.is_own_namespace(owner);
+                let alive = !locator.is_gone(owner, start);
+                let here = locator.process(owner).filter(|_| alive);
+                let layer = here.map(|pid| looker.look(pid));
                 Writer {
                     pid: owner.pid,
-                    name: if alive && !elsewhere {
-                        process::name(owner.pid)
-                    } else {
-                        String::new()
-                    },
+                    pid_here: here.filter(|_| elsewhere),
+                    name: here.map(process::name).unwrap_or_default(),
                     elsewhere,
                     alive,
                     layer: layer.as_ref().map(Layer::name),
@@ -235,14 +248,16 @@ fn describe(report: &Report) -> String {
         "latest",
         report.latest.clone().unwrap_or_else(|| "none".into()),
     );
+    if let Some(restore) = &report.restore {
+        row("restore", output::name(restore));
+    }
     let mut text = output::table(&rows);
     if report.writers.is_empty() {
         return text;
     }
-    let head = [
+    let mut table = Table::new(&[
         "PID", "NAME", "LAYER", "THREADS", "WAITS", "LONGEST", "SEEN",
-    ];
-    let mut rows = vec![head.map(str::to_owned).to_vec()];
+    ]);
     for writer in &report.writers {
         let seen: Vec<String> = writer
             .seen
@@ -250,26 +265,28 @@ fn describe(report: &Report) -> String {
             .filter(|(_, count)| **count > 0)
             .map(|(name, count)| format!("{name} {count}"))
             .collect();
-        let name = match (writer.alive, writer.elsewhere) {
-            (false, _) => "(ended)".into(),
-            (true, true) => "(in another pid namespace)".into(),
-            (true, false) => output::name(&writer.name),
+        let is_seen = !writer.elsewhere || writer.pid_here.is_some();
+        let name = match (writer.alive, is_seen) {
+            (false, _) => Cell::new("(ended)"),
+            (true, false) => Cell::new("(in another pid namespace)"),
+            (true, true) => Cell::name(&writer.name),
         };
-        rows.push(vec![
-            writer.pid.to_string(),
+        table.row([
+            Cell::count(writer.pid_here.unwrap_or(writer.pid).into()).styled(style::NAME),
             name,
-            writer.layer.unwrap_or("-").into(),
-            writer.threads.to_string(),
-            writer.waits.to_string(),
-            output::micros(writer.longest_wait_us),
-            seen.join(", "),
+            Cell::new(writer.layer.unwrap_or("-")),
+            Cell::count(writer.threads.into()),
+            Cell::count(writer.waits),
+            Cell::micros(writer.longest_wait_us),
+            Cell::new(seen.join(", ")),
         ]);
     }
     text.push('\n');
-    text.push_str(&output::table(&rows));
+    text.push_str(&table.to_text());
     for writer in &report.writers {
         for note in &writer.notes {
-            text.push_str(&format!("{}: {}\n", writer.pid, output::name(note)));
+            let pid = writer.pid_here.unwrap_or(writer.pid);
+            text.push_str(&format!("{pid}: {}\n", output::name(note)));
         }
     }
     text

@@ -11,31 +11,36 @@ use snapshim_gate::reap::Claimed;
 use snapshim_gate::slot::{Owner, Seen, Slot};
 
 use super::locks;
-use crate::hold::cut::Locator;
+use crate::hold::locate::Locator;
 use crate::hold::process::{self, Pid};
 
 /// The processes that own slots, and the changes of members each has made so far while
-/// the gate was armed.
-pub fn changes(gate: &Gate) -> BTreeMap<Pid, u64> {
+/// the gate was armed. `None`: there are some that cannot be seen from here.
+pub fn changes(gate: &Gate) -> Option<BTreeMap<Pid, u64>> {
+    let slots = gate.used_slots().iter();
+    let claimed = |slot: &Slot| Some((Claimed::read(slot)?, slot.changed.load(Acquire)));
+    let claimed: Vec<(Claimed, u32)> = slots.filter_map(claimed).collect();
     let locator = Locator::default();
     let mut changes = BTreeMap::new();
-    for slot in gate.used_slots() {
-        let Some(claimed) = Claimed::read(slot) else {
+    for (claimed, changed) in claimed {
+        let Some(owner) = Owner::unpack(claimed.owner) else {
             continue;
         };
-        let Some(pid) = Owner::unpack(claimed.owner).and_then(|o| locator.process(o)) else {
-            continue;
-        };
-        *changes.entry(pid).or_insert(0) += u64::from(slot.changed.load(Acquire));
+        match locator.process(owner) {
+            Some(pid) => *changes.entry(pid).or_insert(0) += u64::from(changed),
+            None if locator.is_gone(owner, claimed.start_time) => {}
+            None => return None,
+        }
     }
-    changes
+    Some(changes)
 }
 
-/// Whether whoever claimed a slot lives.
+/// Whether whoever claimed a slot may live.
 pub fn is_owned(slot: &Slot) -> bool {
-    let claimed = Claimed::read(slot);
-    let owner = claimed.and_then(|claimed| Owner::unpack(claimed.owner));
-    owner.is_some_and(|owner| Locator::default().process(owner).is_some())
+    Claimed::read(slot).is_some_and(|claimed| {
+        Owner::unpack(claimed.owner)
+            .is_some_and(|owner| !Locator::default().is_gone(owner, claimed.start_time))
+    })
 }
 
 /// A process in the form of [`snapshim_gate::watch::Watch::holders`].

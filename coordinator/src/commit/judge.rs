@@ -90,8 +90,10 @@ impl<'a> Judge<'a> {
 
     /// Whether no process of the set has a file open for writing.
     fn is_closed(&self) -> bool {
-        let mut pids = files::changes(self.ground.gate).into_keys();
-        pids.all(|pid| {
+        let Some(changes) = files::changes(self.ground.gate) else {
+            return false;
+        };
+        changes.into_keys().all(|pid| {
             self.open(pid)
                 .is_some_and(|mut open| !open.any(|f| f.is_writer))
         })
@@ -106,7 +108,9 @@ impl<'a> Judge<'a> {
 
     /// The processes that hold a lock on a member, in the form of the door's list.
     pub fn holders(&self) -> Vec<u64> {
-        let pids = files::changes(self.ground.gate).into_keys();
+        let pids = files::changes(self.ground.gate)
+            .unwrap_or_default()
+            .into_keys();
         let locks = |pid: &Pid| {
             self.open(*pid)
                 .is_none_or(|mut open| open.any(|f| f.is_locked))
@@ -123,7 +127,10 @@ impl<'a> Judge<'a> {
     /// Whether nobody holds a write lock under which something was changed.
     fn is_unlocked(&mut self, is_quiet: bool) -> bool {
         let mut is_free = true;
-        for (pid, changes) in files::changes(self.ground.gate) {
+        let Some(changes) = files::changes(self.ground.gate) else {
+            return false;
+        };
+        for (pid, changes) in changes {
             let Some(mut open) = self.open(pid) else {
                 is_free = false;
                 continue;

@@ -1,7 +1,5 @@
 //! Closing the gate, draining it, and opening it again.
 
-use std::cell::OnceCell;
-use std::collections::HashMap;
 use std::sync::atomic::Ordering::{Acquire, Relaxed};
 use std::time::Duration;
 
@@ -14,7 +12,8 @@ use snapshim_gate::{Shared, hold, word};
 
 use super::calls::{Changes, changes};
 use super::clock::Clock;
-use super::process::{self, Doing, Pid, Schedule, Unreadable};
+use super::locate::Locator;
+use super::process::{self, Doing, Pid, Schedule};
 use crate::{Error, Result};
 
 /// Which files a hold shuts.
@@ -35,74 +34,20 @@ const LOOK: Duration = Duration::from_millis(1);
 /// processes. For the holder of the set's lock. Returns whether it was shut.
 pub fn recover(gate: &Gate) -> bool {
     let was_shut = hold::recover::<Shared>(&gate.header().word, futex_wake_all);
+    let claimed: Vec<(&Slot, Claimed)> = gate
+        .used_slots()
+        .iter()
+        .filter_map(|slot| Some((slot, Claimed::read(slot)?)))
+        .collect();
     let locator = Locator::default();
-    for slot in gate.used_slots() {
-        if let Some(claimed) = Claimed::read(slot)
-            && let Some(owner) = Owner::unpack(claimed.owner)
+    for (slot, claimed) in claimed {
+        if let Some(owner) = Owner::unpack(claimed.owner)
             && locator.is_gone(owner, claimed.start_time)
         {
             reap::reap(slot, claimed);
         }
     }
     was_shut
-}
-
-/// Finds the processes behind owners, which name them as they see themselves.
-/// Good for one look around: processes of other pid namespaces are listed once.
-#[derive(Debug, Default)]
-pub struct Locator {
-    own_namespace: OnceCell<Option<u32>>,
-    others: OnceCell<HashMap<(u32, u32), Pid>>,
-}
-
-impl Locator {
-    fn is_own_namespace(&self, owner: Owner) -> bool {
-        let own = self
-            .own_namespace
-            .get_or_init(|| process::pid_namespace(std::process::id()));
-        *own == Some(owner.pidns)
-    }
-
-    /// The process behind an owner, as this process sees it. Looks into other pid
-    /// namespaces through NSpid; `None` if it is gone or out of sight.
-    pub fn process(&self, owner: Owner) -> Option<Pid> {
-        if self.is_own_namespace(owner) {
-            return process::is_alive(owner.pid).then_some(owner.pid);
-        }
-        let others = self.others.get_or_init(|| {
-            let inner = |pid| Some((process::pid_namespace(pid)?, process::inner_id(pid, pid)?));
-            let all = process::all().unwrap_or_default();
-            all.into_iter()
-                .filter_map(|pid| Some((inner(pid)?, pid)))
-                .collect()
-        });
-        others.get(&(owner.pidns, owner.pid)).copied()
-    }
-
-    /// The thread behind an owner, in process `pid` as this process sees it.
-    fn thread(&self, owner: Owner, pid: Pid) -> std::result::Result<Option<Pid>, Unreadable> {
-        let inner = |tid| process::inner_id(pid, tid) == Some(owner.tid);
-        match self.is_own_namespace(owner) {
-            true => process::has_thread(pid, owner.tid).map(|has| has.then_some(owner.tid)),
-            false => process::find_thread(pid, inner),
-        }
-    }
-
-    /// Whether the process is known to have ended. Out of sight is not gone; nor is
-    /// a process whose start time cannot be compared.
-    fn is_gone(&self, owner: Owner, start_time: u64) -> bool {
-        match self.process(owner) {
-            None => self.is_own_namespace(owner),
-            Some(pid) => self.is_another(pid, start_time),
-        }
-    }
-
-    /// Whether `pid` is not the process that claimed a slot at its `start_time`.
-    pub fn is_another(&self, pid: Pid, start_time: u64) -> bool {
-        start_time != 0
-            && process::start_time(pid).is_some_and(|start| start != start_time)
-            && !process::is_in_other_time(pid)
-    }
 }
 
 /// A gate that is shut. Dropping it opens it.
@@ -219,10 +164,14 @@ impl<'a> Hold<'a> {
                 return Err(self.stuck(&busy));
             }
             if elapsed > next_look {
+                let claimed: Vec<(&'static Slot, Claimed)> = busy
+                    .into_iter()
+                    .filter_map(|slot| Some((slot, Claimed::read(slot)?)))
+                    .collect();
                 let locator = Locator::default();
-                for slot in busy {
+                for (slot, claimed) in claimed {
                     if self.goes_on()
-                        && let Some(parked) = self.look(&locator, slot, elapsed > 5 * LOOK)
+                        && let Some(parked) = self.look(&locator, slot, claimed, elapsed > 5 * LOOK)
                     {
                         self.parked.push(parked);
                     }
@@ -259,9 +208,14 @@ impl<'a> Hold<'a> {
 
     /// Whether the call counted in `slot` can be ignored for now. Frees the slot if
     /// its owner is gone.
-    fn look(&self, locator: &Locator, slot: &'static Slot, thorough: bool) -> Option<Parked> {
+    fn look(
+        &self,
+        locator: &Locator,
+        slot: &'static Slot,
+        claimed: Claimed,
+        thorough: bool,
+    ) -> Option<Parked> {
         let seq = slot.seq.load(Relaxed);
-        let claimed = Claimed::read(slot)?;
         let owner = Owner::unpack(claimed.owner)?;
         if locator.is_gone(owner, claimed.start_time) {
             reap::reap(slot, claimed);
@@ -389,21 +343,29 @@ impl<'a> Hold<'a> {
     }
 
     fn stuck(&self, busy: &[&'static Slot]) -> Error {
-        let locator = Locator::default();
-        let who: Vec<String> = busy
+        let owners: Vec<Owner> = busy
             .iter()
             .take(3)
-            .filter_map(|slot| {
-                let owner = Owner::unpack(slot.owner.load(Relaxed))?;
-                let pid = locator.process(owner)?;
-                Some(format!(
+            .filter_map(|slot| Owner::unpack(slot.owner.load(Relaxed)))
+            .collect();
+        let locator = Locator::default();
+        let mut is_seen = true;
+        let who: Vec<String> = owners
+            .into_iter()
+            .filter_map(|owner| match locator.process(owner) {
+                Some(pid) => Some(format!(
                     "{} ({pid}, thread {})",
                     process::name(pid),
                     owner.tid
-                ))
+                )),
+                None if locator.is_own_namespace(owner) => None,
+                None => {
+                    is_seen = false;
+                    Some(format!("process {} of another pid namespace", owner.pid))
+                }
             })
             .collect();
-        Error::aborted(format!(
+        let error = Error::aborted(format!(
             "{} still in a call that changes a member after {} ms",
             if who.is_empty() {
                 "a writer was".into()
@@ -411,8 +373,16 @@ impl<'a> Hold<'a> {
                 format!("{} was", who.join(", "))
             },
             self.clock.limit().as_millis()
-        ))
-        .next("the program goes on; try again, or allow more time with --max-hold")
+        ));
+        match is_seen {
+            true => {
+                error.next("the program goes on; try again, or allow more time with --max-hold")
+            }
+            false => error.next(
+                "whether it still lives cannot be seen from here: run the coordinator as root on \
+                 the host, or in the pid namespace of the program",
+            ),
+        }
     }
 }
 

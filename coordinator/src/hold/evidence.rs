@@ -24,10 +24,12 @@ use snapshim_gate::slot::{Owner, Seen, Slot};
 use snapshim_gate::table::FileId;
 
 use super::calls::{Changes, changes};
-use super::cut::{Hold, Locator};
+use super::cut::Hold;
+use super::locate::Locator;
 use super::outside::{Outside, Report, Target};
 use super::process::{self, Doing, Mapping, Mappings, OpenFiles, Pid, Polling, Unreadable, Wanted};
 use super::rebuilt;
+use super::sight;
 use super::sites::layer::{Layer, Looker};
 use crate::Result;
 use crate::capture::Member;
@@ -152,6 +154,8 @@ pub struct Scan {
     /// Why other processes may not be looked at: they belong to another user, or
     /// are more privileged than we are.
     out_of_sight: BTreeSet<String>,
+    /// Processes of the set in pid namespaces that we cannot see into.
+    out_of_reach: BTreeSet<Neighbour>,
     maps: MapCounts,
 }
 
@@ -204,17 +208,16 @@ impl View<'_> {
 ///
 /// They cannot be listed.
 pub fn scan(view: View<'_>, members: &Members) -> Result<Scan> {
-    let mut scan = Scan {
-        maps: view
-            .gate
-            .map(|(gate, _)| map_counts(gate))
-            .unwrap_or_default(),
-        ..Scan::default()
-    };
+    let maps = view.gate.map(|(gate, _)| map_counts(gate));
     let attached = view
         .gate
         .map(|(gate, _)| attached(gate))
         .unwrap_or_default();
+    let mut scan = Scan {
+        maps: maps.unwrap_or_default(),
+        out_of_reach: attached.out_of_reach,
+        ..Scan::default()
+    };
     let looker = Looker::default();
     let me = std::process::id();
     let my_user = nix::unistd::geteuid().as_raw();
@@ -223,7 +226,7 @@ pub fn scan(view: View<'_>, members: &Members) -> Result<Scan> {
         if pid == me {
             continue;
         }
-        let threads = attached.get(&pid).copied().unwrap_or_default();
+        let threads = attached.threads.get(&pid).copied().unwrap_or_default();
         let (files, maps) = match settled(pid, view, members) {
             Ok(found) => found,
             Err(why) => {
@@ -386,18 +389,31 @@ fn settled(
     }
 }
 
-/// Processes that own slots, and how many.
-fn attached(gate: &Gate) -> BTreeMap<Pid, u32> {
+/// Who owns the slots of a gate.
+#[derive(Debug, Default)]
+struct Attached {
+    /// Processes, and how many slots each has.
+    threads: BTreeMap<Pid, u32>,
+    /// Processes that may well be there, but not where we can see them.
+    out_of_reach: BTreeSet<Neighbour>,
+}
+
+/// A process of another pid namespace: the namespace (see [`Owner`]), and its id in there.
+type Neighbour = (u32, Pid);
+
+fn attached(gate: &Gate) -> Attached {
+    let claimed: Vec<Claimed> = gate.used_slots().iter().filter_map(Claimed::read).collect();
     let locator = Locator::default();
-    let mut attached = BTreeMap::new();
-    for slot in gate.used_slots() {
-        let Some(claimed) = Claimed::read(slot) else {
+    let mut attached = Attached::default();
+    for claimed in claimed {
+        let Some(owner) = Owner::unpack(claimed.owner) else {
             continue;
         };
-        if let Some(pid) = Owner::unpack(claimed.owner).and_then(|o| locator.process(o))
-            && !locator.is_another(pid, claimed.start_time)
-        {
-            *attached.entry(pid).or_insert(0) += 1;
+        match locator.process(owner) {
+            Some(pid) if locator.is_another(pid, claimed.start_time) => {}
+            Some(pid) => *attached.threads.entry(pid).or_insert(0) += 1,
+            None if locator.is_gone(owner, claimed.start_time) => {}
+            None => _ = attached.out_of_reach.insert((owner.pidns, owner.pid)),
         }
     }
     attached
@@ -483,6 +499,7 @@ impl Scan {
         }
         self.unreadable.extend(later.unreadable);
         self.out_of_sight.extend(later.out_of_sight);
+        self.out_of_reach.extend(later.out_of_reach);
         self
     }
 
@@ -588,12 +605,19 @@ impl Scan {
                 Some(*pid),
             ));
         }
+        reasons.extend(self.out_of_reach.iter().map(|(_, id)| {
+            reason(
+                "unreadable-process",
+                format!("process {id} of another pid namespace (a container) uses the gate, and cannot be looked at from here: run the coordinator as root on the host, or in the pid namespace of the program"),
+                None,
+            )
+        }));
         reasons
     }
 
     /// What was taken for granted.
     pub fn assumptions(&self) -> Vec<String> {
-        let mut assumptions = blind_spots();
+        let mut assumptions = sight::blind_spots();
         let unseen = |who: &String| {
             format!(
                 "{who} cannot be looked at: what their calls change during the hold is seen, what they have open or mapped is not"
@@ -602,48 +626,6 @@ impl Scan {
         assumptions.extend(self.out_of_sight.iter().map(unseen));
         assumptions
     }
-}
-
-/// Processes that this command does not even know of.
-fn blind_spots() -> Vec<String> {
-    /// include/uapi/linux/nsfs.h: PID_NS_INIT_INO, USER_NS_INIT_INO.
-    const FIRST_PIDS: u64 = 0xEFFF_FFFC;
-    const FIRST_USERS: u64 = 0xEFFF_FFFD;
-    const CAP_SYS_PTRACE: u64 = 1 << 19;
-    let is_first = |name, first| {
-        let meta = std::fs::metadata(format!("/proc/self/ns/{name}"));
-        meta.is_ok_and(|m| std::os::unix::fs::MetadataExt::ino(&m) == first)
-    };
-    let mut found = Vec::new();
-    if !is_first("pid", FIRST_PIDS) {
-        found.push(
-            "this command is in a pid namespace of its own (a container): processes outside it \
-             that have a member open or mapped are not seen; where there may be any, run it in \
-             the initial pid namespace (on the host)"
-                .into(),
-        );
-    }
-    let capabilities = process::capabilities(std::process::id()).unwrap_or(0);
-    let sees_all = capabilities & CAP_SYS_PTRACE != 0 && is_first("user", FIRST_USERS);
-    let mountinfo = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    let options = mount_of(Path::new("/proc"), &mountinfo).map(|(_, options)| options);
-    found.extend(hidden_by(&options.unwrap_or_default(), sees_all));
-    found
-}
-
-/// What these options of the proc file system keep from us.
-fn hidden_by(options: &str, sees_all: bool) -> Option<String> {
-    let hides = |option: &&str| match option.split_once('=') {
-        Some(("hidepid", how)) => !matches!(how, "0" | "off") && !sees_all,
-        Some(("subset", _)) => true,
-        _ => false,
-    };
-    let option = options.split(',').find(hides)?;
-    Some(format!(
-        "/proc is mounted with {option}: what it does not show, processes of others above all, is \
-         not seen, whatever they have open or mapped; run this command as root, with a /proc that \
-         is mounted without it"
-    ))
 }
 
 /// Makes a reason.
@@ -787,21 +769,7 @@ pub fn is_fine(kind: Option<&str>) -> bool {
 /// drivers share magic numbers (ext2 and ext4), and btrfs gives stat device
 /// numbers that no mount has.
 pub fn filesystem(path: &Path, mountinfo: &str) -> Option<String> {
-    mount_of(path, mountinfo).map(|(kind, _)| kind)
-}
-
-/// Type and options of the file system `path` is on.
-fn mount_of(path: &Path, mountinfo: &str) -> Option<(String, String)> {
-    use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
-    let stat = statx(CWD, path, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::MNT_ID).ok()?;
-    let id = stat.stx_mnt_id.to_string();
-    let line = mountinfo
-        .lines()
-        .find(|l| l.split(' ').next() == Some(&id))?;
-    // proc_pid_mountinfo(5): the type follows the lone hyphen.
-    let (_, rest) = line.split_once(" - ")?;
-    let mut fields = rest.split(' ').map(str::to_owned);
-    Some((fields.next()?, fields.nth(1)?))
+    sight::mount_of(path, mountinfo).map(|(kind, _)| kind)
 }
 
 /// Whether this release of Linux has multigrain timestamps.
@@ -848,15 +816,6 @@ mod tests {
         later.found.insert(2, brief);
         assert!(out(&later).is_empty());
         assert_eq!(out(&later.with_layers_of(&scan)), [2]);
-    }
-
-    #[test]
-    fn what_proc_hides() {
-        assert_eq!(hidden_by("rw", false), None);
-        assert_eq!(hidden_by("rw,hidepid=off", false), None);
-        assert!(hidden_by("rw,gid=4,hidepid=invisible", false).is_some());
-        assert_eq!(hidden_by("rw,hidepid=2", true), None);
-        assert!(hidden_by("rw,subset=pid", true).is_some_and(|t| t.contains("subset=pid")));
     }
 
     #[test]

@@ -11,6 +11,7 @@
 //! | [`inspect`] | what `doctor` says of the machine and of processes |
 //! | [`outside`], [`clock`] | stopping processes that no gate holds |
 //! | [`rebuilt`] | files whose bytes say nothing |
+//! | [`locate`], [`sight`] | the processes behind slots, containers' too; what is out of sight |
 //! | [`process`], [`calls`] | what `/proc` and the system call numbers say |
 
 pub mod armed;
@@ -21,9 +22,11 @@ pub mod elf;
 pub mod evidence;
 pub mod gate_file;
 pub mod inspect;
+pub mod locate;
 pub mod outside;
 pub mod process;
 pub mod rebuilt;
 pub mod set;
 pub mod shim_file;
+pub mod sight;
 pub mod sites;

@@ -59,7 +59,18 @@ fn present<T>(result: io::Result<T>) -> Result<Option<T>, Unreadable> {
 }
 
 /// All processes there are.
+///
+/// # Errors
+///
+/// `/proc` cannot be read, or is not that of our pid namespace (a container that was given
+/// the host's): what it says of an id is then about another process than we mean.
 pub fn all() -> io::Result<Vec<Pid>> {
+    let own = fs::read_link("/proc/self")?;
+    if own.to_str() != Some(std::process::id().to_string().as_str()) {
+        return Err(io::Error::other(
+            "it is that of another pid namespace: mount one of this command's own",
+        ));
+    }
     ids(Path::new("/proc"))
 }
 
@@ -288,9 +299,23 @@ pub fn pid_namespace(pid: Pid) -> Option<u32> {
 
 /// The id a process (or thread) has in its own, innermost pid namespace.
 pub fn inner_id(pid: Pid, tid: Pid) -> Option<Pid> {
+    ids_by_namespace(pid, tid)?.pop()
+}
+
+/// The same of a process that is in another pid namespace than the one `/proc` shows;
+/// `None` if it is in that one, or gone.
+pub fn id_elsewhere(pid: Pid) -> Option<Pid> {
+    let mut ids = ids_by_namespace(pid, pid)?;
+    (ids.len() > 1).then(|| ids.pop())?
+}
+
+/// The ids a thread has, from the pid namespace that `/proc` shows to its own. Unlike the
+/// namespaces themselves, anybody may read them.
+fn ids_by_namespace(pid: Pid, tid: Pid) -> Option<Vec<Pid>> {
     let status = fs::read_to_string(format!("/proc/{pid}/task/{tid}/status")).ok()?;
     let line = status.lines().find_map(|l| l.strip_prefix("NSpid:"))?;
-    line.split_ascii_whitespace().next_back()?.parse().ok()
+    let ids = line.split_ascii_whitespace().map(|id| id.parse().ok());
+    ids.collect()
 }
 
 /// A thread's state and how often it was taken off a CPU: two equal readings of
@@ -778,6 +803,7 @@ mod tests {
         assert!(all().unwrap().contains(&me) && threads(me).unwrap().contains(&me));
         assert!(live_thread(me) == Some(me) && live_thread(u32::MAX >> 1).is_none());
         assert_eq!(inner_id(me, me), Some(me));
+        assert_eq!(id_elsewhere(me), None);
         assert!(pid_namespace(me).is_some() && owner(me).is_some());
         assert!(!is_alive(u32::MAX >> 1));
         assert_eq!((tracer(me, me), group(me)), (Some(0), Some(me)));

@@ -8,7 +8,7 @@ use std::io::{ErrorKind, Read};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::{Component, Path, PathBuf};
-use std::sync::atomic::Ordering::{Acquire, Relaxed};
+use std::sync::atomic::Ordering::Relaxed;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -17,14 +17,17 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use snapshim_gate::abi::{DEFAULT_HOLD_BOUND_MS, DEFAULT_SLOTS, Gate, REFUSE_RINGS, STDIO_RECORDS};
+use snapshim_gate::reap::Claimed;
 use snapshim_gate::slot::Owner;
 use snapshim_gate::table::FileId;
 
 use super::gate_file::{self, CONFIG, GATE, LOCK, OpenGate, Places, SetDir, Sharing};
-use super::process;
+use super::locate::Locator;
 use crate::error::Context;
 use crate::store::manifest::{PathName, VERSION};
+use crate::store::policy::Policy;
 use crate::store::{Store, check_set_name};
+use crate::verify::command::Verify;
 use crate::{Error, Result};
 
 /// Largest `set.json` that is read.
@@ -43,8 +46,12 @@ pub struct Config {
     pub store: PathBuf,
     /// Longest hold unless a checkpoint asks otherwise, ms.
     pub max_hold_ms: u32,
-    /// How many snapshots are kept unless a checkpoint asks otherwise; all if `None`.
-    pub keep_last: Option<usize>,
+    /// Which snapshots are kept unless a checkpoint asks otherwise.
+    pub policy: Policy,
+    /// The command that its snapshots have to pass, unless a checkpoint asks otherwise.
+    pub verify: Option<Verify>,
+    /// Whether its snapshots go without digests.
+    pub no_digest: bool,
     /// What its programs are asked to do differently.
     pub asks: Asks,
     /// Who else may use the gate.
@@ -78,8 +85,12 @@ struct ConfigForm {
     excludes: Vec<PathName>,
     store: PathName,
     max_hold_ms: u32,
+    #[serde(flatten)]
+    policy: Policy,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    keep_last: Option<usize>,
+    verify: Option<Verify>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    no_digest: bool,
     #[serde(flatten)]
     asks: Asks,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -96,7 +107,9 @@ impl From<ConfigForm> for Config {
             excludes: plain(form.excludes),
             store: form.store.0,
             max_hold_ms: form.max_hold_ms,
-            keep_last: form.keep_last,
+            policy: form.policy,
+            verify: form.verify,
+            no_digest: form.no_digest,
             asks: form.asks,
             sharing: Sharing {
                 owner: form.gate_owner,
@@ -115,7 +128,9 @@ impl From<Config> for ConfigForm {
             excludes: names(config.excludes),
             store: PathName(config.store),
             max_hold_ms: config.max_hold_ms,
-            keep_last: config.keep_last,
+            policy: config.policy,
+            verify: config.verify,
+            no_digest: config.no_digest,
             asks: config.asks,
             gate_owner: config.sharing.owner,
             gate_group: config.sharing.group,
@@ -134,8 +149,12 @@ pub struct Wanted {
     pub store: Option<PathBuf>,
     /// Longest hold.
     pub max_hold_ms: Option<u32>,
-    /// How many snapshots are kept.
-    pub keep_last: Option<usize>,
+    /// Which snapshots are kept.
+    pub policy: Policy,
+    /// The command that its snapshots have to pass.
+    pub verify: Option<Verify>,
+    /// Whether its snapshots go without digests.
+    pub no_digest: bool,
     /// What the programs are asked to do differently.
     pub asks: Asks,
     /// Who else may use the gate.
@@ -218,7 +237,9 @@ impl Wanted {
             excludes,
             store,
             max_hold_ms: self.max_hold_ms.unwrap_or(DEFAULT_HOLD_BOUND_MS),
-            keep_last: self.keep_last,
+            policy: self.policy.clone(),
+            verify: self.verify.clone(),
+            no_digest: self.no_digest,
             asks: self.asks,
             sharing: self.sharing,
         })
@@ -263,13 +284,20 @@ impl Wanted {
                 present.max_hold_ms, wanted.max_hold_ms
             ));
         }
-        if self.keep_last.is_some() && wanted.keep_last != present.keep_last {
-            let count = present
-                .keep_last
-                .map_or("all".into(), |n| format!("the last {n}"));
-            found.push(format!("it keeps {count} of its snapshots"));
+        // As far as it was said.
+        if wanted.policy.clone().or(&present.policy) != present.policy {
+            found.push(match present.policy.to_string() {
+                none if none.is_empty() => "it keeps all of its snapshots".into(),
+                policy => format!("it was made with {policy}"),
+            });
+        }
+        if self.verify.is_some() && wanted.verify != present.verify {
+            let command = present.verify.as_ref();
+            let command = command.map_or("none".into(), |v| format!("'{}'", v.command));
+            found.push(format!("its command to verify with is {command}"));
         }
         for (asked, present, what) in [
+            (wanted.no_digest, present.no_digest, "--no-digest"),
             (
                 wanted.asks.stdio_records,
                 present.asks.stdio_records,
@@ -490,12 +518,13 @@ impl Set {
                 )));
             }
         }
-        let here = process::pid_namespace(std::process::id());
-        Ok(self.gate.used_slots().iter().any(|slot| {
-            Owner::unpack(slot.owner.load(Acquire)).is_some_and(|owner| {
-                // The processes of another pid namespace cannot be looked at.
-                here != Some(owner.pidns) || is_owner_alive(owner, slot.start_time.load(Acquire))
-            })
+        let slots = self.gate.used_slots().iter();
+        let claimed: Vec<Claimed> = slots.filter_map(Claimed::read).collect();
+        let locator = Locator::default();
+        Ok(claimed.iter().any(|claimed| {
+            // Who cannot be seen from here may be there.
+            Owner::unpack(claimed.owner)
+                .is_some_and(|owner| !locator.is_gone(owner, claimed.start_time))
         }))
     }
 
@@ -818,19 +847,13 @@ fn no_set(message: String, known: &[String]) -> Error {
     }
 }
 
-/// Whether the process that took a slot still lives, and is not another one that
-/// was given its id.
-pub fn is_owner_alive(owner: Owner, start_time: u64) -> bool {
-    process::start_time(owner.pid).is_none_or(|start| start == start_time)
-        && process::is_alive(owner.pid)
-}
-
 #[cfg(test)]
 mod tests {
     use std::ffi::OsStr;
     use std::os::unix::ffi::OsStrExt;
 
     use super::*;
+    use crate::store::policy::{Count, Room};
 
     /// A place for gates and a directory to watch, removed with the value.
     struct Scratch {
@@ -934,7 +957,7 @@ mod tests {
             "{other}"
         );
         let mut wanted = scratch.wanted("a");
-        wanted.keep_last = Some(3);
+        wanted.policy.last = Some(Count::Only(3));
         wanted.excludes = vec![scratch.data.join("a/x")];
         wanted.max_hold_ms = Some(5);
         let other = message(scratch.make("s", &wanted));
@@ -947,7 +970,7 @@ mod tests {
         }
         drop((first, again));
         let set = scratch.make("s", &wanted).unwrap();
-        assert_eq!(set.config.keep_last, Some(3));
+        assert_eq!(set.config.policy, wanted.policy);
         assert_eq!(set.gate_id, gate, "the gate stays");
         assert_eq!(scratch.search.named("s").unwrap().config, set.config);
     }
@@ -1036,7 +1059,17 @@ mod tests {
             excludes: vec![odd.clone()],
             store: odd,
             max_hold_ms: 7,
-            keep_last: Some(2),
+            policy: Policy {
+                last: Some(Count::Only(2)),
+                min_free: Some(Room::Percent(5)),
+                ..Policy::default()
+            },
+            verify: Some(Verify {
+                command: "check $1".to_owned(),
+                timeout_ms: 1,
+                writable: true,
+            }),
+            no_digest: true,
             asks: Asks {
                 stdio_records: true,
                 refuse_rings: false,

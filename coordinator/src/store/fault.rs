@@ -11,11 +11,11 @@ pub(crate) fn fault(what: &str, path: &Path, cause: Errno) -> Error {
     let (reason, next) = match cause {
         Errno::NOSPC => (
             "the store's file system is full".to_owned(),
-            "free space there, keep fewer snapshots with --keep-last, or choose another store with --store",
+            "free space there, keep fewer snapshots (`snapshim prune`, --keep-last, --min-free), or choose another store with --store",
         ),
         Errno::DQUOT => (
             "the disk quota on the store's file system is used up".to_owned(),
-            "free space there, keep fewer snapshots with --keep-last, or choose another store with --store",
+            "free space there, keep fewer snapshots (`snapshim prune`, --keep-last, --min-free), or choose another store with --store",
         ),
         Errno::ROFS => (
             "the store's file system is read-only".to_owned(),

@@ -45,17 +45,64 @@ pub struct Manifest {
     /// The longest stop of a process from outside, µs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stop_us: Option<u64>,
+    /// Bytes that were hashed for the digests of the files; those of the others were known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hashed_bytes: Option<u64>,
+    /// What was checked of the snapshot since its cut, and what came of it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub checks: Vec<Check>,
     /// What was watched, absolute.
     pub roots: Vec<PathName>,
-    /// Every entry of the tree.
-    pub files: Vec<FileRecord>,
+    /// What was left out, absolute, the store among it; `None` in a manifest that does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub excludes: Option<Vec<PathName>>,
+    /// The one file under `roots` that was captured, if that was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub only: Option<PathName>,
     /// Processes of the set that could change a member.
     pub writers: Vec<Writer>,
     /// Processes outside the set that could change a member.
     pub foreign: Vec<Foreign>,
+    /// How much there is in it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub totals: Option<Totals>,
+    /// Set if it stays whatever a policy says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pin: Option<Pin>,
     /// Fields of a later version, kept.
     #[serde(flatten)]
     pub unknown: serde_json::Map<String, serde_json::Value>,
+    /// Every entry of the tree. Last, so that all else can be read without it.
+    #[serde(deserialize_with = "super::shape::files")]
+    pub files: Vec<FileRecord>,
+}
+
+/// How much there is in a snapshot.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize, PartialEq, Eq)]
+pub struct Totals {
+    /// Names of regular files.
+    pub files: u64,
+    /// The sum of their sizes.
+    pub bytes: u64,
+}
+
+/// That a snapshot stays.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
+pub struct Pin {
+    /// Why, in somebody's words; may be empty.
+    pub note: String,
+    /// Since when, RFC 3339, UTC.
+    pub time: String,
+}
+
+impl Pin {
+    /// A pin of now.
+    pub fn now(note: &str) -> Pin {
+        Pin {
+            note: note.to_owned(),
+            time: jiff::Timestamp::now().to_string(),
+        }
+    }
 }
 
 /// One thing that was not proved.
@@ -68,6 +115,40 @@ pub struct Reason {
     /// The process, as the coordinator sees it, if one is to blame.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pid: Option<u32>,
+}
+
+/// Something that was checked of a snapshot after its cut.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, PartialEq)]
+pub struct Check {
+    /// `command` (`--verify`) or `content` (`snapshim verify`).
+    pub kind: String,
+    /// The command, as it was given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub command: Option<String>,
+    /// Whether it worked on a copy that it may write to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub writable: Option<bool>,
+    /// What came of it.
+    pub passed: bool,
+    /// The command's exit status.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub status: Option<i32>,
+    /// The signal that ended the command.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signal: Option<i32>,
+    /// Whether the command took too long and was ended for it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub timed_out: bool,
+    /// How long it took, ms.
+    pub ms: u64,
+    /// When it began, RFC 3339, UTC.
+    pub time: String,
+    /// The end of what a failing command printed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub output: Option<String>,
+    /// How many entries are not as the manifest says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub damaged: Option<u64>,
 }
 
 /// A path that may not be UTF-8, carried without loss.
@@ -93,27 +174,26 @@ impl Serialize for PathName {
     }
 }
 
+impl PathForm {
+    fn name(self) -> Result<PathName, &'static str> {
+        let Some(hex) = self.path_hex else {
+            return Ok(PathName(self.path.into()));
+        };
+        let digit = |byte: u8| char::from(byte).to_digit(16);
+        let pair = |pair: &[u8]| match *pair {
+            [high, low] => u8::try_from(digit(high)? << 4 | digit(low)?).ok(),
+            _ => None,
+        };
+        let bytes: Option<Vec<u8>> = hex.as_bytes().chunks(2).map(pair).collect();
+        let bytes = bytes.ok_or("path_hex is not pairs of hexadecimal digits")?;
+        Ok(PathName(OsString::from_vec(bytes).into()))
+    }
+}
+
 impl<'de> Deserialize<'de> for PathName {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        use serde::de::Error;
         let form = PathForm::deserialize(deserializer)?;
-        let Some(hex) = form.path_hex else {
-            return Ok(PathName(form.path.into()));
-        };
-        let digits = hex.as_bytes();
-        if !digits.len().is_multiple_of(2) || !digits.iter().all(u8::is_ascii_hexdigit) {
-            return Err(D::Error::custom(
-                "path_hex is not pairs of hexadecimal digits",
-            ));
-        }
-        let bytes = digits
-            .chunks(2)
-            .map(|pair| {
-                let pair = std::str::from_utf8(pair).map_err(D::Error::custom)?;
-                u8::from_str_radix(pair, 16).map_err(D::Error::custom)
-            })
-            .collect::<Result<Vec<u8>, _>>()?;
-        Ok(PathName(OsString::from_vec(bytes).into()))
+        form.name().map_err(serde::de::Error::custom)
     }
 }
 
@@ -143,6 +223,7 @@ pub enum Kind {
 
 /// One entry of the tree, as it stood at the cut.
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
+#[serde(try_from = "FileForm")]
 pub struct FileRecord {
     /// Its absolute path in the live tree.
     #[serde(flatten)]
@@ -177,6 +258,59 @@ pub struct FileRecord {
     /// What device a device node stands for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub device: Option<Device>,
+}
+
+/// The form of [`FileRecord`] in which it is read. Fields that are not known here are passed over,
+/// not collected, as serde's `flatten` would do.
+#[derive(Deserialize)]
+struct FileForm {
+    path: String,
+    #[serde(default)]
+    path_hex: Option<String>,
+    kind: Kind,
+    size: u64,
+    mode: u32,
+    uid: u32,
+    gid: u32,
+    mtime_ns: i64,
+    ctime_ns: i64,
+    dev: u64,
+    ino: u64,
+    #[serde(default)]
+    target: Option<PathName>,
+    #[serde(default)]
+    capture: Option<String>,
+    #[serde(default)]
+    digest: Option<String>,
+    #[serde(default)]
+    device: Option<Device>,
+}
+
+impl TryFrom<FileForm> for FileRecord {
+    type Error = &'static str;
+
+    fn try_from(form: FileForm) -> Result<FileRecord, &'static str> {
+        let path = PathForm {
+            path: form.path,
+            path_hex: form.path_hex,
+        };
+        Ok(FileRecord {
+            path: path.name()?,
+            kind: form.kind,
+            size: form.size,
+            mode: form.mode,
+            uid: form.uid,
+            gid: form.gid,
+            mtime_ns: form.mtime_ns,
+            ctime_ns: form.ctime_ns,
+            dev: form.dev,
+            ino: form.ino,
+            target: form.target,
+            capture: form.capture,
+            digest: form.digest,
+            device: form.device,
+        })
+    }
 }
 
 /// A device, as its node names it.

@@ -6,9 +6,9 @@
 //!     20261120T231700.123456Z/   a published snapshot
 //!         manifest.json          its certificate
 //!         tree/srv/data/...      the files, under their absolute paths
-//!     latest                     symbolic link to the newest verified one
+//!     latest                     symbolic link to the newest good one
 //!     .tmp-*                     not published (yet); swept if a crash left it
-//!     .del-*                     on its way out; swept likewise
+//!     .del-*                     on its way out; cleared step by step
 //! ```
 //!
 //! A snapshot appears by one rename after all of it is durable, and goes by
@@ -19,17 +19,24 @@
 
 pub mod extents;
 pub mod manifest;
+pub mod pace;
+pub mod policy;
+pub mod retention;
 pub mod snapshot;
 
+mod annotate;
 mod fault;
+mod head;
 mod id;
+mod latest;
 mod place;
 mod publish;
 mod read;
 mod remove;
-mod retention;
 #[cfg(test)]
 pub(crate) mod scratch;
+mod scratch_dir;
+mod shape;
 mod sweep;
 #[cfg(test)]
 mod tests;
@@ -44,10 +51,15 @@ use rustix::io::Errno;
 use crate::{Error, Result};
 
 pub(crate) use fault::fault;
+pub use head::{Head, Listed};
+pub(crate) use place::INHERITED;
 pub use publish::Draft;
 pub use read::Entry;
+pub(crate) use read::names_in;
 pub(crate) use remove::remove_tree;
+pub(crate) use scratch_dir::ScratchDir;
 pub use snapshot::Snapshot;
+pub(crate) use snapshot::open_below;
 
 /// The prefix of what is not published yet.
 const TMP: &str = ".tmp-";
@@ -120,8 +132,10 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// The wait is over, or the lock file cannot be made.
+    /// The wait is over, the lock file cannot be made, or the store belongs to somebody else
+    /// or can be changed by others.
     pub fn lock(&self, wait: Duration) -> Result<StoreLock> {
+        place::check_ours(&self.dir, &self.path)?;
         let deadline = Instant::now() + wait;
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let path = self.path.join(".lock");

@@ -15,7 +15,7 @@ const NAME: &str = ".snapshim";
 /// Attributes a new directory inherits from its parent's default ACL. They are
 /// taken off the set's directory, or every file captured below it would be
 /// given an ACL its original does not have.
-const INHERITED: [&str; 2] = ["system.posix_acl_default", "system.posix_acl_access"];
+pub(crate) const INHERITED: [&str; 2] = ["system.posix_acl_default", "system.posix_acl_access"];
 
 /// A directory, and not by way of a symbolic link in the last component.
 const DIRECTORY: OFlags = OFlags::DIRECTORY
@@ -64,7 +64,20 @@ pub(super) fn open_or_create(place: &Path, set: &str) -> Result<Store> {
     let place_dir = open_dir(CWD, place, place)?;
     let made = make_dir(&place_dir, Path::new(set), &path)?;
     let dir = open_dir(&place_dir, Path::new(set), &path)?;
-    let stat = rustix::fs::fstat(&dir).map_err(|cause| fault("look at", &path, cause))?;
+    check_ours(&dir, &path)?;
+    if made {
+        for name in INHERITED {
+            // Nothing inherited, or no ACLs there at all: nothing to take off.
+            let _ = rustix::fs::fremovexattr(&dir, name);
+        }
+        rustix::fs::fsync(&place_dir).map_err(|cause| fault("write", place, cause))?;
+    }
+    Ok(Store { dir, path })
+}
+
+/// Refuses to change a store that belongs to somebody else, or that others can change.
+pub(super) fn check_ours(dir: &OwnedFd, path: &Path) -> Result<()> {
+    let stat = rustix::fs::fstat(dir).map_err(|cause| fault("look at", path, cause))?;
     let me = rustix::process::geteuid().as_raw();
     if stat.st_uid != me {
         return Err(Error::new(format!(
@@ -82,14 +95,7 @@ pub(super) fn open_or_create(place: &Path, set: &str) -> Result<Store> {
         ))
         .next(format!("chmod 700 {}", path.display())));
     }
-    if made {
-        for name in INHERITED {
-            // Nothing inherited, or no ACLs there at all: nothing to take off.
-            let _ = rustix::fs::fremovexattr(&dir, name);
-        }
-        rustix::fs::fsync(&place_dir).map_err(|cause| fault("write", place, cause))?;
-    }
-    Ok(Store { dir, path })
+    Ok(())
 }
 
 /// See [`Store::open`].

@@ -1,7 +1,7 @@
 //! From a draft to a snapshot: durable first, then one rename.
 
 use std::io::{BufWriter, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
@@ -9,7 +9,8 @@ use rustix::fs::{Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 
 use super::manifest::Manifest;
-use super::{LATEST, MANIFEST, Store, StoreLock, TMP, TREE, fault, id, remove};
+use super::policy::Class;
+use super::{MANIFEST, Store, StoreLock, TMP, TREE, fault, id, latest, remove};
 use crate::{Error, Result};
 
 /// A snapshot in the making: `.tmp-<id>`, seen by nobody. Dropped without
@@ -94,6 +95,22 @@ impl Draft {
         self.path().join(TREE)
     }
 
+    /// The draft's directory, open.
+    pub(crate) fn dir(&self) -> BorrowedFd<'_> {
+        self.dir.as_fd()
+    }
+
+    /// The directory the files go to, open.
+    ///
+    /// # Errors
+    ///
+    /// Those of openat(2).
+    pub(crate) fn tree_fd(&self) -> Result<OwnedFd> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        rustix::fs::openat(&self.dir, TREE, flags, Mode::empty())
+            .map_err(|cause| fault("open", &self.tree(), cause))
+    }
+
     fn path(&self) -> PathBuf {
         self.set_path.join(self.name())
     }
@@ -107,7 +124,7 @@ impl Draft {
     ///
     /// Order: the manifest is written, synced and renamed into place, the draft's directory
     /// is synced, the draft is renamed to its id, the set's directory is synced. Only then,
-    /// and only if `manifest.verified`, `latest` is replaced by a link to it, by rename.
+    /// and only if the snapshot is good, `latest` is replaced by a link to it, by rename.
     ///
     /// # Errors
     ///
@@ -133,8 +150,8 @@ impl Draft {
             Error { message, ..error }
         };
         rustix::fs::fsync(&self.set).map_err(|cause| exists(cause, "write"))?;
-        if manifest.verified {
-            self.point_latest()
+        if manifest.class() == Class::Good {
+            latest::point(&self.set, &self.id)
                 .map_err(|cause| exists(cause, "replace the link 'latest' in"))?;
         }
         Ok(target.join(TREE))
@@ -157,17 +174,6 @@ impl Draft {
             }
             other => other,
         }
-    }
-
-    fn point_latest(&self) -> rustix::io::Result<()> {
-        let name = format!("{TMP}{LATEST}");
-        match rustix::fs::unlinkat(&self.set, &name, rustix::fs::AtFlags::empty()) {
-            Ok(()) | Err(Errno::NOENT) => {}
-            Err(cause) => return Err(cause),
-        }
-        rustix::fs::symlinkat(&self.id, &self.set, &name)?;
-        rustix::fs::renameat(&self.set, &name, &self.set, LATEST)?;
-        rustix::fs::fsync(&self.set)
     }
 }
 

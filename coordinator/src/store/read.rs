@@ -4,14 +4,14 @@ use std::ffi::CString;
 use std::io::Read;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::{Component, Path, PathBuf};
+use std::path::PathBuf;
 
 use rustix::fs::{Mode, OFlags, RawDir};
 use rustix::io::Errno;
 use serde::Deserialize;
 
 use super::manifest::{Manifest, VERSION};
-use super::{LATEST, MANIFEST, Store, TREE, fault, id};
+use super::{LATEST, MANIFEST, Store, TREE, fault, id, shape};
 use crate::{Error, Result};
 
 /// Bytes; a manifest of a million files has some 400 MB.
@@ -46,39 +46,88 @@ impl Store {
         Ok(self.ids()?.into_iter().map(|id| self.entry(id)).collect())
     }
 
-    /// The snapshot with this id, the only one whose id starts so, or, for `latest`,
-    /// the newest verified one.
+    /// Where the files of the snapshot `id` are, under their absolute paths.
+    pub fn tree_of(&self, id: &str) -> PathBuf {
+        self.path.join(id).join(TREE)
+    }
+
+    /// The snapshot that `name` stands for: an id, the beginning of only one, or `latest`,
+    /// the newest verified one; behind any of them `~N`, the N-th one older than that
+    /// (`~` alone the next older one), verified or not.
     ///
     /// # Errors
     ///
     /// There is none or more than one; the message says what there is.
-    pub fn find(&self, id: &str) -> Result<Entry> {
-        let ids = self.ids()?;
-        if id == LATEST {
-            return match self.latest().filter(|id| ids.contains(id)) {
-                Some(id) => Ok(self.entry(id)),
+    pub fn find(&self, name: &str) -> Result<Entry> {
+        Ok(self.entry(self.resolve(name)?))
+    }
+
+    /// The id of the snapshot that `name` stands for, as [`Store::find`] has it.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn resolve(&self, name: &str) -> Result<String> {
+        let mut ids = self.ids()?;
+        let (base, older) = match name.split_once('~') {
+            Some((base, "")) => (base, 1),
+            // Digits only: `parse` would take a sign as well.
+            Some((base, count)) => match count.parse() {
+                Ok(older) if count.bytes().all(|byte| byte.is_ascii_digit()) => (base, older),
+                _ => {
+                    return Err(Error::usage(format!(
+                        "'{}' is no number of snapshots back",
+                        count.escape_default()
+                    ))
+                    .next("write for example latest~1"));
+                }
+            },
+            None => (name, 0),
+        };
+        let found = self.position(&ids, base)?;
+        match found.checked_sub(older) {
+            Some(position) => Ok(ids.swap_remove(position)),
+            None => Err(Error::new(format!(
+                "there are only {found} snapshots older than '{}' in {}",
+                base.escape_default(),
+                self.path.display()
+            ))
+            .next(what_there_is(&ids))),
+        }
+    }
+
+    /// Where in `ids` the one is that `name` stands for.
+    fn position(&self, ids: &[String], name: &str) -> Result<usize> {
+        if name == LATEST {
+            let latest = self.latest();
+            return match ids.iter().position(|id| Some(id) == latest.as_ref()) {
+                Some(position) => Ok(position),
                 None => Err(Error::new(format!(
                     "there is no verified snapshot in {}",
                     self.path.display()
                 ))
-                .next(what_there_is(&ids))),
+                .next(what_there_is(ids))),
             };
         }
-        let matching: Vec<&String> = ids.iter().filter(|known| known.starts_with(id)).collect();
+        let matching: Vec<usize> = (0..ids.len())
+            .filter(|i| ids[*i].starts_with(name))
+            .collect();
         match matching.as_slice() {
-            [one] if !id.is_empty() => Ok(self.entry((*one).clone())),
+            [one] if !name.is_empty() => Ok(*one),
             [] | [_] => Err(Error::new(format!(
                 "there is no snapshot '{}' in {}",
-                id.escape_default(),
+                name.escape_default(),
                 self.path.display()
             ))
-            .next(what_there_is(&ids))),
+            .next(what_there_is(ids))),
             several => Err(Error::new(format!(
                 "'{}' stands for {} snapshots",
-                id.escape_default(),
+                name.escape_default(),
                 several.len()
             ))
-            .next(what_there_is(several))),
+            .next(what_there_is(
+                &several.iter().map(|i| &ids[*i]).collect::<Vec<_>>(),
+            ))),
         }
     }
 
@@ -91,7 +140,11 @@ impl Store {
     }
 
     /// The ids of all published snapshots, oldest first.
-    pub(super) fn ids(&self) -> Result<Vec<String>> {
+    ///
+    /// # Errors
+    ///
+    /// The store's directory cannot be read.
+    pub fn ids(&self) -> Result<Vec<String>> {
         let mut ids: Vec<String> = self
             .names()?
             .into_iter()
@@ -107,7 +160,7 @@ impl Store {
         names_in(&self.dir).map_err(|cause| fault("read", &self.path, cause))
     }
 
-    fn entry(&self, id: String) -> Entry {
+    pub(super) fn entry(&self, id: String) -> Entry {
         Entry {
             manifest: self.read_manifest(&id),
             path: self.path.join(&id),
@@ -116,6 +169,15 @@ impl Store {
     }
 
     fn read_manifest(&self, id: &str) -> std::result::Result<Manifest, String> {
+        let (_, file) = self.open_manifest(id)?;
+        parse(&read_text(file)?, id)
+    }
+
+    /// Opens a snapshot's directory and the manifest in it, which is a regular file.
+    pub(super) fn open_manifest(
+        &self,
+        id: &str,
+    ) -> std::result::Result<(OwnedFd, OwnedFd), String> {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let unreadable = |what: &str, cause: Errno| match cause {
             Errno::NOENT => format!("{what} is missing"),
@@ -129,19 +191,16 @@ impl Store {
         // O_NONBLOCK: a FIFO in its place must not make us wait for its writer.
         let file = rustix::fs::openat(&dir, MANIFEST, flags | OFlags::NONBLOCK, Mode::empty())
             .map_err(|cause| unreadable(MANIFEST, cause))?;
-        let manifest = parse(file)?;
-        if manifest.id != id {
-            return Err(format!(
-                "{MANIFEST} is that of another snapshot, '{}'",
-                manifest.id.escape_default()
-            ));
+        let stat = rustix::fs::fstat(&file).map_err(|cause| unreadable(MANIFEST, cause))?;
+        if !rustix::fs::FileType::from_raw_mode(stat.st_mode).is_file() {
+            return Err(format!("{MANIFEST} is not a regular file"));
         }
-        Ok(manifest)
+        Ok((dir, file))
     }
 }
 
 /// All names in a directory but `.` and `..`.
-pub(super) fn names_in(dir: impl AsFd) -> rustix::io::Result<Vec<CString>> {
+pub(crate) fn names_in(dir: impl AsFd) -> rustix::io::Result<Vec<CString>> {
     // Opened again: a directory's read position belongs to the open file, and a
     // second listing through the same one would start where the first ended.
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -158,20 +217,27 @@ pub(super) fn names_in(dir: impl AsFd) -> rustix::io::Result<Vec<CString>> {
     Ok(names)
 }
 
-fn parse(file: OwnedFd) -> std::result::Result<Manifest, String> {
-    let stat = rustix::fs::fstat(&file).map_err(|cause| cause.to_string())?;
-    if !rustix::fs::FileType::from_raw_mode(stat.st_mode).is_file() {
-        return Err(format!("{MANIFEST} is not a regular file"));
+/// The text of a manifest.
+pub(super) fn read_text(file: OwnedFd) -> std::result::Result<Vec<u8>, String> {
+    let too_large = || format!("{MANIFEST} is larger than {MAX_MANIFEST} bytes");
+    let size = rustix::fs::fstat(&file).map_or(0, |stat| stat.st_size);
+    if u64::try_from(size).is_ok_and(|size| size > MAX_MANIFEST) {
+        return Err(too_large());
     }
-    // Bounded by what is read, not by what fstat says: it could grow meanwhile.
+    // Bounded by what is read, too: it could grow meanwhile.
     let mut text = Vec::new();
     std::fs::File::from(file)
         .take(MAX_MANIFEST + 1)
         .read_to_end(&mut text)
         .map_err(|cause| format!("{MANIFEST} cannot be read: {cause}"))?;
     if text.len() as u64 > MAX_MANIFEST {
-        return Err(format!("{MANIFEST} is larger than {MAX_MANIFEST} bytes"));
+        return Err(too_large());
     }
+    Ok(text)
+}
+
+/// Understands and checks the manifest of the snapshot `id`.
+pub(super) fn parse(text: &[u8], id: &str) -> std::result::Result<Manifest, String> {
     /// All that can be relied on in a version not known yet.
     #[derive(Deserialize)]
     struct Versioned {
@@ -183,10 +249,11 @@ fn parse(file: OwnedFd) -> std::result::Result<Manifest, String> {
             "{MANIFEST} has version {version}, this program knows {VERSION}: use a newer snapshim"
         )
     };
-    let manifest: Manifest = match serde_json::from_slice(&text) {
+    shape::check_size(text)?;
+    let manifest: Manifest = match serde_json::from_slice(text) {
         Ok(manifest) => manifest,
         Err(cause) => {
-            return Err(match serde_json::from_slice::<Versioned>(&text) {
+            return Err(match serde_json::from_slice::<Versioned>(text) {
                 Ok(Versioned { version }) if version > VERSION => too_new(version),
                 _ => damaged(cause),
             });
@@ -197,27 +264,14 @@ fn parse(file: OwnedFd) -> std::result::Result<Manifest, String> {
         version if version > VERSION => return Err(too_new(version)),
         _ => {}
     }
-    if let Some(bad) = manifest
-        .files
-        .iter()
-        .find(|file| !is_inside(file.path.as_ref()))
-    {
-        let path = bad.path.0.display();
+    if manifest.id != id {
         return Err(format!(
-            "{MANIFEST} is damaged: '{path}' is not a path inside the tree"
+            "{MANIFEST} is that of another snapshot, '{}'",
+            manifest.id.escape_default()
         ));
     }
+    shape::check(&manifest).map_err(|cause| format!("{MANIFEST} is damaged: {cause}"))?;
     Ok(manifest)
-}
-
-/// Whether an absolute path, taken relative to the tree, stays inside it.
-fn is_inside(path: &Path) -> bool {
-    use std::os::unix::ffi::OsStrExt;
-    path.is_absolute()
-        && !path.as_os_str().as_bytes().contains(&0)
-        && path
-            .components()
-            .all(|part| matches!(part, Component::RootDir | Component::Normal(_)))
 }
 
 fn what_there_is(ids: &[impl AsRef<str>]) -> String {

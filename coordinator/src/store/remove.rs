@@ -1,13 +1,22 @@
 //! Removing a tree that is not trusted: relative to directory descriptors,
-//! following no symbolic link, at any depth, with two descriptors open.
+//! following no symbolic link, at any depth, with two descriptors open; large files
+//! piece by piece.
 
 use std::ffi::CStr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
-use rustix::fs::{AtFlags, Mode, OFlags};
+use nix::libc;
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
+use super::pace::Pace;
 use super::read::names_in;
+
+/// Bytes of a file that go at once: what is freed by one unlink is one transaction of
+/// the file system, and everybody's fsync may have to wait for it.
+const PIECE: u64 = 256 << 20;
+/// Most pieces of one file.
+const PIECES: u64 = 4096;
 
 /// Removes `name` in `parent`, whatever it is, and all below it. Absent is fine.
 ///
@@ -15,14 +24,24 @@ use super::read::names_in;
 /// top, under a name that is free there, and emptied in its turn. A crash leaves a tree
 /// that is shallower than before, under its old name, for the next sweep.
 pub(crate) fn remove_tree(parent: impl AsFd, name: &std::ffi::OsStr) -> rustix::io::Result<()> {
+    remove_paced(parent, name, &mut Pace::brisk())
+}
+
+/// The same, at a pace. Stopped, it leaves what a crash leaves.
+///
+/// # Errors
+///
+/// `ECANCELED` if it was stopped.
+pub(super) fn remove_paced(
+    parent: impl AsFd,
+    name: &std::ffi::OsStr,
+    pace: &mut Pace<'_>,
+) -> rustix::io::Result<()> {
     use std::os::unix::ffi::OsStrExt;
     let name = std::ffi::CString::new(name.as_bytes()).map_err(|_| Errno::INVAL)?;
     let parent = parent.as_fd();
-    match rustix::fs::unlinkat(parent, &name, AtFlags::empty()) {
-        Ok(()) | Err(Errno::NOENT) => return Ok(()),
-        // What Linux says of a directory; POSIX has EPERM.
-        Err(Errno::ISDIR | Errno::PERM) => {}
-        Err(cause) => return Err(cause),
+    if !remove_if_file(parent, &name, pace)? {
+        return Ok(());
     }
     let top = open_to_empty(parent, &name)?;
     let mut moved_up = 0_u64;
@@ -33,7 +52,7 @@ pub(crate) fn remove_tree(parent: impl AsFd, name: &std::ffi::OsStr) -> rustix::
             break;
         }
         for entry in &names {
-            remove_entry(&top, entry, &mut moved_up)?;
+            remove_entry(&top, entry, &mut moved_up, pace)?;
         }
     }
     drop(top);
@@ -41,18 +60,19 @@ pub(crate) fn remove_tree(parent: impl AsFd, name: &std::ffi::OsStr) -> rustix::
 }
 
 /// Removes one entry of `top`; the directories in it move up to `top`.
-fn remove_entry(top: &OwnedFd, name: &CStr, moved_up: &mut u64) -> rustix::io::Result<()> {
-    match rustix::fs::unlinkat(top, name, AtFlags::empty()) {
-        Ok(()) | Err(Errno::NOENT) => return Ok(()),
-        Err(Errno::ISDIR | Errno::PERM) => {}
-        Err(cause) => return Err(cause),
+fn remove_entry(
+    top: &OwnedFd,
+    name: &CStr,
+    moved_up: &mut u64,
+    pace: &mut Pace<'_>,
+) -> rustix::io::Result<()> {
+    if !remove_if_file(top.as_fd(), name, pace)? {
+        return Ok(());
     }
     let dir = open_to_empty(top.as_fd(), name)?;
     for entry in names_in(&dir)? {
-        match rustix::fs::unlinkat(&dir, &entry, AtFlags::empty()) {
-            Ok(()) | Err(Errno::NOENT) => continue,
-            Err(Errno::ISDIR | Errno::PERM) => {}
-            Err(cause) => return Err(cause),
+        if !remove_if_file(dir.as_fd(), &entry, pace)? {
+            continue;
         }
         if rustix::fs::unlinkat(&dir, &entry, AtFlags::REMOVEDIR).is_ok() {
             continue;
@@ -60,6 +80,77 @@ fn remove_entry(top: &OwnedFd, name: &CStr, moved_up: &mut u64) -> rustix::io::R
         move_up(&dir, &entry, top, moved_up)?;
     }
     rustix::fs::unlinkat(top, name, AtFlags::REMOVEDIR)
+}
+
+/// Removes `name` unless it is a directory; whether it is one.
+fn remove_if_file(
+    dir: rustix::fd::BorrowedFd<'_>,
+    name: &CStr,
+    pace: &mut Pace<'_>,
+) -> rustix::io::Result<bool> {
+    let stat = match rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(stat) => stat,
+        Err(Errno::NOENT) => return Ok(false),
+        Err(cause) => return Err(cause),
+    };
+    if is_large(&stat) {
+        cut_down(dir, name, pace)?;
+    }
+    match rustix::fs::unlinkat(dir, name, AtFlags::empty()) {
+        Ok(()) | Err(Errno::NOENT) => pace.step().map(|()| false),
+        // What Linux says of a directory; POSIX has EPERM.
+        Err(Errno::ISDIR | Errno::PERM) => Ok(true),
+        Err(cause) => Err(cause),
+    }
+}
+
+/// Whether this is a file of many bytes on disk, and this its only name: by another name
+/// somebody may want to keep it.
+fn is_large(stat: &Stat) -> bool {
+    FileType::from_raw_mode(stat.st_mode).is_file()
+        && stat.st_nlink == 1
+        && (stat.st_blocks as u64).saturating_mul(512) > PIECE
+}
+
+/// Makes a large file shorter, piece by piece, until the rest can go at once. Whoever has it open
+/// goes on reading all of it: then it is left as it is. So it is if it cannot be written.
+fn cut_down(
+    dir: rustix::fd::BorrowedFd<'_>,
+    name: &CStr,
+    pace: &mut Pace<'_>,
+) -> rustix::io::Result<()> {
+    let flags = OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let Ok(file) = rustix::fs::openat(dir, name, flags, Mode::empty()) else {
+        return Ok(());
+    };
+    let stat = rustix::fs::fstat(&file)?;
+    if !is_large(&stat) || is_open_elsewhere(&file) {
+        return Ok(());
+    }
+    let mut length = stat.st_size as u64;
+    // Of a file with holes a piece may be longer: it has only so many bytes on disk.
+    let piece = PIECE.max(length / PIECES);
+    while length > piece {
+        length -= piece;
+        rustix::fs::ftruncate(&file, length)?;
+        pace.step()?;
+    }
+    Ok(())
+}
+
+/// Whether anybody else has the file open or mapped, or that cannot be known.
+fn is_open_elsewhere(file: &OwnedFd) -> bool {
+    let fd = file.as_raw_fd();
+    // A write lease is granted only to the one who has the file open alone. If somebody opens it
+    // in this very moment, the signal is one that is ignored by default.
+    const F_SETSIG: libc::c_int = 10;
+    // SAFETY: changes nothing but the state of this descriptor.
+    unsafe {
+        libc::fcntl(fd, F_SETSIG, libc::SIGURG);
+        let is_alone = libc::fcntl(fd, libc::F_SETLEASE, libc::F_WRLCK) == 0;
+        libc::fcntl(fd, libc::F_SETLEASE, libc::F_UNLCK);
+        !is_alone
+    }
 }
 
 fn move_up(

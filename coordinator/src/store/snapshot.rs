@@ -29,11 +29,19 @@ pub struct Snapshot {
     /// Whether the store belongs to this process's user. What somebody else's manifest
     /// says (owners, modes, devices) must not be done with this user's rights.
     pub is_own: bool,
-    _dir: OwnedFd,
+    /// The user id of whoever owns it.
+    pub(crate) owner: u32,
+    dir: OwnedFd,
     tree: OwnedFd,
 }
 
 impl Store {
+    /// The newest snapshot, open; `None` if there is none that can be used.
+    pub(crate) fn newest(&self) -> Option<Snapshot> {
+        let id = self.ids().ok()?.pop()?;
+        self.open_snapshot(self.entry(id)).ok()
+    }
+
     /// Opens a snapshot that [`Store::find`] or [`Store::list`] has found.
     ///
     /// # Errors
@@ -69,10 +77,11 @@ impl Store {
         let me = rustix::process::geteuid().as_raw();
         Ok(Snapshot {
             is_own: stat.st_uid == me,
+            owner: stat.st_uid,
             id,
             path,
             manifest,
-            _dir: dir,
+            dir,
             tree,
         })
     }
@@ -82,6 +91,11 @@ impl Snapshot {
     /// The directory with its files, under their absolute paths.
     pub fn tree(&self) -> PathBuf {
         self.path.join(TREE)
+    }
+
+    /// Its directory, open.
+    pub(crate) fn dir(&self) -> rustix::fd::BorrowedFd<'_> {
+        self.dir.as_fd()
     }
 
     /// The tree, open.

@@ -1,33 +1,91 @@
-//! Removing what a crash left.
+//! Removing what is not listed: what a crash left, and what was taken out of the list.
 
-use std::ffi::OsStr;
+use std::ffi::{CStr, OsStr};
 use std::os::unix::ffi::OsStrExt;
 
+use rustix::fs::{FlockOperation, Mode, OFlags};
+use rustix::io::Errno;
+
+use super::pace::Pace;
 use super::{DEL, Store, StoreLock, TMP, fault, remove};
 use crate::Result;
 
 impl Store {
-    /// Removes drafts that were never published and snapshots whose removal was not
-    /// completed, and returns their names. The lock says that nobody is at work on them.
+    /// Removes drafts that were never published, and returns their names; points `latest`
+    /// elsewhere if a crash left it without its snapshot. The lock says that nobody is at work on
+    /// them.
+    ///
+    /// What is on its way out (`.del-*`) is left to [`Store::clear`], which may take long.
     ///
     /// # Errors
     ///
     /// One cannot be removed; those before it are.
     pub fn sweep(&self, lock: &StoreLock) -> Result<Vec<String>> {
-        let _ = lock;
         let mut swept = Vec::new();
-        for name in self.names()? {
-            let bytes = name.to_bytes();
-            if !bytes.starts_with(TMP.as_bytes()) && !bytes.starts_with(DEL.as_bytes()) {
+        let names = self.names()?;
+        for name in &names {
+            if !name.to_bytes().starts_with(TMP.as_bytes()) {
                 continue;
             }
-            let name = OsStr::from_bytes(bytes);
+            if self.is_at_work(name) {
+                continue;
+            }
+            let name = OsStr::from_bytes(name.to_bytes());
             remove::remove_tree(&self.dir, name).map_err(|cause| {
                 fault("remove what a crash left,", &self.path.join(name), cause)
             })?;
             swept.push(name.to_string_lossy().into_owned());
         }
         swept.sort_unstable();
+        if let Some(latest) = self.latest()
+            && !names
+                .iter()
+                .any(|name| name.to_bytes() == latest.as_bytes())
+        {
+            self.settle_latest(lock)?;
+        }
         Ok(swept)
+    }
+
+    /// Whether somebody works in this directory and has locked it.
+    fn is_at_work(&self, name: &CStr) -> bool {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        rustix::fs::openat(&self.dir, name, flags, Mode::empty()).is_ok_and(|dir| {
+            rustix::fs::flock(&dir, FlockOperation::NonBlockingLockExclusive)
+                == Err(Errno::WOULDBLOCK)
+        })
+    }
+
+    /// Removes what is on its way out (`.del-*`), at a pace, and returns how many of them
+    /// are gone. Needs no lock of the store: nobody else has use for them. One that another
+    /// process removes already, or still reads, is left to that process or the next time.
+    ///
+    /// # Errors
+    ///
+    /// One cannot be removed; those before it are.
+    pub fn clear(&self, pace: &mut Pace<'_>) -> Result<usize> {
+        let mut doomed = self.names()?;
+        doomed.retain(|name| name.to_bytes().starts_with(DEL.as_bytes()));
+        doomed.sort_unstable();
+        let _idle = pace.idle();
+        let mut cleared = 0;
+        for (done, name) in doomed.iter().enumerate() {
+            pace.begin(doomed.len() - done);
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let dir = rustix::fs::openat(&self.dir, name, flags, Mode::empty());
+            // Something else than a directory cannot be read from, nor locked.
+            if let Ok(dir) = &dir
+                && rustix::fs::flock(dir, FlockOperation::NonBlockingLockExclusive).is_err()
+            {
+                continue;
+            }
+            let name = OsStr::from_bytes(name.to_bytes());
+            match remove::remove_paced(&self.dir, name, pace) {
+                Ok(()) => cleared += 1,
+                Err(Errno::CANCELED) => break,
+                Err(cause) => return Err(fault("remove", &self.path.join(name), cause)),
+            }
+        }
+        Ok(cleared)
     }
 }

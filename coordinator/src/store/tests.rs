@@ -5,7 +5,9 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::manifest::{FileRecord, Kind, Manifest, PathName, VERSION};
+use super::manifest::{FileRecord, Kind, Manifest, PathName, Totals, VERSION};
+use super::pace::Pace;
+use super::policy::{Count, Policy};
 use super::scratch::Scratch;
 use super::{Draft, Store, StoreLock, check_set_name};
 
@@ -25,10 +27,16 @@ fn manifest(id: &str, verified: bool) -> Manifest {
         drain_us: 7,
         stop_us: None,
         capture: "copy".to_owned(),
+        hashed_bytes: None,
+        checks: Vec::new(),
         roots: vec![PathName("/data".into())],
+        excludes: None,
+        only: None,
         files: Vec::new(),
         writers: Vec::new(),
         foreign: Vec::new(),
+        totals: None,
+        pin: None,
         unknown: serde_json::Map::new(),
     }
 }
@@ -44,6 +52,16 @@ fn publish(draft: Draft, verified: bool) -> String {
     let id = draft.id().to_owned();
     draft.publish(&manifest).unwrap();
     id
+}
+
+fn keep_last(store: &Store, lock: &StoreLock, n: u32) -> Vec<String> {
+    let policy = Policy {
+        last: Some(Count::Only(n)),
+        ..Policy::default()
+    };
+    let retired = store.apply(lock, &policy).unwrap();
+    assert_eq!(store.clear(&mut Pace::brisk()).unwrap(), retired.ids.len());
+    retired.ids
 }
 
 fn ids(store: &Store) -> Vec<String> {
@@ -165,6 +183,23 @@ fn find_by_prefix() {
         store.find("20261120T2317").unwrap().id,
         "20261120T231700.123456Z"
     );
+    for (name, found) in [
+        ("20261121~1", "20261120T231800.123456Z"),
+        ("20261121~", "20261120T231800.123456Z"),
+        ("20261121~2", "20261120T231700.123456Z"),
+        ("20261120T2317~0", "20261120T231700.123456Z"),
+    ] {
+        assert_eq!(store.resolve(name).unwrap(), found, "{name}");
+    }
+    for wrong in [
+        "20261121~3",
+        "20261121~+1",
+        "20261121~x",
+        "20261121~1~1",
+        "~1",
+    ] {
+        assert!(store.resolve(wrong).is_err(), "{wrong}");
+    }
     let several = store.find("20261120").unwrap_err();
     assert!(several.message.contains("2 snapshots"), "{several}");
     for none in [
@@ -210,16 +245,15 @@ fn what_a_crash_left_is_swept_and_never_listed() {
     .unwrap();
     assert_eq!(ids(&store), [kept.as_str()]);
     let swept = store.sweep(&lock).unwrap();
-    assert_eq!(
-        swept,
-        [
-            ".del-20261120T231701.123456Z",
-            ".tmp-20261120T231700.123456Z",
-            ".tmp-latest"
-        ]
-    );
+    assert_eq!(swept, [".tmp-20261120T231700.123456Z", ".tmp-latest"]);
+    assert_eq!(store.clear(&mut Pace::brisk()).unwrap(), 1);
     assert_eq!(names(store.path()), [".lock", &kept, "latest"]);
     assert!(store.sweep(&lock).unwrap().is_empty());
+    // Killed between taking a snapshot out and pointing `latest` elsewhere.
+    let newer = publish(store.begin(&lock).unwrap(), true);
+    store.retire(&lock, &[newer]).unwrap();
+    store.sweep(&lock).unwrap();
+    assert_eq!(store.latest().as_ref(), Some(&kept));
 }
 
 #[test]
@@ -249,15 +283,15 @@ fn retention_spares_the_latest() {
     for dir in [&inside, inside.parent().unwrap()] {
         fs::set_permissions(dir, fs::Permissions::from_mode(0o500)).unwrap();
     }
-    assert_eq!(store.keep_last(&lock, 9).unwrap(), Vec::<String>::new());
-    let removed = store.keep_last(&lock, 3).unwrap();
+    assert_eq!(keep_last(&store, &lock, 9), Vec::<String>::new());
+    let removed = keep_last(&store, &lock, 3);
     assert_eq!(removed, [made[0].clone(), made[2].clone()]);
     assert_eq!(
         ids(&store),
         [&made[1], &made[3], &made[4], &made[5]].map(Clone::clone)
     );
-    assert_eq!(store.keep_last(&lock, 0).unwrap().len(), 3);
-    assert_eq!(ids(&store), [made[1].clone()]);
+    assert_eq!(keep_last(&store, &lock, 1).len(), 2);
+    assert_eq!(ids(&store), [made[1].clone(), made[5].clone()]);
 }
 
 #[test]
@@ -296,7 +330,7 @@ fn names_that_are_not_ids_are_not_listed() {
     }
     fs::create_dir(store.path().join(OsString::from_vec(b"\xff\xfe".to_vec()))).unwrap();
     assert_eq!(ids(&store), [kept.as_str()]);
-    assert!(store.keep_last(&lock, 0).unwrap().is_empty());
+    assert!(keep_last(&store, &lock, 1).is_empty());
     assert!(store.path().join("junk").exists());
     // A link that leads out is no latest.
     for hostile in ["../../etc", "/etc", "..", "junk", ""] {
@@ -516,4 +550,140 @@ fn the_default_place() {
         "the one that exists"
     );
     assert_eq!(Store::default_place(&["/".into()]), Path::new("/.snapshim"));
+}
+
+#[test]
+fn latest_settles_on_the_newest_good_one() {
+    let scratch = Scratch::new();
+    let (store, lock) = open(&scratch);
+    assert_eq!(store.settle_latest(&lock).unwrap(), None);
+    let made = [true, true, false].map(|good| publish(store.begin(&lock).unwrap(), good));
+    assert_eq!(store.settle_latest(&lock).unwrap(), Some(made[1].clone()));
+    let mark = |id: &str, code: &str| {
+        let reasons = serde_json::json!([{"code": code, "text": "x"}]);
+        let changes = [("reasons", Some(reasons))];
+        store.annotate(&lock, id, &changes).unwrap();
+    };
+    mark(&made[1], "damaged-content");
+    assert_eq!(store.settle_latest(&lock).unwrap(), Some(made[0].clone()));
+    assert_eq!(store.latest().as_ref(), Some(&made[0]));
+    mark(&made[0], "verify-command");
+    assert_eq!(store.settle_latest(&lock).unwrap(), None);
+    assert!(!names(store.path()).contains(&"latest".to_owned()));
+}
+
+#[test]
+fn an_annotation_changes_nothing_else() {
+    let scratch = Scratch::new();
+    let (store, lock) = open(&scratch);
+    let id = publish(store.begin(&lock).unwrap(), true);
+    let path = store.path().join(&id).join("manifest.json");
+    // Unknown fields, odd numbers and odd layout, at every depth.
+    let good = fs::read_to_string(&path).unwrap();
+    let strange = good
+        .replace(
+            "\"hold_us\": 42",
+            "\"hold_us\":   42,\n\t\"later\": {\"x\":[1.50e1, 0.10,\"\\u00e9\"] ,\"y\":{}}",
+        )
+        .replace(
+            "\"path\": \"/data\"",
+            "\"path\": \"/data\", \"new\": 18446744073709551616",
+        );
+    assert!(strange.contains("later") && strange.contains("new"));
+    fs::write(&path, &strange).unwrap();
+    let owner = fs::metadata(&path).unwrap();
+    let pin = serde_json::json!({"note": "n", "time": "t"});
+    store.annotate(&lock, &id, &[("pin", Some(pin))]).unwrap();
+    let pinned = fs::read_to_string(&path).unwrap();
+    for kept in [
+        "{\"x\":[1.50e1, 0.10,\"\\u00e9\"] ,\"y\":{}}",
+        "\"new\": 18446744073709551616",
+    ] {
+        assert!(pinned.contains(kept), "{pinned}");
+    }
+    assert!(
+        pinned.find("\"pin\"") < pinned.find("\"files\""),
+        "files are last"
+    );
+    let read = store.find(&id).unwrap().manifest.unwrap();
+    assert_eq!(read.pin.unwrap().note, "n");
+    store.annotate(&lock, &id, &[("pin", None)]).unwrap();
+    let undone = fs::read_to_string(&path).unwrap();
+    let squeezed = |text: &str| text.replace([' ', '\n', '\t'], "");
+    assert_eq!(squeezed(&undone), squeezed(&strange));
+    // Of what we write ourselves, every byte.
+    fs::write(&path, &good).unwrap();
+    store.annotate(&lock, &id, &[("absent", None)]).unwrap();
+    assert_eq!(fs::read_to_string(&path).unwrap(), good);
+    let after = fs::metadata(&path).unwrap();
+    assert_eq!((after.mode(), after.uid()), (owner.mode(), owner.uid()));
+    assert_eq!(names(&store.path().join(&id)), ["manifest.json", "tree"]);
+    for damaged in ["{", "{\"version\": 2}", "[]"] {
+        fs::write(&path, damaged).unwrap();
+        assert!(store.annotate(&lock, &id, &[("pin", None)]).is_err());
+        assert_eq!(fs::read_to_string(&path).unwrap(), damaged);
+    }
+}
+
+#[test]
+fn of_long_manifests_the_head_is_read() {
+    let scratch = Scratch::new();
+    let (store, lock) = open(&scratch);
+    let draft = store.begin(&lock).unwrap();
+    let id = draft.id().to_owned();
+    let mut long = manifest(&id, true);
+    let record = |n: u64| FileRecord {
+        path: PathName(format!("/data/{n}").into()),
+        kind: Kind::File,
+        size: 10,
+        mode: 0o644,
+        uid: 0,
+        gid: 0,
+        mtime_ns: 0,
+        ctime_ns: 0,
+        dev: 1,
+        ino: n,
+        target: None,
+        capture: None,
+        digest: None,
+        device: None,
+    };
+    long.files = (0..3000).map(record).collect();
+    long.totals = Some(Totals::of(&long.files));
+    draft.publish(&long).unwrap();
+    let path = store.path().join(&id).join("manifest.json");
+    let text = fs::read_to_string(&path).unwrap();
+    assert!(text.len() > 256 << 10);
+    let head = || store.heads().unwrap().remove(0).head;
+    let totals = Totals {
+        files: 3000,
+        bytes: 30_000,
+    };
+    assert_eq!(head().unwrap().totals, totals);
+    // What comes after the head is not read: damage there shows when it is.
+    fs::write(&path, &text[..text.len() - 3]).unwrap();
+    assert_eq!(head().unwrap().totals, totals);
+    assert!(store.find(&id).unwrap().manifest.is_err());
+    // An older one has no totals, and other fields behind its files: it is read whole.
+    let mut older: serde_json::Value = serde_json::from_str(&text).unwrap();
+    older.as_object_mut().unwrap().remove("totals");
+    let older = serde_json::to_string_pretty(&older).unwrap();
+    assert!(
+        older.find("\"files\"") < older.find("\"hold_us\""),
+        "sorted by name"
+    );
+    fs::write(&path, &older).unwrap();
+    assert_eq!(head().unwrap().totals, totals);
+    fs::write(&path, &older[..older.len() - 3]).unwrap();
+    assert!(head().unwrap_err().contains("damaged"));
+    // A head that is damaged, of another snapshot, or of a later version.
+    for (from, to, complaint) in [
+        ("\"verified\": true", "\"verified\": 1", "damaged"),
+        (id.as_str(), "20200101T000000.000000Z", "another snapshot"),
+        ("\"version\": 1", "\"version\": 2", "newer snapshim"),
+    ] {
+        fs::write(&path, text.replace(from, to)).unwrap();
+        let said = head().unwrap_err();
+        assert!(said.contains(complaint), "{said}");
+    }
 }

@@ -6,11 +6,11 @@ use rustix::fs::{SeekFrom, ftruncate, seek};
 use rustix::io::Errno;
 
 /// Bytes between two questions whether to go on; small enough for a CPU cache.
-pub(super) const CHUNK: usize = 256 << 10;
+pub(crate) const CHUNK: usize = 256 << 10;
 
 /// Why a copy ended early.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Failed {
+pub(crate) enum Failed {
     /// The hold is over.
     Stopped,
     /// The file.
@@ -22,7 +22,7 @@ pub(super) enum Failed {
 /// Copies the first `size` bytes of `from` to the empty file `to`, holes as holes.
 /// `buffer` has [`CHUNK`] bytes. If the file is shorter by now, the rest is a hole:
 /// that it changed is for the comparison afterwards to find.
-pub(super) fn copy(
+pub(crate) fn copy(
     to: impl AsFd,
     from: impl AsFd,
     size: u64,

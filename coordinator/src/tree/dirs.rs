@@ -18,7 +18,7 @@ use super::seen::Seen;
 const MAX_OPEN: usize = 256;
 
 /// A directory in a [`Dirs`].
-pub(super) type Node = u32;
+pub(crate) type Node = u32;
 
 /// Directories, each known by its parent and its name in it.
 ///
@@ -27,7 +27,7 @@ pub(super) type Node = u32;
 /// which is what `RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS` would say of a longer path, and
 /// paths of any length work.
 #[derive(Debug)]
-pub(super) struct Dirs {
+pub(crate) struct Dirs {
     nodes: Vec<Entry>,
     open: RefCell<Open>,
     /// Tried on opening for reading; given up once refused (only owners may).
@@ -57,7 +57,7 @@ struct Open {
 }
 
 impl Dirs {
-    pub(super) fn new() -> Dirs {
+    pub(crate) fn new() -> Dirs {
         // A quarter of what this process may have: there are two tables.
         let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
         let quarter = usize::try_from(limit.unwrap_or(u64::MAX) / 4).unwrap_or(MAX_OPEN);
@@ -73,19 +73,19 @@ impl Dirs {
     }
 
     /// Files and directories opened for reading keep their access times, where allowed.
-    pub(super) fn without_atime(self) -> Dirs {
+    pub(crate) fn without_atime(self) -> Dirs {
         self.noatime.set(OFlags::NOATIME);
         self
     }
 
     /// Adds a directory that stays open.
-    pub(super) fn add_top(&mut self, path: &Path, fd: OwnedFd) -> Node {
+    pub(crate) fn add_top(&mut self, path: &Path, fd: OwnedFd) -> Node {
         self.open.get_mut().fds.push(Some(Arc::new(fd)));
         self.push(Place::Top(path.to_owned()), None)
     }
 
     /// Adds the directory `name` in `parent`, open as `fd`.
-    pub(super) fn add(
+    pub(crate) fn add(
         &mut self,
         parent: Node,
         name: &CStr,
@@ -106,12 +106,12 @@ impl Dirs {
     }
 
     /// All numbers, parents before what is in them.
-    pub(super) fn nodes(&self) -> std::ops::Range<Node> {
+    pub(crate) fn nodes(&self) -> std::ops::Range<Node> {
         0..self.nodes.len() as Node
     }
 
     /// The parent of a directory and its name there; `None` for a top.
-    pub(super) fn place(&self, node: Node) -> Option<(Node, &CStr)> {
+    pub(crate) fn place(&self, node: Node) -> Option<(Node, &CStr)> {
         match &self.nodes[node as usize].place {
             Place::Top(_) => None,
             Place::In(parent, name) => Some((*parent, name)),
@@ -119,7 +119,7 @@ impl Dirs {
     }
 
     /// The directory's path, as it was found.
-    pub(super) fn path(&self, node: Node) -> PathBuf {
+    pub(crate) fn path(&self, node: Node) -> PathBuf {
         let mut names = Vec::new();
         let mut at = node;
         loop {
@@ -148,7 +148,7 @@ impl Dirs {
     /// # Errors
     ///
     /// `ESTALE`: another directory has its name now. Else those of openat(2).
-    pub(super) fn open(&self, node: Node) -> Result<Arc<OwnedFd>> {
+    pub(crate) fn open(&self, node: Node) -> Result<Arc<OwnedFd>> {
         let mut open = self.open.borrow_mut();
         let mut missing = Vec::new();
         let mut at = node;
@@ -175,12 +175,12 @@ impl Dirs {
     }
 
     /// Opens the directory `name` in `parent` for reading.
-    pub(super) fn open_dir_at(&self, parent: impl AsFd, name: &CStr) -> Result<OwnedFd> {
+    pub(crate) fn open_dir_at(&self, parent: impl AsFd, name: &CStr) -> Result<OwnedFd> {
         self.open_at(parent, name, OFlags::DIRECTORY)
     }
 
     /// Opens `name` in `parent` for reading, never through a symbolic link.
-    pub(super) fn open_at(&self, parent: impl AsFd, name: &CStr, flags: OFlags) -> Result<OwnedFd> {
+    pub(crate) fn open_at(&self, parent: impl AsFd, name: &CStr, flags: OFlags) -> Result<OwnedFd> {
         let flags = flags | OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let noatime = self.noatime.get();
         match rustix::fs::openat(parent.as_fd(), name, flags | noatime, Mode::empty()) {
@@ -206,6 +206,6 @@ impl Open {
 }
 
 /// A name as the path of one component.
-pub(super) fn as_path(name: &CStr) -> &Path {
+pub(crate) fn as_path(name: &CStr) -> &Path {
     Path::new(OsStr::from_bytes(name.to_bytes()))
 }

@@ -11,7 +11,7 @@ use rustix::fs::{IFlags, ioctl_ficlone, ioctl_getflags, ioctl_setflags};
 use rustix::io::Errno;
 
 /// Makes the empty file `to` a clone of `from`.
-pub(super) fn clone(to: impl AsFd, from: impl AsFd) -> Result<(), Errno> {
+pub(crate) fn clone(to: impl AsFd, from: impl AsFd) -> Result<(), Errno> {
     match ioctl_ficlone(&to, &from) {
         // btrfs refuses if one of them has checksums and the other has none. That comes
         // with copy-on-write switched off, for the file (chattr +C) or for the
@@ -34,13 +34,13 @@ fn match_nocow(to: impl AsFd, from: impl AsFd) -> Result<bool, Errno> {
 
 /// Whether the error says that the file system has no reflink at all, as against
 /// this clone having failed.
-pub(super) fn is_unsupported(cause: Errno) -> bool {
+pub(crate) fn is_unsupported(cause: Errno) -> bool {
     // EOPNOTSUPP from the kernel's generic code; ENOTTY from file systems that hand on ioctls.
     matches!(cause, Errno::OPNOTSUPP | Errno::NOTTY | Errno::NOSYS)
 }
 
 /// The name of a file system by its magic number (statfs(2)).
-pub(super) fn file_system(fd: impl AsFd) -> String {
+pub(crate) fn file_system(fd: impl AsFd) -> String {
     let Ok(stat) = rustix::fs::fstatfs(fd) else {
         return "unknown".to_owned();
     };

@@ -1,32 +1,36 @@
 //! What a stat said, in one form for all architectures.
 
+use std::ffi::CStr;
+use std::path::PathBuf;
+
 use rustix::fs::{FileType, Stat};
 use snapshim_gate::table::FileId;
 
-use crate::store::manifest::{Device, Kind};
+use super::dirs::as_path;
+use crate::store::manifest::{Device, FileRecord, Kind, PathName};
 
 /// The parts of a stat that are recorded or compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Seen {
-    pub(super) id: FileId,
+pub(crate) struct Seen {
+    pub(crate) id: FileId,
     /// With the file type bits.
-    pub(super) mode: u32,
-    pub(super) uid: u32,
-    pub(super) gid: u32,
-    pub(super) nlink: u64,
-    pub(super) size: u64,
+    pub(crate) mode: u32,
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+    pub(crate) nlink: u64,
+    pub(crate) size: u64,
     /// Of a device node: what device it stands for.
-    pub(super) rdev: u64,
+    pub(crate) rdev: u64,
     /// ns since 1970.
-    pub(super) mtime_ns: i64,
+    pub(crate) mtime_ns: i64,
     /// ns since 1970.
-    pub(super) ctime_ns: i64,
+    pub(crate) ctime_ns: i64,
 }
 
 impl Seen {
     // The fields' types differ between architectures: what is a cast on one is none on another.
     #[allow(clippy::unnecessary_cast)]
-    pub(super) fn of(stat: &Stat) -> Seen {
+    pub(crate) fn of(stat: &Stat) -> Seen {
         Seen {
             id: FileId {
                 dev: stat.st_dev as u64,
@@ -43,7 +47,7 @@ impl Seen {
         }
     }
 
-    pub(super) fn kind(&self) -> Kind {
+    pub(crate) fn kind(&self) -> Kind {
         match FileType::from_raw_mode(self.mode) {
             FileType::RegularFile => Kind::File,
             FileType::Directory => Kind::Dir,
@@ -55,7 +59,7 @@ impl Seen {
     }
 
     /// The device a device node stands for.
-    pub(super) fn device(&self) -> Option<Device> {
+    pub(crate) fn device(&self) -> Option<Device> {
         let kind = match FileType::from_raw_mode(self.mode) {
             FileType::CharacterDevice => "char",
             FileType::BlockDevice => "block",
@@ -68,14 +72,35 @@ impl Seen {
         })
     }
 
+    /// What the manifest says of it. `target` is where a symbolic link points.
+    pub(crate) fn record(&self, path: PathBuf, target: Option<&CStr>) -> FileRecord {
+        let kind = self.kind();
+        FileRecord {
+            path: PathName(path),
+            kind,
+            size: if kind == Kind::File { self.size } else { 0 },
+            mode: self.permissions(),
+            uid: self.uid,
+            gid: self.gid,
+            mtime_ns: self.mtime_ns,
+            ctime_ns: self.ctime_ns,
+            dev: self.id.dev,
+            ino: self.id.ino,
+            target: target.map(|target| PathName(as_path(target).to_owned())),
+            capture: None,
+            digest: None,
+            device: self.device(),
+        }
+    }
+
     /// Permission bits with set-id and sticky bits.
-    pub(super) fn permissions(&self) -> u32 {
+    pub(crate) fn permissions(&self) -> u32 {
         self.mode & 0o7777
     }
 }
 
 /// Saturates beyond the years 1677 and 2262, which file systems can store.
-fn nanoseconds(seconds: i64, nanoseconds: i64) -> i64 {
+pub(crate) fn nanoseconds(seconds: i64, nanoseconds: i64) -> i64 {
     seconds
         .saturating_mul(1_000_000_000)
         .saturating_add(nanoseconds)

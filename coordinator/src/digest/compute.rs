@@ -1,0 +1,186 @@
+//! The digests of a snapshot in the making.
+
+use std::collections::HashMap;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::OFlags;
+use rustix::io::Errno;
+
+use super::sidecar::{Identity, SMALL, Sidecar, Writer};
+use super::tree::{self, CHUNK, Hashed};
+use super::{Parsed, form, parse};
+use crate::Result;
+use crate::progress::Progress;
+use crate::stop::Stop;
+use crate::store::manifest::{FileRecord, Kind};
+use crate::store::{Draft, Snapshot, Store, extents, fault, open_below};
+use crate::tree::seen::Seen;
+
+/// What came of digesting a snapshot's files.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Digested {
+    /// Bytes that were hashed; of all others the digest was known.
+    pub hashed_bytes: u64,
+    /// Files without a digest: they cannot be read, or there was no time.
+    pub missing: Vec<PathBuf>,
+}
+
+/// Digests the regular files of a draft, from the draft's own copies, and writes the
+/// draft's file `digests`. Compares with the newest snapshot of the store.
+///
+/// # Errors
+///
+/// A file cannot be read (but for want of permission), the store cannot be written.
+pub fn digest(
+    files: &mut [FileRecord],
+    draft: &Draft,
+    store: &Store,
+    stop: &Stop,
+    progress: &mut dyn Progress,
+) -> Result<Digested> {
+    let previous = store.newest().and_then(Previous::of);
+    let previous = previous.as_ref().map(Previous::indexed);
+    let tree = draft.tree_fd()?;
+    let sidecar = |cause| fault("write the digests of", &draft.tree(), cause);
+    let mut writer = Writer::create(draft.dir()).map_err(sidecar)?;
+    let is_file = |file: &&mut FileRecord| file.kind == Kind::File;
+    let bytes = files.iter_mut().filter(is_file).map(|file| file.size);
+    progress.begin("digesting", bytes.fold(0, u64::saturating_add));
+    // Hard links: once for each inode.
+    let mut linked: HashMap<u64, String> = HashMap::new();
+    let mut digested = Digested::default();
+    for record in files.iter_mut().filter(is_file) {
+        let path = record.path.0.as_path();
+        let failed = |cause| {
+            let place = draft.tree().join(path.strip_prefix("/").unwrap_or(path));
+            fault("read back", &place, cause)
+        };
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+        let file = match open_below(tree.as_fd(), path, flags) {
+            Ok(file) => file,
+            // Its mode keeps out even its owner, who is not root.
+            Err(Errno::ACCESS | Errno::PERM) => {
+                digested.missing.push(path.to_owned());
+                continue;
+            }
+            Err(cause) => return Err(failed(cause)),
+        };
+        let stat = rustix::fs::fstat(&file).map_err(failed)?;
+        let id = Identity::from(&Seen::of(&stat));
+        if let Some(known) = linked.get(&id.ino) {
+            progress.advance(id.size);
+            record.digest = Some(known.clone());
+            continue;
+        }
+        let hashed = one(path, &file, id, previous.as_ref(), &mut |bytes| {
+            progress.advance(bytes);
+            !stop.is_asked()
+        });
+        let hashed = match hashed {
+            Ok(hashed) => hashed,
+            Err(Errno::INTR) => {
+                digested.missing.push(path.to_owned());
+                continue;
+            }
+            Err(cause) => return Err(failed(cause)),
+        };
+        digested.hashed_bytes += hashed.hashed;
+        if id.size > SMALL {
+            writer.add(id, &hashed).map_err(sidecar)?;
+        }
+        let text = form(&hashed.digest);
+        if stat.st_nlink > 1 {
+            linked.insert(id.ino, text.clone());
+        }
+        record.digest = Some(text);
+    }
+    progress.end();
+    writer.finish().map_err(sidecar)?;
+    Ok(digested)
+}
+
+fn one(
+    path: &Path,
+    file: &OwnedFd,
+    id: Identity,
+    previous: Option<&Indexed<'_>>,
+    go_on: &mut dyn FnMut(u64) -> bool,
+) -> rustix::io::Result<Hashed> {
+    let known = match previous {
+        Some(previous) if id.size > SMALL => previous.find(path, file),
+        _ => None,
+    };
+    let Some((known, known_size, differing)) = known else {
+        return tree::hash_file(file, id.size, go_on);
+    };
+    if differing.is_empty() && known_size == id.size {
+        return match go_on(id.size) {
+            true => Ok(known),
+            false => Err(Errno::INTR),
+        };
+    }
+    let value = |number: u64| {
+        let start = number * CHUNK;
+        let end = start.saturating_add(CHUNK).min(id.size);
+        // In order, and not overlapping.
+        let after = differing.partition_point(|range| range.end <= start);
+        let differs = differing.get(after).is_some_and(|range| range.start < end);
+        let value = || known.values.get(usize::try_from(number).ok()?).copied();
+        // The last chunk of a file that had another size is another chunk.
+        let is_whole = start.saturating_add(CHUNK).min(known_size) == end;
+        (!differs && is_whole).then(value).flatten()
+    };
+    tree::hash_with(file, id.size, &value, go_on)
+}
+
+/// The snapshot to compare with. It stays open: it cannot be removed meanwhile.
+struct Previous {
+    snapshot: Snapshot,
+    sidecar: Sidecar,
+}
+
+/// The same, with its files by path.
+struct Indexed<'a> {
+    previous: &'a Previous,
+    files: HashMap<&'a Path, &'a FileRecord>,
+}
+
+impl Previous {
+    fn of(snapshot: Snapshot) -> Option<Previous> {
+        let sidecar = snapshot.is_own.then(|| Sidecar::open(snapshot.dir()))??;
+        Some(Previous { snapshot, sidecar })
+    }
+
+    fn indexed(&self) -> Indexed<'_> {
+        let files = self.snapshot.manifest.files.iter();
+        Indexed {
+            previous: self,
+            files: files
+                .filter(|file| file.kind == Kind::File && file.size > SMALL)
+                .map(|file| (file.path.as_ref(), file))
+                .collect(),
+        }
+    }
+}
+
+impl Indexed<'_> {
+    /// What is known of the file that had the same path: its digest and values, its
+    /// size, and the ranges in which `file` may differ from it.
+    fn find(
+        &self,
+        path: &Path,
+        file: &OwnedFd,
+    ) -> Option<(Hashed, u64, Vec<std::ops::Range<u64>>)> {
+        let record = self.files.get(path)?;
+        let (theirs, stat) = self.previous.snapshot.open_file(record).ok()?;
+        let id = Identity::from(&Seen::of(&stat));
+        let known = self.previous.sidecar.find(id)?;
+        // The manifest and the file beside it must tell of the same bytes.
+        if parse(record.digest.as_deref()?) != Parsed::Blake3(known.digest) {
+            return None;
+        }
+        let differing = extents::may_differ(file, &theirs).ok()??;
+        Some((known, id.size, differing))
+    }
+}
