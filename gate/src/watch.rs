@@ -161,6 +161,7 @@ impl Watch {
     }
 
     /// Notes that something cannot be followed.
+    #[inline(always)]
     pub fn set_blind(&self) {
         self.blind.store(1, Release);
     }

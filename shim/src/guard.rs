@@ -118,6 +118,10 @@ fn count_out(frame: Frame) {
 #[cold]
 #[inline(never)]
 fn leave_marked(frame: Frame, result: isize) {
+    preserving(&mut || leave_noted(frame, result));
+}
+
+fn leave_noted(frame: Frame, result: isize) {
     let address = frame.slot.addr();
     if address & EVENT == EVENT {
         return watch::end(address >> EVENT_SHIFT, frame.generations, result);

@@ -198,8 +198,6 @@ fn mine() -> Option<(&'static Gate, &'static Slot)> {
 }
 
 /// After it.
-#[cold]
-#[inline(never)]
 pub(crate) fn end(raw: usize, payload: u64, result: isize) {
     if result != 0 {
         return;
@@ -207,7 +205,7 @@ pub(crate) fn end(raw: usize, payload: u64, result: isize) {
     let (Some(event), Some(gate)) = (Event::from_raw(raw), attach::gate()) else {
         return;
     };
-    preserving(&mut || end_event(gate, event, payload));
+    end_event(gate, event, payload);
 }
 
 fn end_event(gate: &'static Gate, event: Event, payload: u64) {
@@ -377,8 +375,6 @@ fn give_up_in_time(gate: &'static Gate, watch: &Watch, armed: u32, number: u32) 
 
 /// After a call that was noted, while it is still counted. The points it may have reached:
 /// to be handed to [`reached`] when it is counted no more.
-#[cold]
-#[inline(never)]
 pub(crate) fn changed(slot: &Slot, result: isize) -> u32 {
     let Some(gate) = attach::gate() else { return 0 };
     let watch = &gate.header().watch;
@@ -408,13 +404,11 @@ pub(crate) fn changed(slot: &Slot, result: isize) -> u32 {
 }
 
 /// Shuts the gate at what [`changed`] found.
-#[cold]
-#[inline(never)]
 pub(crate) fn reached(points: u32) {
     if let Some(gate) = attach::gate()
         && !attach::is_sandboxed()
     {
-        preserving(&mut || boundary(gate, points));
+        boundary(gate, points);
     }
 }
 

@@ -509,8 +509,8 @@ fn a_hostile_gate() {
     }
     // Noise in the tables and the slots, under a head that makes sense.
     for round in 0..20 {
-        let from = if round % 2 == 0 { 192 } else { 9600 };
-        let until = [9600 + 128 * 64, good.len()][usize::from(round % 4 > 1)];
+        let from = if round % 2 == 0 { 192 } else { 13696 };
+        let until = [13696 + 128 * 64, good.len()][usize::from(round % 4 > 1)];
         let noise: Vec<u8> = (from..until).map(|_| random.number() as u8).collect();
         file.write_all_at(&noise, from as u64).unwrap();
         // The highest slot ever used: all.
@@ -549,7 +549,7 @@ fn a_gate_that_is_scribbled_on_while_it_is_used() {
             0 => 64,
             1 => 132 + random.below(60),
             2 => 192 + random.below(4608),
-            _ => 9600 + random.below(128 * 8),
+            _ => 13696 + random.below(128 * 8),
         } & !3;
         let value = [0, 1, u32::MAX, random.number() as u32][random.below(4) as usize];
         file.write_all_at(&value.to_le_bytes(), at).unwrap();

@@ -77,7 +77,7 @@ fn slots(lab: &Lab) -> Vec<Slot> {
     let bytes = fs::read(lab.gate()).unwrap_or_default();
     bytes
         .chunks_exact(128)
-        .skip(9600 / 128)
+        .skip(13696 / 128)
         .map(|slot| {
             let word = |at: usize| u64::from_le_bytes(slot[at..at + 8].try_into().unwrap());
             (word(32), word(8) as u32)
@@ -445,7 +445,7 @@ fn a_gate_full_of_slots_of_other_namespaces() {
     let gate = fs::OpenOptions::new().write(true).open(lab.gate()).unwrap();
     let mut random = Random(5);
     for slot in 0..u64::from(SLOTS) {
-        let at = 9600 + 128 * slot;
+        let at = 13696 + 128 * slot;
         let owner = random.number().clamp(1, u64::MAX - 1);
         gate.write_all_at(&owner.to_le_bytes(), at + 32).unwrap();
         let start = random.number();
