@@ -1,18 +1,16 @@
 //! `snapshim restore`: files as a snapshot has them, elsewhere or in place.
 
-use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::atomic::Ordering::Acquire;
 use std::time::Duration;
 
 use serde::Serialize;
-use snapshim_gate::slot::Owner;
 
 use crate::Result;
-use crate::hold::set::{self, Set, is_owner_alive};
+use crate::hold::evidence::attached_here;
+use crate::hold::set::{self, Set};
 use crate::progress::Progress;
 use crate::restore::{Action, Entry, Options, Outcome, Target, What, restore, undo};
 use crate::store::Snapshot;
@@ -371,14 +369,7 @@ fn named(path: &Path, manifest: &Manifest) -> Result<PathBuf> {
 
 /// Says which processes of the set run: they may open the files any moment.
 fn note_attached(set: &Set, progress: &mut dyn Progress) {
-    let mut pids = BTreeSet::new();
-    for slot in set.gate.used_slots() {
-        if let Some(owner) = Owner::unpack(slot.owner.load(Acquire))
-            && is_owner_alive(owner, slot.start_time.load(Acquire))
-        {
-            pids.insert(owner.pid);
-        }
-    }
+    let pids = attached_here(&set.gate);
     if !pids.is_empty() {
         let pids: Vec<String> = pids.iter().map(u32::to_string).collect();
         progress.note(&format!(
