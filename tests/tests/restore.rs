@@ -1217,11 +1217,16 @@ fn of_one_file_only_that_comes_back() {
     fs::create_dir_all(data.join("sub")).unwrap();
     let file = data.join("sub/file");
     fs::write(&file, "then").unwrap();
-    fs::write(data.join("other"), "other").unwrap();
-    let mut idle = lab.run(&[], Path::new("/bin/sleep"), &["600"]);
-    let ready = process::wait_until(Duration::from_secs(20), || lab.gate().exists());
-    assert!(ready && idle.is_running());
-    std::thread::sleep(Duration::from_millis(100));
+    // It has written something, so that it has a slot, and has nothing open.
+    let script = "echo other >\"$1\"; sleep 600; true";
+    let other = data.join("other");
+    let mut idle = lab.run(
+        &[],
+        Path::new("/bin/bash"),
+        &["-c", script, "bash", text(&other)],
+    );
+    let has_written = || fs::read(&other).is_ok_and(|bytes| bytes == b"other\n");
+    assert!(process::wait_until(Duration::from_secs(20), has_written) && idle.is_running());
     let outcome = lab.checkpoint(&["--only", text(&file)]);
     let id = outcome.certificate().id();
     fs::write(&file, "now").unwrap();
