@@ -38,6 +38,12 @@ const COMMANDS: &[(&str, &[&str])] = &[
     ("doctor", &["doctor", "--", "bash"]),
     ("diff", &["diff", "SET", "OLD", "latest"]),
     ("diff", &["diff", "--live", "SET", "OLD"]),
+    ("pin", &["pin", "SET", "latest", "--note", "why"]),
+    ("list", &["list", "SET"]),
+    ("show", &["show", "SET", "latest"]),
+    ("prune", &["prune", "SET", "--keep-last", "1", "--dry-run"]),
+    ("pin", &["unpin", "SET", "latest"]),
+    ("delete", &["delete", "SET", "OLD"]),
 ];
 
 /// What is known of the values at one place of an object.

@@ -144,6 +144,12 @@ fn describe(manifest: &Manifest, tree: &str) -> String {
             ),
         );
     }
+    for check in &manifest.checks {
+        let what = check.command.as_deref().unwrap_or(&check.kind);
+        let (time, state) = (output::name(&check.time), check.passed);
+        let state = if state { "passed" } else { "failed" };
+        row("checked", format!("{state} {time}  {}", output::name(what)));
+    }
     for assumption in &manifest.assumptions {
         row("assumes", output::name(assumption));
     }

@@ -213,9 +213,10 @@ fn look(
     match write_down(found, &snapshot, &marks) {
         Ok(marked) => line.marked = marked,
         Err(error) if line.good => progress.note(&format!("{}: {}", line.id, error.message)),
-        Err(error) => progress.note(&format!(
-            "{} is damaged, but that could not be written into its manifest: {}",
-            line.id, error.message
+        Err(error) => output::error(&format!(
+            "snapshim: {} is damaged, but that could not be written into its manifest: {}",
+            line.id,
+            output::name(&error.message)
         )),
     }
     Ok(line)
