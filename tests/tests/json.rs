@@ -42,6 +42,7 @@ const COMMANDS: &[(&str, &[&str])] = &[
     ("list", &["list", "SET"]),
     ("show", &["show", "SET", "latest"]),
     ("prune", &["prune", "SET", "--keep-last", "1", "--dry-run"]),
+    ("verify", &["verify", "SET", "latest"]),
     ("pin", &["unpin", "SET", "latest"]),
     ("delete", &["delete", "SET", "OLD"]),
 ];

@@ -1207,3 +1207,33 @@ fn without_root_ones_own_files_come_back() {
     as_somebody(restore_command(&lab, &[&what, "--to", text(&out)])).ok("elsewhere");
     assert_eq!(difference(&then, &out), "");
 }
+
+#[test]
+fn of_one_file_only_that_comes_back() {
+    let Some(lab) = lab("restore-only", Fs::Ext4) else {
+        return;
+    };
+    let data = lab.data();
+    fs::create_dir_all(data.join("sub")).unwrap();
+    let file = data.join("sub/file");
+    fs::write(&file, "then").unwrap();
+    // It has written something, so that it has a slot, and has nothing open.
+    let script = "echo other >\"$1\"; sleep 600; true";
+    let other = data.join("other");
+    let mut idle = lab.run(
+        &[],
+        Path::new("/bin/bash"),
+        &["-c", script, "bash", text(&other)],
+    );
+    let has_written = || fs::read(&other).is_ok_and(|bytes| bytes == b"other\n");
+    assert!(process::wait_until(Duration::from_secs(20), has_written) && idle.is_running());
+    let outcome = lab.checkpoint(&["--only", text(&file)]);
+    let id = outcome.certificate().id();
+    fs::write(&file, "now").unwrap();
+    fs::write(data.join("other"), "now").unwrap();
+    let ended = restore(&lab, &[lab.set(), id, "--in-place"]).ok("restore");
+    assert!(ended.err().contains("are running"), "{}", ended.err());
+    assert_eq!(fs::read_to_string(&file).unwrap(), "then");
+    assert_eq!(fs::read_to_string(data.join("other")).unwrap(), "now");
+    idle.end();
+}

@@ -1,18 +1,15 @@
 //! `snapshim restore`: files as a snapshot has them, elsewhere or in place.
 
-use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::atomic::Ordering::Acquire;
 use std::time::Duration;
 
 use serde::Serialize;
-use snapshim_gate::slot::Owner;
 
 use crate::Result;
-use crate::hold::locate::Locator;
+use crate::hold::evidence::attached_here;
 use crate::hold::set::{self, Set};
 use crate::progress::Progress;
 use crate::restore::{Action, Entry, Options, Outcome, Target, What, restore, undo};
@@ -372,15 +369,7 @@ fn named(path: &Path, manifest: &Manifest) -> Result<PathBuf> {
 
 /// Says which processes of the set run: they may open the files any moment.
 fn note_attached(set: &Set, progress: &mut dyn Progress) {
-    let slots = set.gate.used_slots().iter();
-    let owners: Vec<Owner> = slots
-        .filter_map(|slot| Owner::unpack(slot.owner.load(Acquire)))
-        .collect();
-    let locator = Locator::default();
-    let pids: BTreeSet<u32> = owners
-        .iter()
-        .filter_map(|owner| locator.process(*owner))
-        .collect();
+    let pids = attached_here(&set.gate);
     if !pids.is_empty() {
         let pids: Vec<String> = pids.iter().map(u32::to_string).collect();
         progress.note(&format!(

@@ -419,6 +419,11 @@ fn attached(gate: &Gate) -> Attached {
     attached
 }
 
+/// The processes that have a gate in use, as far as they can be seen from here.
+pub fn attached_here(gate: &Gate) -> Vec<Pid> {
+    attached(gate).threads.into_keys().collect()
+}
+
 impl Scan {
     /// The processes to look into at the cut.
     pub fn held(&self) -> Vec<Pid> {

@@ -81,10 +81,12 @@ impl Wanted {
             *chosen = is_asked(record.path.as_ref());
         }
         let is_there = |path: &Path| files.iter().any(|file| file.path.0 == path);
+        // If one file was captured, nothing is known of the others.
+        let knows_all = snapshot.manifest.only.is_none();
         let absent: Vec<&Path> = roots
             .iter()
             .copied()
-            .filter(|root| is_asked(root) && !is_there(root))
+            .filter(|root| knows_all && is_asked(root) && !is_there(root))
             .collect();
         for path in &all {
             let some = files.iter().any(|file| file.path.0.starts_with(path));
@@ -299,7 +301,9 @@ impl Placing<'_> {
             Some(record) if self.kind(record) == Kind::Dir => Ok(()),
             Some(_) => Err(self.contradicts(here, "is no directory, but has something below it")),
             // Above what was watched there are directories that no record is about.
-            None if self.roots.iter().any(|root| here.starts_with(root)) => {
+            None if self.snapshot.manifest.only.is_none()
+                && self.roots.iter().any(|root| here.starts_with(root)) =>
+            {
                 Err(self.contradicts(here, "has something below it, but is not there itself"))
             }
             None => Ok(()),
