@@ -26,6 +26,7 @@ Examples:
 pub const CHECKPOINT: &str = "\
 Examples:
   snapshim checkpoint db
+  snapshim checkpoint db --at lock --wait 5s --else write
   snapshim checkpoint db --max-hold 200ms --json";
 
 /// Of `snap`.
