@@ -7,11 +7,12 @@ use std::time::{Duration, Instant};
 use snapshim_gate::abi::MAX_HOLD_BOUND_MS;
 use snapshim_gate::table::FileId;
 
-use crate::capture::{self, Captured, Method, Moved, Scope};
+use crate::capture::{self, Captured, Member, Method, Moved, Prepared, Scope};
 use crate::commit::judge::Ground;
 use crate::commit::reach::{self, Asked, Reached};
 use crate::commit::{CommitPoint, Otherwise};
 use crate::digest;
+use crate::held::Held;
 use crate::hold::clock::Clock;
 use crate::hold::cut::{self, Hold, Shut};
 use crate::hold::evidence::{self, Members, Scan, View, reason};
@@ -19,6 +20,7 @@ use crate::hold::outside::{Methods, Outside, Report};
 use crate::hold::process::Pid;
 use crate::hold::rebuilt;
 use crate::hold::set::{Config, Set};
+use crate::hooks::{self, Hooks};
 use crate::progress::Progress;
 use crate::stop::Stop;
 use crate::store::manifest::{FileRecord, Kind, Manifest, PathName, Pin, Reason, Totals, VERSION};
@@ -60,6 +62,8 @@ pub struct Options {
     pub digest: bool,
     /// The command that the snapshot has to pass.
     pub verify: Option<Verify>,
+    /// What is run before and after the hold.
+    pub hooks: Hooks,
     /// Whether to come to an end: what the snapshot need not have is left out then.
     pub stop: Stop,
 }
@@ -90,9 +94,59 @@ impl Outcome {
     }
 }
 
+/// What is done while programs are held.
+pub(crate) trait Work {
+    /// What that brings.
+    type Done: Done;
+    /// `st_dev` of everything it is about.
+    fn devices(&self) -> Vec<u64>;
+    /// The files it is about.
+    fn members(&self) -> Vec<Member>;
+    /// Does it. `goes_on` says whether it may go on.
+    ///
+    /// # Errors
+    ///
+    /// [`Exit::Aborted`] if it may not.
+    fn run(self, goes_on: &mut dyn FnMut() -> bool) -> Result<Self::Done>;
+}
+
+/// What was done while programs were held.
+pub(crate) trait Done {
+    /// The files that it was about, in the end.
+    fn members(&self) -> Vec<Member>;
+    /// What changed meanwhile.
+    fn moved(&self) -> Vec<Moved>;
+}
+
+impl Work for Prepared {
+    type Done = Captured;
+
+    fn devices(&self) -> Vec<u64> {
+        self.devices()
+    }
+
+    fn members(&self) -> Vec<Member> {
+        self.members()
+    }
+
+    fn run(self, goes_on: &mut dyn FnMut() -> bool) -> Result<Captured> {
+        self.capture(goes_on)
+    }
+}
+
+impl Done for Captured {
+    fn members(&self) -> Vec<Member> {
+        self.members()
+    }
+
+    fn moved(&self) -> Vec<Moved> {
+        self.moved()
+    }
+}
+
 /// What one hold brought.
-struct Cut {
-    captured: Captured,
+struct Cut<D> {
+    captured: D,
     time: jiff::Timestamp,
     point: CommitPoint,
     hold: Duration,
@@ -101,8 +155,6 @@ struct Cut {
     scan: Scan,
     report: Report,
     moved: Vec<Moved>,
-    /// What it took to get ready, before the hold.
-    prepare: Duration,
     /// What it took to capture, under the hold.
     capture: Duration,
 }
@@ -138,6 +190,36 @@ pub fn checkpoint(set: &Set, options: &Options, progress: &mut dyn Progress) -> 
         set: Some(set),
     };
     snapshot(subject, options, progress)
+}
+
+/// Runs a command while the programs of the set are held. Its certificate, without id and files, and the
+/// command's exit status.
+///
+/// # Errors
+///
+/// As [`checkpoint`]; the command cannot be started, or did not end within the hold bound.
+pub fn hold(
+    set: &Set,
+    options: &Options,
+    command: std::process::Command,
+    progress: &mut dyn Progress,
+) -> Result<(Manifest, std::process::ExitStatus)> {
+    let _lock = set.lock(options.wait)?;
+    if cut::recover(&set.gate) {
+        progress.note("the gate was left shut by a coordinator that died; opened it");
+    }
+    let subject = Subject {
+        name: &set.name,
+        config: &set.config,
+        set: Some(set),
+    };
+    let held = Held::prepare(scope(subject, options), command)?;
+    let cut = hooks::around(&options.hooks, subject.name, progress, || {
+        take(subject, options, held)
+    })?;
+    let (manifest, ran) = certify(subject, options, "", cut, "command");
+    let (files, status) = ran.into_parts();
+    Ok((with_files(manifest, files), status))
 }
 
 /// Makes a snapshot of files that no set is about: whoever writes to them is held from
@@ -195,10 +277,15 @@ fn make(
 ) -> Result<(Manifest, PathBuf)> {
     let scope = scope(subject, options);
     let mut tries = 1;
-    let (draft, cut) = loop {
+    let (draft, prepare, cut) = loop {
         let draft = store.begin(store_lock)?;
-        match take(subject, options, &scope, &draft) {
-            Ok(cut) => break (draft, cut),
+        let begun = Instant::now();
+        let prepared = capture::prepare(&scope, &draft.tree(), options.capture)?;
+        let prepare = begun.elapsed();
+        match hooks::around(&options.hooks, subject.name, progress, || {
+            take(subject, options, prepared)
+        }) {
+            Ok(cut) => break (draft, prepare, cut),
             // The hold limit itself is a matter for the user, not for another try.
             Err(e) if e.exit == Exit::Aborted && e.is_chance && tries < TRIES => {
                 progress.note(&format!("{}; trying again", e.message));
@@ -209,14 +296,14 @@ fn make(
     };
     // Told after the hold: whoever reads it may be held himself.
     progress.detail(&format!(
-        "looked at the files and flushed ahead in {:.1?}",
-        cut.prepare
+        "looked at the files and flushed ahead in {prepare:.1?}"
     ));
     progress.detail(&format!(
         "held {:.1?}: drained after {:.1?}, captured in {:.1?}",
         cut.hold, cut.drain, cut.capture
     ));
-    let (manifest, captured) = certify(subject, options, draft.id(), cut);
+    let capture = cut.captured.method();
+    let (manifest, captured) = certify(subject, options, draft.id(), cut, &capture);
     let begun = Instant::now();
     let files = captured.finish()?;
     progress.detail(&format!(
@@ -416,7 +503,7 @@ impl Bound<'_> {
 }
 
 /// One hold: everything in here until [`Bound::end`] makes programs wait.
-fn take(subject: Subject<'_>, options: &Options, scope: &Scope, draft: &Draft) -> Result<Cut> {
+fn take<W: Work>(subject: Subject<'_>, options: &Options, prepared: W) -> Result<Cut<W::Done>> {
     let bound_ms = options
         .max_hold
         .as_millis()
@@ -428,9 +515,6 @@ fn take(subject: Subject<'_>, options: &Options, scope: &Scope, draft: &Draft) -
     // A waiter's clock starts after ours: give up before it has to.
     let limit = Duration::from_millis(u64::from(bound_ms)) * 9 / 10;
 
-    let begun = Instant::now();
-    let prepared = capture::prepare(scope, &draft.tree(), options.capture)?;
-    let prepare = begun.elapsed();
     let overflow = gate.map(evidence::overflow);
     let members = Members::new(prepared.members());
     let mut outside = Outside::new(&options.outside);
@@ -491,7 +575,7 @@ fn take(subject: Subject<'_>, options: &Options, scope: &Scope, draft: &Draft) -
     let time = jiff::Timestamp::now();
     let mut reasons = hold.hidden_calls(&held, &outside);
     let begun = Instant::now();
-    let captured = match prepared.capture(&mut || hold.goes_on() && outside.stands()) {
+    let captured = match prepared.run(&mut || hold.goes_on() && outside.stands()) {
         // Not the hold's bound: `release` knows what became of the guardian.
         Err(cause) if hold.goes_on() && !outside.stands() => {
             outside.release()?;
@@ -537,7 +621,6 @@ fn take(subject: Subject<'_>, options: &Options, scope: &Scope, draft: &Draft) -
         scan,
         report,
         moved,
-        prepare,
         capture,
     })
 }
@@ -609,7 +692,15 @@ fn names(paths: &[PathBuf]) -> Vec<PathName> {
 }
 
 /// The verdict, without the list of files.
-fn certify(subject: Subject<'_>, options: &Options, id: &str, cut: Cut) -> (Manifest, Captured) {
+///
+/// `capture`: by what means.
+fn certify<D>(
+    subject: Subject<'_>,
+    options: &Options,
+    id: &str,
+    cut: Cut<D>,
+    capture: &str,
+) -> (Manifest, D) {
     let Cut {
         captured,
         time,
@@ -623,7 +714,7 @@ fn certify(subject: Subject<'_>, options: &Options, id: &str, cut: Cut) -> (Mani
         ..
     } = cut;
     // FICLONE waits for direct I/O in flight on its file.
-    let aio_is_done = matches!(captured.method().as_str(), "reflink" | "none");
+    let aio_is_done = matches!(capture, "reflink" | "none");
     reasons.extend(scan.reasons(&report, aio_is_done));
     // One entry for each file would bury the cause.
     if let Some(first) = moved.first() {
@@ -656,7 +747,7 @@ fn certify(subject: Subject<'_>, options: &Options, id: &str, cut: Cut) -> (Mani
         hold_us: hold.as_micros() as u64,
         drain_us: drain.as_micros() as u64,
         stop_us: report.longest.map(|d| d.as_micros() as u64),
-        capture: captured.method(),
+        capture: capture.to_owned(),
         hashed_bytes: None,
         checks: Vec::new(),
         roots: names(&subject.config.roots),

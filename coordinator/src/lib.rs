@@ -11,6 +11,7 @@
 //! | [`store`] | the snapshots on disk: manifest, publication, retention, sweep |
 //! | [`checkpoint`] | all of these in order |
 //! | [`diff`] | what differs between snapshots, or from the live files |
+//! | [`hooks`], `held` | commands of the user's before, after and under the hold |
 //! | [`progress`], [`stop`] | how far long work is, and that it end early |
 //! | [`cli`] | the commands |
 
@@ -21,7 +22,9 @@ pub mod commit;
 pub mod diff;
 pub mod digest;
 pub mod error;
+mod held;
 pub mod hold;
+pub mod hooks;
 pub mod progress;
 pub mod restore;
 pub mod stop;

@@ -250,3 +250,116 @@ fn an_idle_program() {
     assert!(outcome.wall < Duration::from_secs(3), "{:?}", outcome.wall);
     program.end();
 }
+
+/// `snapshim hold`: any command takes the snapshot, here a copy, and on btrfs a snapshot of
+/// the subvolume.
+#[test]
+fn a_command_under_the_hold() {
+    let _serial = lab::serial();
+    let lab = Lab::new("points-hold", Fs::Btrfs, LIMIT).unwrap();
+    let data = lab.data();
+    fs::remove_dir(&data).unwrap();
+    process::tool("btrfs", &["subvolume", "create", data.to_str().unwrap()]).ok("a subvolume");
+    let programs = start(&lab, "lock", FILES, "150", 1);
+    let copy = data.parent().unwrap().join("copy");
+    let copied = |hold: bool, command: &[&str]| {
+        let _ = fs::remove_dir_all(&copy);
+        let held = ["hold", lab.set(), "--at", "lock", "--json", "--"];
+        let ended = match hold {
+            true => process::run(lab.snapshim(&[&held[..], command].concat()), LIMIT),
+            false => process::tool(command[0], &command[1..]),
+        };
+        let ended = ended.ok("the copy");
+        if hold {
+            let report: serde_json::Value = serde_json::from_str(&ended.out()).unwrap();
+            assert_eq!(report["commit_point"], "lock", "{report}");
+            assert_eq!(report["verified"], true, "{report}");
+            assert_eq!(report["status"], 0);
+        }
+        is_whole(&copy)
+    };
+    let (from, to) = (data.to_str().unwrap(), copy.to_str().unwrap());
+    let cp = ["cp", "-r", from, to];
+    let rounds = rounds(200, 25);
+    let torn = (0..rounds).filter(|_| !copied(true, &cp)).count();
+    let control = (0..rounds).filter(|_| !copied(false, &cp)).count();
+    println!("cp under a hold: {torn} torn of {rounds}; without: {control}");
+    assert_eq!(torn, 0);
+    assert!(control > 0, "the control shows nothing");
+    fs::remove_dir_all(&copy).unwrap();
+    let snapshot = ["btrfs", "subvolume", "snapshot", "-r", from, to];
+    for _ in 0..5 {
+        let held = ["hold", lab.set(), "--at", "lock", "--"];
+        process::run(lab.snapshim(&[&held[..], &snapshot].concat()), LIMIT).ok("a snapshot");
+        assert!(is_whole(&copy));
+        process::tool("btrfs", &["subvolume", "delete", to]).ok("delete");
+    }
+    // What fails is said; what takes too long is ended, and the program goes on.
+    let hold = |args: &[&str]| process::run(lab.snapshim(args), LIMIT);
+    assert_eq!(hold(&["hold", lab.set(), "--", "false"]).code(), 1);
+    assert_eq!(hold(&["hold", lab.set(), "--", "/nonexistent"]).code(), 1);
+    let ended = hold(&[
+        "hold",
+        lab.set(),
+        "--max-hold",
+        "200ms",
+        "--",
+        "sleep",
+        "30",
+    ]);
+    assert_eq!(ended.code(), 4, "{}", ended.err());
+    lab.checkpoint(&[]).verified();
+    for mut program in programs {
+        program.end();
+    }
+}
+
+/// Commands before and after the cut: what fails or hangs keeps the snapshot from being
+/// made, never the program from going on; what is to be done afterwards is.
+#[test]
+fn hooks_on_either_side_of_the_cut() {
+    let _serial = lab::serial();
+    let lab = Lab::new("points-hooks", Fs::Tmpfs, LIMIT).unwrap();
+    let programs = start(&lab, "sync", FILES, "100", 1);
+    let log = lab.data().parent().unwrap().join("log");
+    let before = format!("echo before $SNAPSHIM_SET >> {}", log.display());
+    let after = format!("echo after >> {}", log.display());
+    let said = || {
+        let text = fs::read_to_string(&log).unwrap_or_default();
+        let _ = fs::remove_file(&log);
+        text
+    };
+    let hooks = ["--before-cut", &before, "--after-cut", &after];
+    lab.checkpoint(&hooks).verified();
+    assert_eq!(said(), format!("before {}\nafter\n", lab.set()));
+    let stored = lab.stored().len();
+    // A failing one.
+    let outcome = lab.checkpoint(&["--before-cut", "exit 7", "--after-cut", &after]);
+    assert_eq!(outcome.code, 1);
+    assert!(
+        outcome.stderr.contains("ended with status 7"),
+        "{}",
+        outcome.stderr
+    );
+    assert_eq!(said(), "after\n");
+    let outcome = lab.checkpoint(&["--after-cut", "exit 7"]);
+    assert_eq!(outcome.code, 1, "{}", outcome.stderr);
+    // One that hangs.
+    let outcome = lab.checkpoint(&["--before-cut", "sleep 60", "--hook-timeout", "300ms"]);
+    assert_eq!(outcome.code, 1);
+    assert!(
+        outcome.stderr.contains("did not end within"),
+        "{}",
+        outcome.stderr
+    );
+    assert!(outcome.wall < Duration::from_secs(20), "{:?}", outcome.wall);
+    // A point that is not reached.
+    let args = ["--at", "unit", "--wait", "300ms", "--after-cut", &after];
+    assert_eq!(lab.checkpoint(&args).code, 3);
+    assert_eq!(said(), "after\n");
+    assert_eq!(lab.stored().len(), stored, "something was published");
+    lab.checkpoint(&[]).verified();
+    for mut program in programs {
+        program.end();
+    }
+}

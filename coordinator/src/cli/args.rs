@@ -17,6 +17,7 @@ use crate::commit::{CommitPoint, Otherwise};
 use crate::hold::gate_file::Sharing;
 use crate::hold::outside::Methods;
 use crate::hold::set::{Asks, Config, Set, Wanted};
+use crate::hooks::{self, Hooks};
 use crate::store::policy::{Count, Policy, Room, Within};
 
 use crate::stop::Stop;
@@ -76,6 +77,9 @@ pub enum Command {
     /// Take a snapshot of files whatever programs have them open, none of them in a set
     #[command(after_help = help::SNAP)]
     Snap(SnapArgs),
+    /// Run any command while the programs of a set are held
+    #[command(after_help = help::HOLD)]
+    Hold(HoldArgs),
     /// List the snapshots of a set
     #[command(after_help = help::LIST)]
     List(ListArgs),
@@ -272,6 +276,15 @@ pub struct MeansArgs {
     /// several of them to be tried in order (ptrace,freezer), or none [default: ptrace]
     #[arg(long, value_name = "HOW")]
     pub outside: Option<Methods>,
+    /// Run this (a line for the shell) before the cut; if it fails, there is none
+    #[arg(long, value_name = "CMD")]
+    pub before_cut: Option<String>,
+    /// Run this after the cut, whatever came of it
+    #[arg(long, value_name = "CMD")]
+    pub after_cut: Option<String>,
+    /// End either of them after this time, as failed [default: 30s]
+    #[arg(long, value_name = "DUR", value_parser = parse_interval)]
+    pub hook_timeout: Option<Duration>,
 }
 
 /// What is known and checked of a snapshot before it is published.
@@ -315,6 +328,14 @@ impl VerifyCommandArgs {
 }
 
 impl MeansArgs {
+    fn hooks(&self) -> Hooks {
+        Hooks {
+            before: self.before_cut.clone(),
+            after: self.after_cut.clone(),
+            timeout: self.hook_timeout.unwrap_or(hooks::TIMEOUT),
+        }
+    }
+
     fn method(&self) -> Method {
         match self.capture.unwrap_or_default() {
             Capture::Auto => Method::Auto,
@@ -339,12 +360,18 @@ pub enum Capture {
 impl HowArgs {
     /// The flag that was given, if any.
     pub fn given(&self) -> Option<&'static str> {
-        let at = self.at.map(|_| "--at");
-        at.or(self.means.capture.map(|_| "--capture")).or(self
-            .means
-            .outside
-            .as_ref()
-            .map(|_| "--outside"))
+        let means = &self.means;
+        let given = [
+            (self.at.is_some(), "--at"),
+            (self.otherwise.is_some(), "--else"),
+            (means.capture.is_some(), "--capture"),
+            (means.outside.is_some(), "--outside"),
+            (means.before_cut.is_some(), "--before-cut"),
+            (means.after_cut.is_some(), "--after-cut"),
+        ];
+        given
+            .iter()
+            .find_map(|(given, flag)| given.then_some(*flag))
     }
 
     /// What a checkpoint of `set` is asked to do.
@@ -368,6 +395,7 @@ impl HowArgs {
                 Some(_) => limits.check.verify.wanted(),
                 None => set.config.verify.clone(),
             },
+            hooks: self.means.hooks(),
             stop: Stop::default(),
         }
     }
@@ -443,6 +471,30 @@ pub struct PinArgs {
     pub note: Option<String>,
 }
 
+/// `snapshim hold`.
+#[derive(Debug, Args)]
+#[command(override_usage = "snapshim hold [OPTIONS] [N] -- <CMD> [ARGS]…")]
+pub struct HoldArgs {
+    /// The set; may be left out if there is only one
+    #[arg(value_name = "N")]
+    pub name: Option<String>,
+    /// How it is held; nothing is captured.
+    #[command(flatten)]
+    pub how: HowArgs,
+    /// Wait this long for another checkpoint of the set, and for the commit point
+    #[arg(long, value_name = "DUR", value_parser = parse_duration, default_value = "10s")]
+    pub wait: Duration,
+    /// Its limits; those of the set by default.
+    #[command(flatten)]
+    pub limits: LimitArgs,
+    /// Whether for programs.
+    #[command(flatten)]
+    pub output: JsonArgs,
+    /// The command, and its arguments
+    #[arg(last = true, required = true, value_names = ["CMD", "ARGS"])]
+    pub command: Vec<OsString>,
+}
+
 /// `snapshim snap`.
 #[derive(Debug, Args)]
 pub struct SnapArgs {
@@ -505,6 +557,7 @@ impl SnapArgs {
             only: None,
             digest: !config.no_digest,
             verify: config.verify.clone(),
+            hooks: self.means.hooks(),
             stop: Stop::default(),
         }
     }

@@ -35,6 +35,15 @@ Examples:
   snapshim snap /srv/store
   snapshim snap --name web --exclude /srv/web/cache /srv/web /etc/web.conf";
 
+/// Of `hold`.
+pub const HOLD: &str = "\
+What the command makes is a snapshot as good as the certificate says: 0 if it is verified, 5 if not, 1
+if the command failed, 4 if it did not end within the hold bound.
+
+Examples:
+  snapshim hold db --at lock -- lvcreate -s -n db-snap /dev/vg/db
+  snapshim hold db --max-hold 5s -- btrfs subvolume snapshot -r /srv/db /srv/.snapshots/db";
+
 /// Of `list`.
 pub const LIST: &str = "\
 Examples:

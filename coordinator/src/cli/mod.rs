@@ -15,6 +15,7 @@ pub mod diff;
 pub mod doctor;
 pub mod env;
 pub mod help;
+pub mod hold;
 pub mod inherited;
 pub mod interrupt;
 pub mod list;
@@ -71,6 +72,7 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         Command::Run(args) => run::run(args),
         Command::Checkpoint(args) => checkpoint::run(&args),
         Command::Snap(args) => snap::run(&args),
+        Command::Hold(args) => hold::run(&args),
         Command::List(args) => list::run(&args),
         Command::Show(args) => show::run(&args),
         Command::Verify(args) => verify::run(&args),

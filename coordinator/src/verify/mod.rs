@@ -14,7 +14,7 @@ pub mod command;
 pub mod content;
 pub mod mark;
 
-mod process;
+pub(crate) mod process;
 mod scratch;
 mod unchanged;
 

@@ -36,7 +36,7 @@ const WITHOUT: [&str; 4] = [
 
 /// How a command ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum End {
+pub(crate) enum End {
     Status(i32),
     Signal(i32),
     /// It was ended: its time was up.
@@ -46,26 +46,39 @@ pub(super) enum End {
 }
 
 #[derive(Debug)]
-pub(super) struct Ended {
-    pub(super) end: End,
+pub(crate) struct Ended {
+    pub(crate) end: End,
     /// The end of what it printed.
-    pub(super) output: String,
+    pub(crate) output: String,
 }
 
 /// The command for `text` with the tree as its argument.
-pub(super) fn command(text: &str, tree: &Path) -> Command {
-    let mut command = if names_a_program(text) {
-        Command::new(text)
-    } else {
-        let mut shell = Command::new("/bin/sh");
-        shell.args(["-c", text, "sh"]);
-        shell
+pub(crate) fn command(text: &str, tree: &Path) -> Command {
+    let mut command = match names_a_program(text) {
+        true => {
+            let mut program = Command::new(text);
+            leave_sets(&mut program);
+            program
+        }
+        false => shell(text),
     };
     command.arg(tree);
+    command
+}
+
+/// A line for the shell.
+pub(crate) fn shell(text: &str) -> Command {
+    let mut shell = Command::new("/bin/sh");
+    shell.args(["-c", text, "sh"]);
+    leave_sets(&mut shell);
+    shell
+}
+
+/// Takes the command out of any set: it must not wait at the gate that is shut for it.
+pub(crate) fn leave_sets(command: &mut Command) {
     for name in WITHOUT {
         command.env_remove(name);
     }
-    command
 }
 
 /// Whether a text is one word that an executable file is found by.
@@ -80,7 +93,7 @@ fn names_a_program(text: &str) -> bool {
     std::env::split_paths(&path).any(|dir| is_executable(&dir.join(text)))
 }
 
-pub(super) fn is_executable(path: &Path) -> bool {
+pub(crate) fn is_executable(path: &Path) -> bool {
     path.is_file() && rustix::fs::access(path, rustix::fs::Access::EXEC_OK).is_ok()
 }
 
@@ -90,7 +103,7 @@ pub(super) fn is_executable(path: &Path) -> bool {
 /// # Errors
 ///
 /// It cannot be started.
-pub(super) fn run(
+pub(crate) fn run(
     mut command: Command,
     timeout: Duration,
     stop: &Stop,

@@ -1,0 +1,178 @@
+//! A command of the user's that is run while programs are held: it takes the snapshot by
+//! means that we do not know (LVM, ZFS, a cloud's disks).
+
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, ExitStatus};
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
+use snapshim_gate::table::FileId;
+
+use crate::capture::{self, Live, Member, Moved, Scope};
+use crate::checkpoint::{Done, Work};
+use crate::error::Context;
+use crate::store::manifest::{FileRecord, Kind};
+use crate::{Error, Result};
+
+/// Between looks whether it has ended.
+const TICK: Duration = Duration::from_micros(200);
+
+/// A command, ready to be run.
+pub(crate) struct Held {
+    scope: Scope,
+    files: Vec<FileRecord>,
+    command: Command,
+}
+
+/// What came of it.
+pub(crate) struct Ran {
+    /// The files when it began.
+    files: Vec<FileRecord>,
+    after: Vec<FileRecord>,
+    status: ExitStatus,
+}
+
+impl Held {
+    /// Looks at the files it is about.
+    pub(crate) fn prepare(scope: Scope, mut command: Command) -> Result<Held> {
+        let files = records(&capture::look(&scope)?);
+        // A group of its own: what it starts can be ended with it.
+        command.process_group(0);
+        Ok(Held {
+            scope,
+            files,
+            command,
+        })
+    }
+}
+
+fn records(live: &Live) -> Vec<FileRecord> {
+    let mut records = live.records().to_vec();
+    records.sort_by(|a, b| a.path.cmp(&b.path));
+    records
+}
+
+fn members(files: &[FileRecord]) -> Vec<Member> {
+    let files = files.iter().filter(|file| file.kind == Kind::File);
+    let member = |file: &FileRecord| Member {
+        path: file.path.0.clone(),
+        id: FileId {
+            dev: file.dev,
+            ino: file.ino,
+        },
+    };
+    files.map(member).collect()
+}
+
+/// Ends a command and what it started, when the hold is over before it is.
+struct Group(Child);
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        if matches!(self.0.try_wait(), Ok(None)) {
+            // Not reaped yet, so its id is its own.
+            let _ = killpg(Pid::from_raw(self.0.id() as i32), Signal::SIGKILL);
+            let _ = self.0.wait();
+        }
+    }
+}
+
+impl Work for Held {
+    type Done = Ran;
+
+    fn devices(&self) -> Vec<u64> {
+        let mut devices: Vec<u64> = self.files.iter().map(|file| file.dev).collect();
+        devices.sort_unstable();
+        devices.dedup();
+        devices
+    }
+
+    fn members(&self) -> Vec<Member> {
+        members(&self.files)
+    }
+
+    fn run(mut self, goes_on: &mut dyn FnMut() -> bool) -> Result<Ran> {
+        // Its own look: the first was before the hold.
+        let files = records(&capture::look(&self.scope)?);
+        let program = self.command.get_program().to_string_lossy().into_owned();
+        let child = self
+            .command
+            .spawn()
+            .context(|| format!("start {program}"))?;
+        let mut group = Group(child);
+        let status = loop {
+            if let Some(status) = group
+                .0
+                .try_wait()
+                .context(|| format!("wait for {program}"))?
+            {
+                break status;
+            }
+            if !goes_on() {
+                return Err(Error::aborted(format!(
+                    "the command {program} did not end within the hold bound, and was ended"
+                ))
+                .next("the program goes on; allow more time with --max-hold"));
+            }
+            std::thread::sleep(TICK);
+        };
+        let after = records(&capture::look(&self.scope)?);
+        Ok(Ran {
+            files,
+            after,
+            status,
+        })
+    }
+}
+
+impl Ran {
+    /// The files as they were, and how the command ended.
+    pub(crate) fn into_parts(self) -> (Vec<FileRecord>, ExitStatus) {
+        (self.files, self.status)
+    }
+}
+
+impl Done for Ran {
+    fn members(&self) -> Vec<Member> {
+        members(&self.after)
+    }
+
+    fn moved(&self) -> Vec<Moved> {
+        let mut moved = Vec::new();
+        let mut after = self.after.iter().peekable();
+        for file in &self.files {
+            while after
+                .next_if(|now| now.path < file.path)
+                .is_some_and(|new| {
+                    moved.push(Moved {
+                        path: new.path.0.clone(),
+                        what: "appeared".into(),
+                    });
+                    true
+                })
+            {}
+            let what = match after.next_if(|now| now.path == file.path) {
+                None => "was removed or renamed",
+                Some(now) if (now.dev, now.ino) != (file.dev, file.ino) => {
+                    "was replaced by another"
+                }
+                // What a snapshot of the file system does to it (a frozen inode has
+                // its times written) is no change.
+                Some(now) if now.ctime_ns != file.ctime_ns => "changed (ctime moved)",
+                Some(_) => continue,
+            };
+            moved.push(Moved {
+                path: file.path.0.clone(),
+                what: what.into(),
+            });
+        }
+        for new in after {
+            moved.push(Moved {
+                path: new.path.0.clone(),
+                what: "appeared".into(),
+            });
+        }
+        moved
+    }
+}
