@@ -1,6 +1,8 @@
 //! A checkpoint from end to end: prepare, shut, drain, capture, open, publish.
 
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
@@ -64,6 +66,11 @@ pub struct Options {
     pub verify: Option<Verify>,
     /// What is run before and after the hold.
     pub hooks: Hooks,
+    /// Why the snapshot is not to be verified, whatever is found.
+    pub doubt: Option<Reason>,
+    /// A process (its pidfd) that has to live when the hold ends: what it did when it
+    /// died may be half done.
+    pub witness: Option<Arc<OwnedFd>>,
     /// Whether to come to an end: what the snapshot need not have is left out then.
     pub stop: Stop,
 }
@@ -593,6 +600,13 @@ fn take<W: Work>(subject: Subject<'_>, options: &Options, prepared: W) -> Result
     let early = outside.is_used().then(|| look(View::ONCE)).transpose()?;
     let held_for = hold.end(&mut outside)?;
 
+    if options.witness.as_deref().is_some_and(has_ended) {
+        reasons.push(reason(
+            "program-ended",
+            "the program ended before the cut: what it was doing may be half done".into(),
+            None,
+        ));
+    }
     // Whoever came since the first look, and files that did.
     let after = match early {
         Some(mut after) => {
@@ -623,6 +637,17 @@ fn take<W: Work>(subject: Subject<'_>, options: &Options, prepared: W) -> Result
         moved,
         capture,
     })
+}
+
+/// Whether the process behind a pidfd has ended (pidfd_open(2): it is readable then).
+fn has_ended(process: &OwnedFd) -> bool {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let mut fds = [PollFd::new(process, PollFlags::IN)];
+    let now = Timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    poll(&mut fds, Some(&now)).is_ok_and(|ready| ready > 0)
 }
 
 /// What is asked of the commit point, if there are these writers.
@@ -713,6 +738,7 @@ fn certify<D>(
         moved,
         ..
     } = cut;
+    reasons.extend(options.doubt.clone());
     // FICLONE waits for direct I/O in flight on its file.
     let aio_is_done = matches!(capture, "reflink" | "none");
     reasons.extend(scan.reasons(&report, aio_is_done));

@@ -11,6 +11,7 @@
 //! | [`store`] | the snapshots on disk: manifest, publication, retention, sweep |
 //! | [`checkpoint`] | all of these in order |
 //! | [`diff`] | what differs between snapshots, or from the live files |
+//! | [`crash`] | putting files back after a program crashed |
 //! | [`hooks`], `held` | commands of the user's before, after and under the hold |
 //! | [`progress`], [`stop`] | how far long work is, and that it end early |
 //! | [`cli`] | the commands |
@@ -19,6 +20,7 @@ pub mod capture;
 pub mod checkpoint;
 pub mod cli;
 pub mod commit;
+pub mod crash;
 pub mod diff;
 pub mod digest;
 pub mod error;

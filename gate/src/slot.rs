@@ -148,8 +148,10 @@ pub struct Slot<M: Memory = Shared> {
     pub longest_wait_us: M::U32,
     /// Units of work the program itself has begun and not ended (`snapshim_begin`).
     pub units: M::U32,
-    /// Time all calls waited, ns.
-    pub waited_ns: M::U64,
+    /// Time all calls waited, µs; wraps.
+    pub waited_us: M::U32,
+    /// [`Slot::changed`] when this thread last gave up a lock, while the gate was armed.
+    pub settled: M::U32,
     /// Calls that waited.
     pub waits: M::U32,
     /// Wait time is being spent now: 1 while parked at the gate.
@@ -322,7 +324,8 @@ impl<M: Memory> Slot<M> {
     /// Sets what is counted for `status` to zero.
     fn forget(&self) {
         self.longest_wait_us.store(0, Relaxed);
-        self.waited_ns.store(0, Relaxed);
+        self.waited_us.store(0, Relaxed);
+        self.settled.store(0, Relaxed);
         let others = [
             &self.waits,
             &self.breaks,

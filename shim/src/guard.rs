@@ -261,7 +261,8 @@ impl<'a> Waiter<'a> {
         if self.spent_ns == 0 {
             slot.waits.fetch_add(1, Relaxed);
         }
-        slot.waited_ns.fetch_add(waited_ns, Relaxed);
+        slot.waited_us
+            .fetch_add((waited_ns / 1_000) as u32, Relaxed);
         let longest_us = u32::try_from((self.spent_ns + waited_ns) / 1_000);
         slot.longest_wait_us
             .fetch_max(longest_us.unwrap_or(u32::MAX), Relaxed);

@@ -274,6 +274,10 @@ fn locked(gate: &'static Gate, takes: bool, gives_up: bool) {
         if LOCKED.swap(false, AcqRel) {
             watch.count(Noted::Unlocked);
         }
+        // Should this process end now, its lock has not vanished with it.
+        if let Some((_, slot)) = mine() {
+            slot.settled.store(slot.changed.load(Relaxed), Release);
+        }
         boundary(gate, watch::LOCK);
     }
 }

@@ -396,6 +396,8 @@ impl HowArgs {
                 None => set.config.verify.clone(),
             },
             hooks: self.means.hooks(),
+            doubt: None,
+            witness: None,
             stop: Stop::default(),
         }
     }
@@ -421,6 +423,9 @@ pub struct RunArgs {
     /// How those snapshots are made.
     #[command(flatten)]
     pub how: HowArgs,
+    /// What becomes of it if it crashes.
+    #[command(flatten)]
+    pub crash: CrashArgs,
     /// The program and its arguments
     #[arg(
         required = true,
@@ -429,6 +434,22 @@ pub struct RunArgs {
         value_hint = ValueHint::CommandWithArguments
     )]
     pub command: Vec<OsString>,
+}
+
+/// What becomes of a program that crashes.
+#[derive(Debug, Args)]
+pub struct CrashArgs {
+    /// If the program crashes, put the newest verified snapshot back; what the crash left is
+    /// kept as a snapshot. One is taken before the program starts
+    #[arg(long)]
+    pub restore_on_crash: bool,
+    /// If it crashes, start it again; at most N times in a row without a new verified
+    /// snapshot [default: 5]
+    #[arg(long, value_name = "N", num_args = 0..=1, require_equals = true, default_missing_value = "5")]
+    pub restart: Option<u32>,
+    /// An exit status that counts as a crash, as an end by a signal does; may be given several times
+    #[arg(long, value_name = "STATUS")]
+    pub crash_status: Vec<i32>,
 }
 
 /// `snapshim checkpoint`.
@@ -558,6 +579,8 @@ impl SnapArgs {
             digest: !config.no_digest,
             verify: config.verify.clone(),
             hooks: self.means.hooks(),
+            doubt: None,
+            witness: None,
             stop: Stop::default(),
         }
     }

@@ -26,6 +26,7 @@ pub mod pin;
 pub mod preload;
 pub mod progress;
 pub mod prune;
+pub mod restart;
 pub mod restore;
 pub mod run;
 pub mod show;

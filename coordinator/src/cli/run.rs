@@ -4,6 +4,7 @@
 //! what we inherited, gets the signals meant for it once, and its end is ours.
 
 use std::ffi::{OsStr, OsString};
+use std::os::fd::OwnedFd;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, ExitStatus};
@@ -20,6 +21,7 @@ use crate::hold::shim_file;
 
 use super::args::RunArgs;
 use super::periodic::Periodic;
+use super::restart::{Crashes, Next};
 use super::signals::{self, Signals};
 use super::{inherited, output, preload, usage};
 
@@ -59,46 +61,69 @@ pub fn run(mut args: RunArgs) -> Result<ExitCode> {
 
     let environment = preload::environment(&set, &shim, Some(&program));
 
+    let options = || args.how.options(&set, &args.set.limits, WAIT);
+    let mut crashes = Crashes::new(&args.crash, &set, options())?;
     let signals = Signals::block().context(|| "block signals".into())?;
-    let child = match spawn(app, &program, arguments, environment) {
-        Ok(child) => child,
-        Err(cause) => {
-            let app = Path::new(app).display();
-            output::error(&format!("snapshim: cannot start {app}: {cause}"));
-            return Ok(ExitCode::from(126));
+    loop {
+        let child = match spawn(app, &program, arguments, &environment) {
+            Ok(child) => child,
+            Err(cause) => {
+                let app = Path::new(app).display();
+                output::error(&format!("snapshim: cannot start {app}: {cause}"));
+                return Ok(ExitCode::from(126));
+            }
+        };
+        let periodic = args.every.and_then(|every| {
+            let mut options = options();
+            if args.crash.restore_on_crash {
+                options.witness = witness(&child).map(Arc::new);
+            }
+            // The program runs already, and shall not suffer for it.
+            Periodic::start(Arc::clone(&set), options, every)
+                .map_err(|error| output::error(&format!("snapshim: {error}")))
+                .ok()
+        });
+        let (status, asked) = attend(child, &signals, periodic.as_ref())?;
+        if let Some(periodic) = &periodic {
+            finish(&signals, periodic);
         }
-    };
-    let periodic = args.every.and_then(|every| {
-        let options = args.how.options(&set, &args.set.limits, WAIT);
-        // The program runs already, and shall not suffer for it.
-        Periodic::start(Arc::clone(&set), options, every)
-            .map_err(|error| output::error(&format!("snapshim: {error}")))
-            .ok()
-    });
-    let status = attend(child, &signals, periodic.as_ref())?;
-    if let Some(periodic) = &periodic {
-        finish(&signals, periodic);
+        match crashes.ended(status, asked) {
+            Next::End => return Ok(end_as(status)),
+            Next::Start(pause) if signals.ends_within(pause) => return Ok(end_as(status)),
+            Next::Start(_) => {}
+        }
     }
-    Ok(end_as(status))
 }
 
 fn spawn(
     app: &OsStr,
     program: &Path,
     arguments: &[OsString],
-    environment: Vec<(&'static str, OsString)>,
+    environment: &[(&'static str, OsString)],
 ) -> std::io::Result<Child> {
     // What was checked is what is run; the program sees the name that was typed.
     let mut command = Command::new(program);
+    let environment = environment.iter().map(|(name, value)| (name, value));
     command.arg0(app).args(arguments).envs(environment);
     preload::hide_internals(&mut command);
     inherited::restore_in(&mut command);
     command.spawn()
 }
 
-/// Passes signals on until the program ends.
-fn attend(mut child: Child, signals: &Signals, periodic: Option<&Periodic>) -> Result<ExitStatus> {
+/// Tells whether the program lives, also after its id was given to another.
+fn witness(child: &Child) -> Option<OwnedFd> {
+    let pid = rustix::process::Pid::from_raw(child.id() as i32)?;
+    rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).ok()
+}
+
+/// Passes signals on until the program ends. Also returns whether one of them told it to.
+fn attend(
+    mut child: Child,
+    signals: &Signals,
+    periodic: Option<&Periodic>,
+) -> Result<(ExitStatus, bool)> {
     let pid = child.id() as i32;
+    let mut asked = false;
     // A stop that waits for a checkpoint to be finished.
     let mut stop = None;
     loop {
@@ -114,6 +139,7 @@ fn attend(mut child: Child, signals: &Signals, periodic: Option<&Periodic>) -> R
         let taken = signals.next();
         // Before it is waited for: afterwards its id may be another's.
         taken.forward(pid);
+        asked |= taken.is_end();
         if taken.is_stop() {
             stop = Some(taken.signal);
         } else if taken.signal == libc::SIGCONT
@@ -124,7 +150,7 @@ fn attend(mut child: Child, signals: &Signals, periodic: Option<&Periodic>) -> R
         } else if taken.signal == libc::SIGCHLD
             && let Some(status) = child.try_wait().context(|| "wait for the program".into())?
         {
-            return Ok(status);
+            return Ok((status, asked));
         }
     }
 }

@@ -6,6 +6,7 @@
 
 use std::io;
 use std::ptr;
+use std::time::{Duration, Instant};
 
 use nix::libc;
 
@@ -53,6 +54,30 @@ impl Signals {
             // It fails when a stop and a continue went by, and for no other reason.
             if signal > 0 {
                 return Taken { signal, info };
+            }
+        }
+    }
+
+    /// Waits for so long, unless somebody asks for the end; whether somebody did.
+    pub fn ends_within(&self, time: Duration) -> bool {
+        let until = Instant::now() + time;
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            let timeout = libc::timespec {
+                tv_sec: left.as_secs() as libc::time_t,
+                tv_nsec: left.subsec_nanos().into(),
+            };
+            // SAFETY: all-zero is a value of the structure, which the call fills; the rest is
+            // alive and readable.
+            let (signal, info) = unsafe {
+                let mut info: libc::siginfo_t = std::mem::zeroed();
+                (libc::sigtimedwait(&self.set, &mut info, &timeout), info)
+            };
+            if signal > 0 && (Taken { signal, info }).is_end() {
+                return true;
+            }
+            if signal <= 0 && left.is_zero() {
+                return false;
             }
         }
     }

@@ -188,7 +188,7 @@ fn writers(slots: &[Slot]) -> Vec<Writer> {
         writer.threads += 1;
         writer.parked += u32::from(slot.parked.load(Relaxed) != 0);
         add(&mut writer.waits, slot.waits.load(Relaxed).into());
-        add(&mut writer.waited_us, slot.waited_ns.load(Relaxed) / 1_000);
+        add(&mut writer.waited_us, slot.waited_us.load(Relaxed).into());
         add(&mut writer.breaks, slot.breaks.load(Relaxed).into());
         let longest = u64::from(slot.longest_wait_us.load(Relaxed));
         writer.longest_wait_us = writer.longest_wait_us.max(longest);

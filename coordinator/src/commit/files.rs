@@ -14,25 +14,44 @@ use super::locks;
 use crate::hold::locate::Locator;
 use crate::hold::process::{self, Pid};
 
-/// The processes that own slots, and the changes of members each has made so far while
-/// the gate was armed. `None`: there are some that cannot be seen from here.
-pub fn changes(gate: &Gate) -> Option<BTreeMap<Pid, u64>> {
+/// A process that owns slots, and what it did.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Worker {
+    /// As this process sees it; `None` if it has ended.
+    pub pid: Option<Pid>,
+    /// Changes of members while the gate was armed.
+    pub changes: u64,
+    /// Whether some of these were made since the same thread last gave up a lock.
+    pub is_unsettled: bool,
+}
+
+/// Tells a process from another that got its id: owner, and start time.
+pub type Key = (u32, u32, u64);
+
+/// The processes that own slots, dead ones that have not been reaped included. `None`: there
+/// are some that cannot be seen from here.
+pub fn workers(gate: &Gate) -> Option<BTreeMap<Key, Worker>> {
     let slots = gate.used_slots().iter();
-    let claimed = |slot: &Slot| Some((Claimed::read(slot)?, slot.changed.load(Acquire)));
-    let claimed: Vec<(Claimed, u32)> = slots.filter_map(claimed).collect();
+    let claimed = |slot: &'static Slot| Some((Claimed::read(slot)?, slot));
+    let claimed: Vec<(Claimed, &Slot)> = slots.filter_map(claimed).collect();
     let locator = Locator::default();
-    let mut changes = BTreeMap::new();
-    for (claimed, changed) in claimed {
+    let mut workers = BTreeMap::new();
+    for (claimed, slot) in claimed {
         let Some(owner) = Owner::unpack(claimed.owner) else {
             continue;
         };
-        match locator.process(owner) {
-            Some(pid) => *changes.entry(pid).or_insert(0) += u64::from(changed),
-            None if locator.is_gone(owner, claimed.start_time) => {}
-            None => return None,
-        }
+        let pid = match locator.process(owner) {
+            Some(pid) if !locator.is_another(pid, claimed.start_time) => Some(pid),
+            _ if locator.is_gone(owner, claimed.start_time) => None,
+            _ => return None,
+        };
+        let key = (owner.pid, owner.pidns, claimed.start_time);
+        let worker: &mut Worker = workers.entry(key).or_default();
+        worker.pid = pid;
+        worker.changes += u64::from(slot.changed.load(Acquire));
+        worker.is_unsettled |= slot.changed.load(Acquire) != slot.settled.load(Acquire);
     }
-    Some(changes)
+    Some(workers)
 }
 
 /// Whether whoever claimed a slot may live.

@@ -34,7 +34,7 @@ pub struct Judge<'a> {
     ctimes: HashMap<PathBuf, (FileId, i64, i64)>,
     /// Of processes that held no write lock when they were last looked at: the changes
     /// they had made by then.
-    lockless: BTreeMap<Pid, u64>,
+    lockless: BTreeMap<files::Key, u64>,
 }
 
 /// Members whose ctimes are compared; more take too long under a hold.
@@ -88,15 +88,17 @@ impl<'a> Judge<'a> {
             })
     }
 
-    /// Whether no process of the set has a file open for writing.
-    fn is_closed(&self) -> bool {
-        let Some(changes) = files::changes(self.ground.gate) else {
+    /// Whether no process of the set has a file open for writing, and none lost it by ending.
+    fn is_closed(&mut self) -> bool {
+        let Some(workers) = files::workers(self.ground.gate) else {
             return false;
         };
-        changes.into_keys().all(|pid| {
-            self.open(pid)
-                .is_some_and(|mut open| !open.any(|f| f.is_writer))
-        })
+        let lives = |worker: &files::Worker| worker.pid.is_some() || worker.changes == 0;
+        workers.values().all(lives)
+            && workers.values().filter_map(|w| w.pid).all(|pid| {
+                self.open(pid)
+                    .is_some_and(|mut open| !open.any(|f| f.is_writer))
+            })
     }
 
     /// Whether the program marks its units, and nobody who lives is in one.
@@ -108,9 +110,8 @@ impl<'a> Judge<'a> {
 
     /// The processes that hold a lock on a member, in the form of the door's list.
     pub fn holders(&self) -> Vec<u64> {
-        let pids = files::changes(self.ground.gate)
-            .unwrap_or_default()
-            .into_keys();
+        let workers = files::workers(self.ground.gate).unwrap_or_default();
+        let pids = workers.into_values().filter_map(|worker| worker.pid);
         let locks = |pid: &Pid| {
             self.open(*pid)
                 .is_none_or(|mut open| open.any(|f| f.is_locked))
@@ -124,20 +125,27 @@ impl<'a> Judge<'a> {
         open.ok().map(Vec::into_iter)
     }
 
-    /// Whether nobody holds a write lock under which something was changed.
+    /// Whether nobody holds a write lock under which something was changed, and none vanished
+    /// with its owner.
     fn is_unlocked(&mut self, is_quiet: bool) -> bool {
-        let mut is_free = true;
-        let Some(changes) = files::changes(self.ground.gate) else {
+        let Some(workers) = files::workers(self.ground.gate) else {
             return false;
         };
-        for (pid, changes) in changes {
+        let mut is_free = true;
+        for (key, worker) in workers {
+            let known = self.lockless.get(&key);
+            let Some(pid) = worker.pid else {
+                // It gave its lock up first; or was seen without one, and changed nothing since.
+                is_free &= !worker.is_unsettled || known == Some(&worker.changes);
+                continue;
+            };
             let Some(mut open) = self.open(pid) else {
                 is_free = false;
                 continue;
             };
             if !open.any(|file| file.is_write_locked) {
-                self.lockless.insert(pid, changes);
-            } else if self.lockless.get(&pid) != Some(&changes) {
+                self.lockless.insert(key, worker.changes);
+            } else if known != Some(&worker.changes) {
                 // Otherwise: granted since it was seen without any, and nothing changed since.
                 is_free = false;
             }

@@ -1,0 +1,127 @@
+//! `run --restore-on-crash --restart`: what becomes of a program that crashed.
+
+use std::os::unix::process::ExitStatusExt;
+use std::process::ExitStatus;
+use std::time::Duration;
+
+use crate::Result;
+use crate::checkpoint::{Options, checkpoint};
+use crate::commit::{CommitPoint, Otherwise};
+use crate::crash;
+use crate::hold::set::Set;
+
+use super::args::CrashArgs;
+use super::output;
+use super::progress::Meter;
+
+/// Before the second start in a row, and doubled for each after it.
+const FIRST: Duration = Duration::from_millis(100);
+/// But never longer than this.
+const LONGEST: Duration = Duration::from_secs(30);
+
+/// Decides, from crash to crash.
+pub struct Crashes<'a> {
+    args: &'a CrashArgs,
+    set: &'a Set,
+    options: Options,
+    /// Starts since there was last a new good snapshot.
+    in_a_row: u32,
+    /// The newest good snapshot at the last start.
+    newest: Option<String>,
+}
+
+/// What to do about the end of the program.
+pub enum Next {
+    /// Nothing: we end as it did.
+    End,
+    /// Start it again, after so long.
+    Start(Duration),
+}
+
+impl<'a> Crashes<'a> {
+    /// Before the first start. If files are to be put back, there is something to put back
+    /// from the beginning.
+    pub fn new(args: &'a CrashArgs, set: &'a Set, options: Options) -> Result<Crashes<'a>> {
+        let options = Options {
+            wait: Duration::from_secs(10),
+            ..options
+        };
+        if args.restore_on_crash {
+            let at_rest = Options {
+                at: CommitPoint::Write,
+                otherwise: Otherwise::Fail,
+                ..options.clone()
+            };
+            let made = checkpoint(set, &at_rest, &mut Meter::new())?;
+            if let Some(reason) = made.manifest.reasons.first() {
+                output::note(&format!(
+                    "snapshim: the files as they are now are no good to go back to: {}",
+                    output::name(&reason.text)
+                ));
+            }
+        }
+        Ok(Crashes {
+            newest: crash::newest(set)?,
+            args,
+            set,
+            options,
+            in_a_row: 0,
+        })
+    }
+
+    /// After the program has ended. `asked`: somebody told it to, through us.
+    pub fn ended(&mut self, status: ExitStatus, asked: bool) -> Next {
+        let Some(how) = self.crash(status).filter(|_| !asked) else {
+            return Next::End;
+        };
+        let newest = crash::newest(self.set).ok().flatten();
+        if newest != self.newest {
+            self.in_a_row = 0;
+            self.newest = newest;
+        }
+        if self.args.restore_on_crash {
+            match crash::put_back(self.set, &self.options, &how, &mut Meter::new()) {
+                Ok(done) => output::note(&format!(
+                    "snapshim: the program {how}: put back {}; what it left is {}",
+                    done.id, done.crashed
+                )),
+                Err(error) => {
+                    output::error(&format!(
+                        "snapshim: the program {how}, and its files stay as they are: {}",
+                        output::name(&error.to_string())
+                    ));
+                    return Next::End;
+                }
+            }
+        }
+        let Some(most) = self.args.restart else {
+            return Next::End;
+        };
+        if self.in_a_row >= most {
+            output::error(&format!(
+                "snapshim: the program {how}, {} times in a row without a new good snapshot: it is \
+                 not started again",
+                self.in_a_row + 1
+            ));
+            return Next::End;
+        }
+        let pause = match self.in_a_row {
+            0 => Duration::ZERO,
+            n => FIRST.saturating_mul(1 << (n - 1).min(16)).min(LONGEST),
+        };
+        self.in_a_row += 1;
+        Next::Start(pause)
+    }
+
+    /// How it ended, if that is a crash.
+    fn crash(&self, status: ExitStatus) -> Option<String> {
+        if let Some(signal) = status.signal() {
+            return Some(format!("was ended by signal {signal}"));
+        }
+        let code = status.code()?;
+        self.args
+            .crash_status
+            .contains(&code)
+            .then(|| format!("ended with status {code}"))
+    }
+}

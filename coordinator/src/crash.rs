@@ -1,0 +1,78 @@
+//! After a program has crashed: its files as the newest good snapshot has them.
+//!
+//! For programs that are only safe as long as nobody kills them in the middle of an
+//! update. What the crash has left is not lost: it is a snapshot of its own first.
+
+use crate::checkpoint::{Options, checkpoint};
+use crate::commit::{CommitPoint, Otherwise};
+use crate::hold::evidence::reason;
+use crate::hold::set::Set;
+use crate::progress::Progress;
+use crate::restore::{self, Target, What, restore};
+use crate::store::Store;
+use crate::{Error, Result};
+
+/// What was done about a crash.
+#[derive(Debug)]
+pub struct PutBack {
+    /// The snapshot that was put back.
+    pub id: String,
+    /// The snapshot of what the crash had left.
+    pub crashed: String,
+}
+
+/// The newest good snapshot of the set, if there is one.
+///
+/// # Errors
+///
+/// The store cannot be opened.
+pub fn newest(set: &Set) -> Result<Option<String>> {
+    Ok(Store::open_or_create(&set.config.store, &set.name)?.latest())
+}
+
+/// Puts the newest good snapshot back, and keeps what it replaces as a snapshot that says why
+/// it is not verified. `how` the program ended: "was ended by signal 9".
+///
+/// # Errors
+///
+/// There is no good snapshot; what is there cannot be kept; a process still writes to the
+/// files; whatever else keeps a restore from being made. Nothing is replaced then.
+pub fn put_back(
+    set: &Set,
+    options: &Options,
+    how: &str,
+    progress: &mut dyn Progress,
+) -> Result<PutBack> {
+    let id = newest(set)?.ok_or_else(|| {
+        Error::new("there is no verified snapshot to put back")
+            .next("`snapshim list` shows what there is")
+    })?;
+    let kept = Options {
+        at: CommitPoint::Write,
+        otherwise: Otherwise::Fail,
+        // It is not to be checked: nobody claims that it is good.
+        verify: None,
+        hooks: Default::default(),
+        witness: None,
+        doubt: Some(reason(
+            "crashed",
+            format!("the program {how}: this is what it left, and {id} was put back"),
+            None,
+        )),
+        ..options.clone()
+    };
+    let crashed = checkpoint(set, &kept, progress)?.manifest.id;
+    let _lock = set.lock(options.wait)?;
+    let store = Store::open(&set.config.store, &set.name)?;
+    let snapshot = store.open_snapshot(store.find(&id)?)?;
+    restore(
+        &snapshot,
+        &What::default(),
+        &Target::InPlace,
+        Some(&set.config.excludes),
+        &restore::Options::default(),
+        progress,
+        &mut || true,
+    )?;
+    Ok(PutBack { id, crashed })
+}
