@@ -6,15 +6,18 @@
 use std::ffi::{CStr, CString};
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::sync::Arc;
 
 use rustix::fs::{AtFlags, Mode, RenameFlags};
 use rustix::io::Errno;
 
 use super::journal::{DirForm, Journal, OpForm, State, TraitsForm};
-use super::look::{look, look_at, open_dir};
+use super::look::{look, look_at, names_in, open_dir};
 use super::make::{is_root, not_set, set_exactly};
 use super::place::{Place, full};
 use crate::progress::Progress;
+use crate::store::manifest::Kind;
+use crate::tree::dirs::Dirs;
 use crate::{Error, Result};
 
 /// Up to this many directories, each is synced by itself; see `capture::finish`.
@@ -74,6 +77,17 @@ impl Swap {
         self.journal.write(&home.fd, &home.path)
     }
 
+    /// Remembers in the journal when a restore that kept what it replaced was complete.
+    pub(super) fn settle(&mut self) -> Result<()> {
+        if self.journal.state == State::Kept {
+            let home = self.home();
+            let written = Journal::written_ns(&home.fd)
+                .map_err(|cause| full("look at the journal in", &home.path, cause))?;
+            self.journal.settled_ns = Some(written);
+        }
+        Ok(())
+    }
+
     fn dir(&self, op: &OpForm) -> Result<OwnedFd> {
         let dir = &self.journal.dirs[op.dir];
         open_same(dir).map_err(|cause| full("open", &dir.path.0, cause))
@@ -111,6 +125,11 @@ impl Swap {
                 Standing::Old => self
                     .put(number, op, &dir)
                     .map_err(|cause| self.stuck(full("replace", &path(), cause)))?,
+                Standing::Changed if self.is_away(number, op, &dir) => {
+                    let place = &self.places[op.place].fd;
+                    rename_new(place, &staged(number), &dir, &op.c_name())
+                        .map_err(|cause| self.stuck(full("replace", &path(), cause)))?;
+                }
                 Standing::Changed => {
                     let message = format!("{} was changed by somebody else", path().display());
                     return Err(self.stuck(Error::new(message)));
@@ -139,6 +158,14 @@ impl Swap {
     ) -> Result<Undone> {
         progress.begin("putting back", 0);
         let mut undone = Undone::default();
+        // All of them first: what is put back changes other names of the same file.
+        let written: Vec<bool> = match (self.journal.settled_ns, force) {
+            (Some(settled), false) => {
+                let each = self.journal.ops.iter();
+                each.map(|op| self.is_written(op, settled)).collect()
+            }
+            _ => Vec::new(),
+        };
         self.unlock();
         for (number, op) in self.journal.ops.iter().enumerate().rev() {
             if !go_on() {
@@ -155,6 +182,11 @@ impl Swap {
             let path = self.journal.path(op);
             match standing_in(&dir, op) {
                 Standing::Old => continue,
+                Standing::New if written.get(number) == Some(&true) => {
+                    undone.changed.push(number);
+                    continue;
+                }
+                Standing::Changed if self.is_away(number, op, &dir) => {}
                 // Somebody changed it before it was its turn: nothing of ours is there.
                 Standing::Changed if self.is_still_staged(number, op) => continue,
                 Standing::Changed if !force => {
@@ -173,6 +205,52 @@ impl Swap {
         self.lock_again()?;
         progress.end();
         Ok(undone)
+    }
+
+    /// Whether what came was written to since, or has something in it that was. What is only
+    /// gone again is not looked for.
+    fn is_written(&self, op: &OpForm, settled: i64) -> bool {
+        let Ok(dir) = open_same(&self.journal.dirs[op.dir]) else {
+            return false;
+        };
+        let mut dirs = Dirs::new().without_atime();
+        let top = dirs.add_top(Path::new(""), dir);
+        let mut pending = vec![(top, op.c_name())];
+        while let Some((parent, name)) = pending.pop() {
+            let Ok(fd) = dirs.open(parent) else { continue };
+            let Ok(Some(look)) = look(&fd, &name) else {
+                continue;
+            };
+            let seen = look.seen;
+            if seen.kind() != Kind::Dir {
+                // Putting back another name of it has moved its ctime.
+                let last = if seen.nlink > 1 {
+                    seen.mtime_ns
+                } else {
+                    seen.ctime_ns
+                };
+                if last > settled {
+                    return true;
+                }
+                continue;
+            }
+            let Ok(opened) = dirs.open_dir_at(&fd, &name).map(Arc::new) else {
+                continue;
+            };
+            let node = dirs.add(parent, &name, Some(seen.id), &opened);
+            let names = names_in(&opened).unwrap_or_default();
+            pending.extend(names.into_iter().map(|name| (node, name)));
+        }
+        false
+    }
+
+    /// Whether neither is there: the old one was put aside, and a run was killed before the
+    /// new one, or the old one again, got its name. Only where nothing can be exchanged.
+    fn is_away(&self, number: usize, op: &OpForm, dir: &OwnedFd) -> bool {
+        let place = &self.places[op.place].fd;
+        op.old.is_some()
+            && ino(dir, &op.c_name()) == Ok(None)
+            && ino(place, &aside(number)) == Ok(op.old)
     }
 
     /// Whether what comes is in the staging directory still, or what goes is not there yet.
@@ -521,6 +599,7 @@ mod tests {
                 time: String::new(),
                 to: None,
                 keep: false,
+                settled_ns: None,
                 places: vec![PlaceForm {
                     parent: PathName(scratch.path().to_owned()),
                 }],
