@@ -489,7 +489,11 @@ pub fn undo(
         busy::refuse_writers(&members(&found))?;
     }
     found.settle()?;
-    found.note(State::Undoing)?;
+    if let Err(cause) = found.note(State::Undoing) {
+        // On a full file system, undoing may be what makes room. Killed in the middle of it, this
+        // is a restore that did not come to its end, or was kept, as before.
+        progress.note(&format!("{cause}; going on without"));
+    }
     let undone = found.backward(options.force, progress, go_on)?;
     if let Some(first) = undone.changed.first() {
         let path = found.journal.path(&found.journal.ops[*first]);

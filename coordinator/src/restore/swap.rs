@@ -444,7 +444,11 @@ impl Swap {
             return self.note(State::Kept);
         }
         let was = self.journal.state;
-        self.note(State::Done)?;
+        if self.note(State::Done).is_err() {
+            // The file system may be full, and of what is staged nothing is needed any more.
+            self.clear()?;
+            self.note(State::Done)?;
+        }
         self.discard()?;
         // The staging directory that was in a directory has moved its times.
         let is_parent =
@@ -465,14 +469,16 @@ impl Swap {
     ///
     /// Something cannot be removed.
     pub(super) fn discard(&self) -> Result<()> {
-        for place in self.places.iter().rev() {
-            place.clear()?;
-        }
+        self.clear()?;
         for place in self.places.iter().rev() {
             Journal::remove(&place.fd).map_err(|cause| full("clear", &place.path, cause))?;
             place.remove()?;
         }
         Ok(())
+    }
+
+    fn clear(&self) -> Result<()> {
+        self.places.iter().rev().try_for_each(Place::clear)
     }
 
     /// How many entries are new, old, and changed since.
@@ -543,11 +549,25 @@ fn rename_new(
     new_name: &CStr,
 ) -> rustix::io::Result<()> {
     match rustix::fs::renameat_with(from, name, to, new_name, RenameFlags::NOREPLACE) {
-        Err(cause) if is_unsupported(cause) => {}
-        other => return other,
+        Err(cause) if is_unsupported(cause) => link_and_unlink(from, name, to, new_name),
+        other => other,
     }
+}
+
+fn link_and_unlink(
+    from: &OwnedFd,
+    name: &CStr,
+    to: &OwnedFd,
+    new_name: &CStr,
+) -> rustix::io::Result<()> {
     match rustix::fs::linkat(from, name, to, new_name, AtFlags::empty()) {
         Ok(()) => rustix::fs::unlinkat(from, name, AtFlags::empty()),
+        // A run was killed between the two: it has both names.
+        Err(Errno::EXIST)
+            if ino(from, name)?.is_some() && ino(from, name)? == ino(to, new_name)? =>
+        {
+            rustix::fs::unlinkat(from, name, AtFlags::empty())
+        }
         // A directory. The plain form replaces nothing but an empty one.
         Err(Errno::PERM | Errno::ISDIR | Errno::MLINK) => {
             rustix::fs::renameat(from, name, to, new_name)
@@ -679,6 +699,41 @@ mod tests {
         bench.put_aside().unwrap();
         assert_eq!(fs::read_to_string(&live).unwrap(), "new");
         assert_eq!(fs::read_to_string(place.join("0.old")).unwrap(), "old");
+    }
+
+    #[test]
+    fn without_exchange_what_is_away_comes_back() {
+        for is_undone in [true, false] {
+            let mut bench = Bench::new(dir, file("new"));
+            let (live, place) = (bench.scratch.join("live/name"), &bench.swap.places[0].path);
+            // Killed when the old one was put aside.
+            fs::rename(&live, place.join("0.old")).unwrap();
+            let mut go_on = || true;
+            if is_undone {
+                let undone = bench.swap.backward(false, &mut Silent, &mut go_on).unwrap();
+                assert_eq!((undone.count, undone.changed.len()), (1, 0));
+                assert_eq!(bench.standing(), Standing::Old);
+                assert!(live.join("inside").exists());
+            } else {
+                bench.swap.forward(&mut Silent, &mut go_on).unwrap();
+                assert_eq!(bench.standing(), Standing::New);
+                assert_eq!(fs::read_to_string(&live).unwrap(), "new");
+            }
+        }
+    }
+
+    #[test]
+    fn without_exchange_a_name_too_many_is_no_obstacle() {
+        let scratch = Scratch::new();
+        let (a, b) = (scratch.join("a"), scratch.join("b"));
+        fs::write(&a, "it").unwrap();
+        fs::hard_link(&a, &b).unwrap();
+        let top = open_dir(scratch.path()).unwrap();
+        link_and_unlink(&top, c"a", &top, c"b").unwrap();
+        assert_eq!((a.exists(), b.exists()), (false, true));
+        // Another file is.
+        fs::write(&a, "other").unwrap();
+        assert_eq!(link_and_unlink(&top, c"a", &top, c"b"), Err(Errno::EXIST));
     }
 
     #[test]
