@@ -36,7 +36,7 @@ fn restore(lab: &Lab, options: &[&str]) -> Ended {
 
 fn undo(lab: &Lab, options: &[&str]) -> Ended {
     let mut command = lab.snapshim(&["restore", "--undo"]);
-    command.args(options);
+    command.args(options).arg("--store").arg(lab.store());
     process::run(command, Duration::from_secs(60))
 }
 
