@@ -6,7 +6,7 @@ use std::ffi::CStr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use nix::libc;
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, Stat};
 use rustix::io::Errno;
 
 use super::pace::Pace;
@@ -173,10 +173,12 @@ fn move_up(
     }
 }
 
-/// Opens a directory, first giving its owner all rights on it, if need be.
+/// Opens a directory, first giving its owner all rights on it, if need be. `EXDEV` for a mount
+/// point: what is mounted there is not part of the tree.
 fn open_to_empty(parent: rustix::fd::BorrowedFd<'_>, name: &CStr) -> rustix::io::Result<OwnedFd> {
     let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let path_fd = rustix::fs::openat(parent, name, flags | OFlags::PATH, Mode::empty())?;
+    let resolve = ResolveFlags::NO_XDEV | ResolveFlags::BENEATH;
+    let path_fd = rustix::fs::openat2(parent, name, flags | OFlags::PATH, Mode::empty(), resolve)?;
     let stat = rustix::fs::fstat(&path_fd)?;
     if stat.st_mode & 0o700 != 0o700 {
         // By way of /proc, because fchmod refuses an O_PATH descriptor and chmod by
