@@ -231,14 +231,14 @@ impl<'a> Site<'a> {
         assert!(faults.is_empty(), "{what}: {faults:#?}");
         let left = self.left_over();
         relieve();
-        let next = CLEARING[random.below(CLEARING.len() as u64) as usize];
-        self.complete(next);
         if was == Restore {
             // It may have come to its end, but for telling.
             let mut again = self.command(Restore);
             again.arg("--overwrite");
             run(again, SOON).ok("restore again");
         }
+        let next = CLEARING[random.below(CLEARING.len() as u64) as usize];
+        self.complete(next);
         let still = self.left_over();
         assert!(
             still.is_empty(),

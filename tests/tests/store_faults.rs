@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use serde_json::Value;
-use snapshim_tests::process::{Ended, run, tool};
+use snapshim_tests::process::{Ended, run, tool, wait_until};
 use snapshim_tests::{Fs, Lab, Proc};
 
 const SOON: Duration = Duration::from_secs(60);
@@ -203,6 +203,48 @@ fn latest_is_mended() {
     drop(reader);
     over(&lab, "delete", &[&made[2]]).ok("delete");
     assert_eq!(latest(&lab), made[1]);
+}
+
+/// A snapshot of one file alone is nothing to go back to: it is not `latest`, and takes no place
+/// of a whole one.
+#[test]
+fn one_file_alone_pushes_nothing_out() {
+    let Some(lab) = furnished("only-one") else {
+        return;
+    };
+    fs::write(lab.data().join("other"), "more\n").unwrap();
+    let mut program = lab.run(&[], Path::new("/bin/sleep"), &["60"]);
+    let gate = lab.gate();
+    assert!(wait_until(SOON, || gate.exists()));
+    let whole = lab
+        .checkpoint(&["--wait", "10s"])
+        .verified()
+        .id()
+        .to_owned();
+    let file = lab.data().join("file");
+    let only = ["--only", file.to_str().unwrap(), "--keep-last", "1"];
+    let part = lab.checkpoint(&only).verified().id().to_owned();
+    program.end();
+    assert_eq!(latest(&lab), whole);
+    over(&lab, "prune", &["--keep-last", "1"]).ok("prune");
+    for id in [&whole, &part] {
+        assert!(dir(&lab).join(id).exists(), "{id} is gone");
+    }
+    assert_eq!(latest(&lab), whole);
+}
+
+/// A store that was copied over an older copy may have a snapshot and what is left of it.
+#[test]
+fn a_snapshot_beside_its_own_remains_can_go() {
+    let Some(lab) = furnished("remains") else {
+        return;
+    };
+    let made: Vec<String> = (0..2).map(|_| id(snap(&lab, &[]).ok("snap"))).collect();
+    fs::create_dir_all(dir(&lab).join(format!(".del-{}/tree", made[0]))).unwrap();
+    over(&lab, "delete", &[&made[0]]).ok("delete");
+    for name in [made[0].clone(), format!(".del-{}", made[0])] {
+        assert!(!dir(&lab).join(&name).exists(), "{name}");
+    }
 }
 
 /// However many files others have open: what is published can be read.

@@ -135,7 +135,15 @@ impl Store {
                     Err(cause) => return Err(failed(cause)),
                 }
             }
-            rustix::fs::renameat(&self.dir, id, &self.dir, format!("{DEL}{id}")).map_err(failed)?;
+            let gone = format!("{DEL}{id}");
+            match rustix::fs::renameat(&self.dir, id, &self.dir, &gone) {
+                // A copy of a store that was made over an older one has both.
+                Err(Errno::NOTEMPTY | Errno::EXIST) => {
+                    super::remove_tree(&self.dir, gone.as_ref()).map_err(failed)?;
+                    rustix::fs::renameat(&self.dir, id, &self.dir, &gone).map_err(failed)?;
+                }
+                renamed => renamed.map_err(failed)?,
+            }
             retired.ids.push(id.clone());
         }
         if !retired.ids.is_empty() {
