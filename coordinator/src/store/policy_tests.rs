@@ -234,6 +234,6 @@ fn classes() {
             Class::of(false, &[reason("aio"), reason(code)], false),
             Class::Failed
         );
-        assert_eq!(Class::of(true, &[reason(code)]), Class::Failed);
+        assert_eq!(Class::of(true, &[reason(code)], true), Class::Failed);
     }
 }
