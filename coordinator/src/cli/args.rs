@@ -409,7 +409,7 @@ pub struct CheckpointArgs {
     /// Its limits; those of the set by default.
     #[command(flatten)]
     pub limits: LimitArgs,
-    /// Take a snapshot of this one file only, and hold no other
+    /// Take a snapshot of this one file only, and hold no other; it is never `latest`
     #[arg(long, value_name = "PATH")]
     pub only: Option<PathBuf>,
     /// Whether it stays.
