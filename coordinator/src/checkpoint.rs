@@ -252,11 +252,12 @@ fn snapshot(
 ) -> Result<Outcome> {
     let store = Store::open_or_create(&subject.config.store, subject.name)?;
     let store_lock = store.lock(options.wait)?;
-    for left in store.sweep(&store_lock)? {
-        progress.note(&format!("removed {left}, left half done"));
+    for line in store.sweep(&store_lock)?.lines() {
+        progress.note(&line);
     }
     if store.is_nearly_full()? {
-        store.clear(&mut Pace::brisk())?;
+        // What cannot be removed is told of at the end, and no reason to make no snapshot.
+        let _ = store.clear(&mut Pace::brisk());
     }
     let room = make_room(&store, &store_lock, &options.policy)?;
     let made = make(subject, options, &store, &store_lock, progress);

@@ -79,6 +79,16 @@ impl Error {
     }
 }
 
+impl Error {
+    /// All of it in one line, for a note.
+    pub(crate) fn line(&self) -> String {
+        match &self.next {
+            Some(next) => format!("{}: {next}", self.message),
+            None => self.message.clone(),
+        }
+    }
+}
+
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.message)?;

@@ -79,6 +79,14 @@ impl Target {
             .map_err(|cause| fault("open the tree", tree, cause))?;
         let stat =
             rustix::fs::fstat(&fd).map_err(|cause| fault("look at the tree", tree, cause))?;
+        // By its path, of which others may own a part: what they put there is not ours.
+        if stat.st_uid != rustix::process::geteuid().as_raw() {
+            return Err(Error::new(format!(
+                "the directory {} was replaced by another user's",
+                tree.display()
+            ))
+            .next("choose a store with --store that nobody else can move"));
+        }
         Ok(Target {
             path: tree.to_owned(),
             fd: Arc::new(fd),

@@ -467,7 +467,7 @@ pub struct CheckpointArgs {
     /// Its limits; those of the set by default.
     #[command(flatten)]
     pub limits: LimitArgs,
-    /// Take a snapshot of this one file only, and hold no other
+    /// Take a snapshot of this one file only, and hold no other; it is never `latest`
     #[arg(long, value_name = "PATH")]
     pub only: Option<PathBuf>,
     /// Whether it stays.
@@ -996,6 +996,23 @@ mod tests {
         Cli::command().debug_assert();
     }
 
+    /// The words of a command, as a shell takes them; up to what explains it, or what only a
+    /// shell takes.
+    fn words(line: &str) -> Vec<String> {
+        let (mut words, mut word, mut is_quoted) = (Vec::new(), String::new(), false);
+        for c in line.chars() {
+            match c {
+                '\'' => is_quoted = !is_quoted,
+                ' ' if !is_quoted => words.extend(Some(std::mem::take(&mut word))),
+                '#' | '|' | '>' | ')' if !is_quoted => break,
+                c => word.push(c),
+            }
+        }
+        words.extend(Some(word));
+        words.retain(|word| !word.is_empty());
+        words
+    }
+
     #[test]
     fn every_command_has_an_example_that_parses() {
         let mut command = Cli::command();
@@ -1009,13 +1026,7 @@ mod tests {
                 let Some(start) = line.find("snapshim ") else {
                     continue;
                 };
-                // Up to what explains it, or what only a shell takes.
-                let end = [")\"", "  #", " |", " >", ")"]
-                    .iter()
-                    .filter_map(|end| line[start..].find(end))
-                    .min()
-                    .map_or(line.len(), |end| start + end);
-                let words = line[start..end].split_whitespace();
+                let words = words(&line[start..]);
                 Cli::try_parse_from(words).unwrap_or_else(|e| panic!("{line}: {e}"));
                 examples += 1;
             }

@@ -5,7 +5,6 @@ use std::process::ExitCode;
 use serde::Serialize;
 
 use crate::store::manifest::VERSION;
-use crate::store::pace::Pace;
 use crate::{Error, Result};
 
 use super::args::DeleteArgs;
@@ -31,19 +30,18 @@ pub fn run(args: &DeleteArgs) -> Result<ExitCode> {
             .next(format!("`snapshim unpin {} {id}` first", found.set)));
     }
     let was_latest = found.store.latest().as_ref() == Some(&id);
+    found.store.leave_latest(&lock, &id)?;
     let retired = found.store.retire(&lock, std::slice::from_ref(&id))?;
     if !retired.busy.is_empty() {
+        found.store.settle_latest(&lock)?;
         return Err(Error::new(format!("somebody reads the snapshot {id}"))
             .next("wait until verify, restore or diff has ended and try again"));
     }
-    if was_latest {
-        found.store.settle_latest(&lock)?;
-    }
     drop(lock);
-    found.store.clear(&mut Pace::brisk())?;
+    found.clear();
     let report = Report {
         version: VERSION,
-        set: found.set,
+        set: found.set.clone(),
         removed: retired.ids,
         latest: found.store.latest(),
     };

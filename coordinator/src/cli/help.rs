@@ -128,7 +128,7 @@ pub const VERIFY: &str = "\
 Examples:
   snapshim verify db
   snapshim verify db --all --quick
-  snapshim verify db latest --writable --verify 'sqlite3 \"$SNAPSHIM_ROOT/app.db\" \"pragma integrity_check\"'";
+  snapshim verify db latest --writable --verify 'sqlite3 \"$SNAPSHIM_ROOT/app.db\" \"pragma integrity_check\" | grep -qx ok'";
 
 /// Of `restore`.
 pub const RESTORE: &str = "\

@@ -111,6 +111,7 @@ pub fn stream(mut file: File, path: &Path) -> Result<()> {
 pub fn error(line: &str) {
     /// What each of our lines begins with.
     const US: &str = "snapshim:";
+    let line = lines(line);
     let line = match line.strip_prefix(US) {
         Some(rest) => format!(
             "{}{rest}\n",
@@ -124,14 +125,14 @@ pub fn error(line: &str) {
 /// Prints a line to standard error that is good to know, unless `--quiet`.
 pub fn note(line: &str) {
     if level() >= Level::Usual {
-        to_stderr(&format!("{line}\n"));
+        to_stderr(&format!("{}\n", lines(line)));
     }
 }
 
 /// Prints a line to standard error with `--verbose`.
 pub fn detail(line: &str) {
     if is_verbose() {
-        to_stderr(&format!("{line}\n"));
+        to_stderr(&format!("{}\n", lines(line)));
     }
 }
 
@@ -185,6 +186,12 @@ pub fn micros(us: u64) -> String {
     }
 }
 
+/// A message of one line or more, safe to print on a terminal: names of files are in it.
+fn lines(text: &str) -> String {
+    let each: Vec<String> = text.split('\n').map(name).collect();
+    each.join("\n")
+}
+
 /// A name from outside, safe to print on a terminal.
 pub fn name(text: &str) -> String {
     text.chars()
@@ -215,5 +222,6 @@ mod tests {
     #[test]
     fn names_cannot_drive_a_terminal() {
         assert_eq!(name("a\u{1b}[2J\nb"), "a\\u{1b}[2J\\nb");
+        assert_eq!(lines("a\u{1b}[2J\n  b"), "a\\u{1b}[2J\n  b");
     }
 }

@@ -37,10 +37,11 @@ fn set_pin(target: &TargetArgs, pin: Option<Pin>, json: bool) -> Result<ExitCode
     let value = pin.as_ref().map(serde_json::to_value).transpose();
     let value = value.context(|| "write JSON".into())?;
     found.store.annotate(&lock, &id, &[("pin", value)])?;
+    drop(lock);
     if json {
         output::json(&Report {
             version: VERSION,
-            set: found.set,
+            set: found.set.clone(),
             id,
             pin,
         })?;
@@ -48,5 +49,6 @@ fn set_pin(target: &TargetArgs, pin: Option<Pin>, json: bool) -> Result<ExitCode
         let done = if pin.is_some() { "pinned" } else { "unpinned" };
         output::text(&format!("{done} {id}\n"))?;
     }
+    found.clear();
     Ok(ExitCode::SUCCESS)
 }

@@ -6,7 +6,6 @@ use serde::Serialize;
 
 use crate::Result;
 use crate::store::manifest::{Pin, VERSION};
-use crate::store::pace::Pace;
 use crate::store::policy::{Policy, Why};
 use crate::store::retention::{Judged, Retired};
 
@@ -81,11 +80,6 @@ pub fn run(args: &PruneArgs) -> Result<ExitCode> {
     let store = &found.store;
     let lock = (!args.dry_run).then(|| found.lock()).transpose()?;
     let free_before = store.free()?;
-    if let Some(lock) = &lock {
-        for left in store.sweep(lock)? {
-            output::note(&format!("snapshim: removed {left}, left half done"));
-        }
-    }
     let judged = store.judge(&policy)?;
     let old = judged.iter().filter(|judged| !judged.is_kept());
     let old: Vec<String> = old.map(|judged| judged.listed.id.clone()).collect();
@@ -106,7 +100,7 @@ pub fn run(args: &PruneArgs) -> Result<ExitCode> {
             retired.ids.extend(removed);
         }
         drop(lock);
-        store.clear(&mut Pace::brisk())?;
+        found.clear();
     }
     let report = Report {
         version: VERSION,

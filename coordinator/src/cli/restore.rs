@@ -242,10 +242,12 @@ fn table(entries: &[Entry]) -> Table {
 
 fn run_undo(args: &RestoreArgs, options: &Options) -> Result<ExitCode> {
     let mut parents = Vec::new();
+    let mut about = Vec::new();
     let mut lock = None;
     for path in &args.path {
         let path = set::resolve(path)?;
         parents.extend(path.ancestors().map(Path::to_owned));
+        about.push(path);
     }
     if parents.is_empty() {
         let name =
@@ -276,9 +278,10 @@ fn run_undo(args: &RestoreArgs, options: &Options) -> Result<ExitCode> {
             }
         };
         parents = crate::restore::places(&roots);
+        about = roots;
     }
     let mut meter = Meter::new();
-    let undone = undo(&parents, options, &mut meter, &mut || {
+    let undone = undo(&parents, &about, options, &mut meter, &mut || {
         !interrupt::is_asked()
     });
     meter.end();

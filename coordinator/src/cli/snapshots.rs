@@ -7,11 +7,12 @@ use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
 use crate::hold::set::{self, Set};
+use crate::store::pace::Pace;
 use crate::store::policy::Policy;
 use crate::store::{Store, StoreLock, check_set_name};
 use crate::{Error, Result};
 
-use super::usage;
+use super::{output, usage};
 
 /// The snapshots of one set.
 #[derive(Debug)]
@@ -27,9 +28,22 @@ pub struct Snapshots {
 }
 
 impl Snapshots {
-    /// Takes the right to change the store, when nobody else has it.
+    /// Takes the right to change the store, when nobody else has it, and removes what was left
+    /// half done there.
     pub fn lock(&self) -> Result<StoreLock> {
-        self.store.lock(WAIT)
+        let lock = self.store.lock(WAIT)?;
+        for line in self.store.sweep(&lock)?.lines() {
+            output::note(&format!("snapshim: {}", output::name(&line)));
+        }
+        Ok(lock)
+    }
+
+    /// Removes what is on its way out, after the lock was given up. What cannot be removed is
+    /// said, and no failure of what was asked for.
+    pub fn clear(&self) {
+        if let Err(error) = self.store.clear(&mut Pace::brisk()) {
+            output::note(&format!("snapshim: {}", output::name(&error.line())));
+        }
     }
 }
 

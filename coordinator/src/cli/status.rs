@@ -138,7 +138,7 @@ fn report(set: &Set) -> Result<Report> {
         writers: writers(slots),
         roots: names(&set.config.roots),
         excludes: names(&set.config.excludes),
-        restore: restore::unfinished(&restore::places(&set.config.roots)),
+        restore: restore::unfinished(&set.config.roots),
         latest: Store::open(&set.config.store, &set.name)
             .ok()
             .and_then(|s| s.latest()),

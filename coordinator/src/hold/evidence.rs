@@ -529,8 +529,13 @@ impl Scan {
     }
 
     /// The processes that are not of the set, one entry for each member they can change.
+    ///
+    /// At least one file of each process, and of more only so many that the manifest can be read.
     pub fn foreign(&self, report: &Report) -> Vec<Foreign> {
+        /// Bytes in the manifest; a reader takes some times as many.
+        const MOST: usize = 1 << 20;
         let mut foreign = Vec::new();
+        let mut bytes = 0;
         for (pid, found) in &self.found {
             let mapped = if found.is_held {
                 None
@@ -539,8 +544,11 @@ impl Scan {
             };
             let each = [Some((&found.open_unheld, "open")), mapped];
             for (paths, how) in each.into_iter().flatten() {
-                foreign.extend(paths.iter().map(|path| {
-                    Foreign {
+                for (nth, path) in paths.iter().enumerate() {
+                    if nth > 0 && bytes > MOST {
+                        break;
+                    }
+                    let one = Foreign {
                         pid: *pid,
                         name: found.name.clone(),
                         path: PathName(path.clone()),
@@ -548,8 +556,10 @@ impl Scan {
                         held_by: report
                             .held(found.target(*pid))
                             .map(|held| held.method.name().into()),
-                    }
-                }));
+                    };
+                    bytes += serde_json::to_vec_pretty(&one).map_or(0, |text| text.len());
+                    foreign.push(one);
+                }
             }
         }
         foreign

@@ -55,6 +55,10 @@ pub(super) struct Journal {
     /// Where to; `None`: in place.
     pub(super) to: Option<PathName>,
     pub(super) keep: bool,
+    /// When all was in its place and kept, in nanoseconds by the file system's clock: what has a
+    /// later ctime was changed since.
+    #[serde(default)]
+    pub(super) settled_ns: Option<i64>,
     pub(super) places: Vec<PlaceForm>,
     pub(super) dirs: Vec<DirForm>,
     pub(super) ops: Vec<OpForm>,
@@ -178,6 +182,26 @@ impl Journal {
         }
     }
 
+    /// Whether it is of one of these paths, or of something in or above one.
+    pub(super) fn is_about(&self, paths: &[PathBuf]) -> bool {
+        let near = |one: &Path| {
+            let mut all = paths.iter();
+            all.any(|path| one.starts_with(path) || path.starts_with(one))
+        };
+        let mut ops = self.ops.iter();
+        let mut dirs = self.dirs.iter().filter(|dir| dir.new.is_some());
+        (self.ops.is_empty() && self.dirs.is_empty())
+            || ops.any(|op| near(&self.path(op)))
+            || dirs.any(|dir| paths.iter().any(|path| dir.path.0.starts_with(path)))
+    }
+
+    /// Something it is of, for people.
+    pub(super) fn first(&self) -> PathBuf {
+        let op = self.ops.first().map(|op| self.path(op));
+        op.or_else(|| self.dirs.first().map(|dir| dir.path.0.clone()))
+            .unwrap_or_default()
+    }
+
     /// What the restore was of, for people.
     pub(super) fn describe(&self) -> String {
         let to = match &self.to {
@@ -194,6 +218,16 @@ impl Journal {
     /// Those of the file system.
     pub(super) fn write(&self, dir: &OwnedFd, path: &Path) -> Result<()> {
         write(dir, path, NAME, self)
+    }
+
+    /// When that in `dir` was last written, by the file system's clock.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be looked at.
+    pub(super) fn written_ns(dir: &OwnedFd) -> rustix::io::Result<i64> {
+        let stat = rustix::fs::statat(dir, NAME, rustix::fs::AtFlags::SYMLINK_NOFOLLOW)?;
+        Ok(crate::tree::seen::Seen::of(&stat).ctime_ns)
     }
 
     /// Reads that in `dir`; `None` if there is none.

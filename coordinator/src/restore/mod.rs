@@ -362,7 +362,14 @@ fn go_on_with(
     for line in recover::account(&found) {
         progress.note(&line);
     }
+    let roots: Vec<PathBuf> = snapshot
+        .manifest
+        .roots
+        .iter()
+        .map(|r| r.0.clone())
+        .collect();
     let is_same = found.journal.id == snapshot.id
+        && (*target != Target::InPlace || found.journal.is_about(&roots))
         && match (&found.journal.to, target) {
             (None, Target::InPlace) => true,
             (Some(dir), Target::To(other)) => dir.0 == *other,
@@ -409,7 +416,8 @@ pub struct Undone {
 }
 
 /// Puts back what a restore has replaced, also one that is complete, if it kept that. It is
-/// found by one of these directories: beside what was restored, or in it.
+/// found by one of `parents`, directories beside what was restored or in it, and is one
+/// of something in `about`.
 ///
 /// # Errors
 ///
@@ -417,11 +425,37 @@ pub struct Undone {
 /// `options.force`.
 pub fn undo(
     parents: &[PathBuf],
+    about: &[PathBuf],
     options: &Options,
     progress: &mut dyn Progress,
     go_on: &mut dyn FnMut() -> bool,
 ) -> Result<Undone> {
-    let Some(mut found) = recover::find(parents, options.dry_run)? else {
+    let mut of_others = None;
+    let mut found = None;
+    for parent in parents {
+        match recover::find(std::slice::from_ref(parent), options.dry_run)? {
+            // One beside what is meant may be of something else there.
+            Some(swap) if !swap.journal.is_about(about) => of_others = Some(swap.journal),
+            Some(swap) => {
+                found = Some(swap);
+                break;
+            }
+            None => {}
+        }
+    }
+    let Some(mut found) = found else {
+        if let Some(journal) = of_others {
+            let place = &journal.places[0].parent.0;
+            return Err(Error::new(format!(
+                "{}, is of other files: of {}",
+                journal.describe(),
+                journal.first().display()
+            ))
+            .next(format!(
+                "to undo that one, run `snapshim restore --undo --path {}`",
+                place.display()
+            )));
+        }
         return Err(Error::new("there is no restore to undo").next(
             "what was replaced is kept only with --keep-replaced; name what was restored with --path",
         ));
@@ -454,7 +488,12 @@ pub fn undo(
     if !options.force {
         busy::refuse_writers(&members(&found))?;
     }
-    found.note(State::Undoing)?;
+    found.settle()?;
+    if let Err(cause) = found.note(State::Undoing) {
+        // On a full file system, undoing may be what makes room. Killed in the middle of it, this
+        // is a restore that did not come to its end, or was kept, as before.
+        progress.note(&format!("{cause}; going on without"));
+    }
     let undone = found.backward(options.force, progress, go_on)?;
     if let Some(first) = undone.changed.first() {
         let path = found.journal.path(&found.journal.ops[*first]);
@@ -485,9 +524,12 @@ pub fn places(roots: &[PathBuf]) -> Vec<PathBuf> {
         .collect()
 }
 
-/// Of a restore beside or in one of these directories that did not come to its end: one line.
-pub fn unfinished(parents: &[PathBuf]) -> Option<String> {
-    let found = recover::find(parents, true).ok()??;
+/// Of a restore of these watched paths that did not come to its end: one line.
+pub fn unfinished(roots: &[PathBuf]) -> Option<String> {
+    let found = recover::find(&places(roots), true).ok()??;
+    if !found.journal.is_about(roots) {
+        return None;
+    }
     match found.journal.state {
         State::Staging | State::Done => None,
         _ => recover::account(&found).into_iter().next(),

@@ -312,18 +312,20 @@ impl Making<'_, '_> {
     /// Something of another kind is replaced: may it be?
     fn in_the_way(&mut self, task: &Task, fd: &OwnedFd, path: &Path, look: &Look) -> Result<()> {
         fixed(path, look)?;
+        movable(path, look, task.look.mount)?;
         if look.seen.kind() != Kind::Dir {
             return Ok(());
         }
         let refused = if matches!(self.from.target, Target::To(_)) {
-            "it is a directory"
-        } else if look.mount != task.look.mount {
-            "it is a mount point"
+            "it is a directory".into()
         } else if self.from.excluded.is_below(path) {
-            "something below it is excluded"
+            "something below it is excluded".into()
         } else {
             let name = super::journal::name_of(path);
-            return self.removed(fd, &name, path, false);
+            match self.removed(fd, &name, path, false)? {
+                Some(mount) => format!("{} is a mount point", mount.display()),
+                None => return Ok(()),
+            }
         };
         Err(
             Error::new(format!("{} is in the way: {refused}", path.display()))
@@ -443,7 +445,7 @@ impl Making<'_, '_> {
         let is_dir = look.seen.kind() == Kind::Dir;
         let kept = if !self.from.excluded.is_known {
             Some("the snapshot does not say what was excluded")
-        } else if is_dir && look.mount != task.look.mount {
+        } else if look.mount != task.look.mount {
             Some("it is a mount point")
         } else {
             None
@@ -456,33 +458,19 @@ impl Making<'_, '_> {
             return Ok(());
         }
         if is_dir && self.from.excluded.is_below(&path) {
-            let opened = self.plan.live.open_dir_at(fd, name);
-            let opened = Arc::new(opened.map_err(|cause| unreadable(&path, cause))?);
-            let id = Some(look.seen.id);
-            let node = self.plan.live.add(task.node, name, id, &opened);
-            let old = self.traits_of(node, &opened, &look)?;
-            let place = self.place(task, &opened, &look, node)?;
-            let touched = Touched {
-                id: look.seen.id,
-                old,
-                new: None,
-                is_base: false,
-                differs: false,
-                place,
-            };
-            self.plan.touched.insert(node, touched);
-            self.tasks.push(Task {
-                node,
-                of: None,
-                look,
-                place,
-                exact: true,
-            });
-            return Ok(());
+            return self.emptied(task, fd, &path, look);
         }
         fixed(&path, &look)?;
         self.in_dir(task)?;
-        self.removed(fd, name, &path, true)?;
+        if let Some(mount) = self.removed(fd, name, &path, true)? {
+            // It would go along with the directory, and what is mounted be emptied.
+            self.plan.notes.push(format!(
+                "{} is not in the snapshot, but is kept: {} in it is a mount point",
+                path.display(),
+                mount.display()
+            ));
+            return self.emptied(task, fd, &path, look);
+        }
         let old_dir = self.traits_if_dir(fd, name, &path, &look)?;
         self.plan.ops.push(Op {
             old_dir,
@@ -495,13 +483,51 @@ impl Making<'_, '_> {
         Ok(())
     }
 
+    /// A directory that the snapshot does not have, but that stays, for something below it
+    /// does: all else in it goes.
+    fn emptied(&mut self, task: &Task, fd: &OwnedFd, path: &Path, look: Look) -> Result<()> {
+        let name = super::journal::name_of(path);
+        let opened = self.plan.live.open_dir_at(fd, &name);
+        let opened = Arc::new(opened.map_err(|cause| unreadable(path, cause))?);
+        let id = Some(look.seen.id);
+        let node = self.plan.live.add(task.node, &name, id, &opened);
+        let old = self.traits_of(node, &opened, &look)?;
+        let place = self.place(task, &opened, &look, node)?;
+        let touched = Touched {
+            id: look.seen.id,
+            old,
+            new: None,
+            is_base: false,
+            differs: false,
+            place,
+        };
+        self.plan.touched.insert(node, touched);
+        self.tasks.push(Task {
+            node,
+            of: None,
+            look,
+            place,
+            exact: true,
+        });
+        Ok(())
+    }
+
     /// Whether something can be swapped in a directory.
     fn in_dir(&self, task: &Task) -> Result<()> {
         fixed(&self.plan.live.path(task.node), &task.look)
     }
 
-    /// Notes all that goes with `name`.
-    fn removed(&mut self, fd: &OwnedFd, name: &CStr, path: &Path, with_top: bool) -> Result<()> {
+    /// Notes all that goes with `name`; nothing if there is a mount point in it, which
+    /// is returned.
+    fn removed(
+        &mut self,
+        fd: &OwnedFd,
+        name: &CStr,
+        path: &Path,
+        with_top: bool,
+    ) -> Result<Option<PathBuf>> {
+        let before = (self.plan.entries.len(), self.plan.members.len());
+        let mount = look_at(fd).map_err(|cause| unreadable(path, cause))?.mount;
         let mut dirs = Dirs::new().without_atime();
         let top = rustix::io::dup(fd).map_err(|cause| unreadable(path, cause))?;
         let top = dirs.add_top(path.parent().unwrap_or(path), top);
@@ -514,6 +540,11 @@ impl Making<'_, '_> {
             let Some(look) = look(&fd, &name).map_err(failed)? else {
                 continue;
             };
+            if look.mount != mount {
+                self.plan.entries.truncate(before.0);
+                self.plan.members.truncate(before.1);
+                return Ok(Some(path));
+            }
             fixed(&path, &look)?;
             let kind = look.seen.kind();
             let size = if kind == Kind::File {
@@ -546,7 +577,7 @@ impl Making<'_, '_> {
             }
             pending.extend(names.into_iter().map(|name| (node, name)));
         }
-        Ok(())
+        Ok(None)
     }
 
     fn member(&mut self, path: &Path, look: &Look) {
@@ -661,11 +692,10 @@ impl Making<'_, '_> {
                 self.entry(&path, kind, size, Action::NotMade);
                 continue;
             }
+            let dir = look_at(&*self.open(c.dir)?).map_err(|cause| unreadable(&path, cause))?;
             fixed(&path, &c.look)?;
-            fixed(
-                &self.plan.live.path(c.dir),
-                &look_at(&*self.open(c.dir)?).map_err(|cause| unreadable(&path, cause))?,
-            )?;
+            fixed(&self.plan.live.path(c.dir), &dir)?;
+            movable(&path, &c.look, dir.mount)?;
             let action = match c.same.body && is_linked {
                 true => Action::Metadata,
                 false => Action::Replace,
@@ -705,6 +735,18 @@ fn fixed(path: &Path, look: &Look) -> Result<()> {
         "take that away with `chattr -i -a {}` first; nothing was changed",
         path.display()
     )))
+}
+
+/// Refuses a mount point, be it a file: nothing else can get its name.
+fn movable(path: &Path, look: &Look, mount: u64) -> Result<()> {
+    if look.mount == mount {
+        return Ok(());
+    }
+    Err(Error::new(format!(
+        "{} is in the way: it is a mount point",
+        path.display()
+    ))
+    .next("unmount it, or restore other paths only; nothing was changed"))
 }
 
 fn unreadable(path: &Path, cause: Errno) -> Error {

@@ -61,6 +61,7 @@ pub(super) fn stage(
                 Target::InPlace => None,
             },
             keep: options.keep_replaced,
+            settled_ns: None,
             places: parents.iter().map(form).collect(),
             dirs: Vec::new(),
             ops: Vec::new(),

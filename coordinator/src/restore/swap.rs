@@ -6,15 +6,18 @@
 use std::ffi::{CStr, CString};
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::sync::Arc;
 
 use rustix::fs::{AtFlags, Mode, RenameFlags};
 use rustix::io::Errno;
 
 use super::journal::{DirForm, Journal, OpForm, State, TraitsForm};
-use super::look::{look, look_at, open_dir};
+use super::look::{look, look_at, names_in, open_dir};
 use super::make::{is_root, not_set, set_exactly};
 use super::place::{Place, full};
 use crate::progress::Progress;
+use crate::store::manifest::Kind;
+use crate::tree::dirs::Dirs;
 use crate::{Error, Result};
 
 /// Up to this many directories, each is synced by itself; see `capture::finish`.
@@ -74,6 +77,17 @@ impl Swap {
         self.journal.write(&home.fd, &home.path)
     }
 
+    /// Remembers in the journal when a restore that kept what it replaced was complete.
+    pub(super) fn settle(&mut self) -> Result<()> {
+        if self.journal.state == State::Kept {
+            let home = self.home();
+            let written = Journal::written_ns(&home.fd)
+                .map_err(|cause| full("look at the journal in", &home.path, cause))?;
+            self.journal.settled_ns = Some(written);
+        }
+        Ok(())
+    }
+
     fn dir(&self, op: &OpForm) -> Result<OwnedFd> {
         let dir = &self.journal.dirs[op.dir];
         open_same(dir).map_err(|cause| full("open", &dir.path.0, cause))
@@ -111,6 +125,11 @@ impl Swap {
                 Standing::Old => self
                     .put(number, op, &dir)
                     .map_err(|cause| self.stuck(full("replace", &path(), cause)))?,
+                Standing::Changed if self.is_away(number, op, &dir) => {
+                    let place = &self.places[op.place].fd;
+                    rename_new(place, &staged(number), &dir, &op.c_name())
+                        .map_err(|cause| self.stuck(full("replace", &path(), cause)))?;
+                }
                 Standing::Changed => {
                     let message = format!("{} was changed by somebody else", path().display());
                     return Err(self.stuck(Error::new(message)));
@@ -139,6 +158,14 @@ impl Swap {
     ) -> Result<Undone> {
         progress.begin("putting back", 0);
         let mut undone = Undone::default();
+        // All of them first: what is put back changes other names of the same file.
+        let written: Vec<bool> = match (self.journal.settled_ns, force) {
+            (Some(settled), false) => {
+                let each = self.journal.ops.iter();
+                each.map(|op| self.is_written(op, settled)).collect()
+            }
+            _ => Vec::new(),
+        };
         self.unlock();
         for (number, op) in self.journal.ops.iter().enumerate().rev() {
             if !go_on() {
@@ -155,6 +182,11 @@ impl Swap {
             let path = self.journal.path(op);
             match standing_in(&dir, op) {
                 Standing::Old => continue,
+                Standing::New if written.get(number) == Some(&true) => {
+                    undone.changed.push(number);
+                    continue;
+                }
+                Standing::Changed if self.is_away(number, op, &dir) => {}
                 // Somebody changed it before it was its turn: nothing of ours is there.
                 Standing::Changed if self.is_still_staged(number, op) => continue,
                 Standing::Changed if !force => {
@@ -173,6 +205,52 @@ impl Swap {
         self.lock_again()?;
         progress.end();
         Ok(undone)
+    }
+
+    /// Whether what came was written to since, or has something in it that was. What is only
+    /// gone again is not looked for.
+    fn is_written(&self, op: &OpForm, settled: i64) -> bool {
+        let Ok(dir) = open_same(&self.journal.dirs[op.dir]) else {
+            return false;
+        };
+        let mut dirs = Dirs::new().without_atime();
+        let top = dirs.add_top(Path::new(""), dir);
+        let mut pending = vec![(top, op.c_name())];
+        while let Some((parent, name)) = pending.pop() {
+            let Ok(fd) = dirs.open(parent) else { continue };
+            let Ok(Some(look)) = look(&fd, &name) else {
+                continue;
+            };
+            let seen = look.seen;
+            if seen.kind() != Kind::Dir {
+                // Putting back another name of it has moved its ctime.
+                let last = if seen.nlink > 1 {
+                    seen.mtime_ns
+                } else {
+                    seen.ctime_ns
+                };
+                if last > settled {
+                    return true;
+                }
+                continue;
+            }
+            let Ok(opened) = dirs.open_dir_at(&fd, &name).map(Arc::new) else {
+                continue;
+            };
+            let node = dirs.add(parent, &name, Some(seen.id), &opened);
+            let names = names_in(&opened).unwrap_or_default();
+            pending.extend(names.into_iter().map(|name| (node, name)));
+        }
+        false
+    }
+
+    /// Whether neither is there: the old one was put aside, and a run was killed before the
+    /// new one, or the old one again, got its name. Only where nothing can be exchanged.
+    fn is_away(&self, number: usize, op: &OpForm, dir: &OwnedFd) -> bool {
+        let place = &self.places[op.place].fd;
+        op.old.is_some()
+            && ino(dir, &op.c_name()) == Ok(None)
+            && ino(place, &aside(number)) == Ok(op.old)
     }
 
     /// Whether what comes is in the staging directory still, or what goes is not there yet.
@@ -366,7 +444,11 @@ impl Swap {
             return self.note(State::Kept);
         }
         let was = self.journal.state;
-        self.note(State::Done)?;
+        if self.note(State::Done).is_err() {
+            // The file system may be full, and of what is staged nothing is needed any more.
+            self.clear()?;
+            self.note(State::Done)?;
+        }
         self.discard()?;
         // The staging directory that was in a directory has moved its times.
         let is_parent =
@@ -387,14 +469,16 @@ impl Swap {
     ///
     /// Something cannot be removed.
     pub(super) fn discard(&self) -> Result<()> {
-        for place in self.places.iter().rev() {
-            place.clear()?;
-        }
+        self.clear()?;
         for place in self.places.iter().rev() {
             Journal::remove(&place.fd).map_err(|cause| full("clear", &place.path, cause))?;
             place.remove()?;
         }
         Ok(())
+    }
+
+    fn clear(&self) -> Result<()> {
+        self.places.iter().rev().try_for_each(Place::clear)
     }
 
     /// How many entries are new, old, and changed since.
@@ -465,11 +549,25 @@ fn rename_new(
     new_name: &CStr,
 ) -> rustix::io::Result<()> {
     match rustix::fs::renameat_with(from, name, to, new_name, RenameFlags::NOREPLACE) {
-        Err(cause) if is_unsupported(cause) => {}
-        other => return other,
+        Err(cause) if is_unsupported(cause) => link_and_unlink(from, name, to, new_name),
+        other => other,
     }
+}
+
+fn link_and_unlink(
+    from: &OwnedFd,
+    name: &CStr,
+    to: &OwnedFd,
+    new_name: &CStr,
+) -> rustix::io::Result<()> {
     match rustix::fs::linkat(from, name, to, new_name, AtFlags::empty()) {
         Ok(()) => rustix::fs::unlinkat(from, name, AtFlags::empty()),
+        // A run was killed between the two: it has both names.
+        Err(Errno::EXIST)
+            if ino(from, name)?.is_some() && ino(from, name)? == ino(to, new_name)? =>
+        {
+            rustix::fs::unlinkat(from, name, AtFlags::empty())
+        }
         // A directory. The plain form replaces nothing but an empty one.
         Err(Errno::PERM | Errno::ISDIR | Errno::MLINK) => {
             rustix::fs::renameat(from, name, to, new_name)
@@ -521,6 +619,7 @@ mod tests {
                 time: String::new(),
                 to: None,
                 keep: false,
+                settled_ns: None,
                 places: vec![PlaceForm {
                     parent: PathName(scratch.path().to_owned()),
                 }],
@@ -600,6 +699,41 @@ mod tests {
         bench.put_aside().unwrap();
         assert_eq!(fs::read_to_string(&live).unwrap(), "new");
         assert_eq!(fs::read_to_string(place.join("0.old")).unwrap(), "old");
+    }
+
+    #[test]
+    fn without_exchange_what_is_away_comes_back() {
+        for is_undone in [true, false] {
+            let mut bench = Bench::new(dir, file("new"));
+            let (live, place) = (bench.scratch.join("live/name"), &bench.swap.places[0].path);
+            // Killed when the old one was put aside.
+            fs::rename(&live, place.join("0.old")).unwrap();
+            let mut go_on = || true;
+            if is_undone {
+                let undone = bench.swap.backward(false, &mut Silent, &mut go_on).unwrap();
+                assert_eq!((undone.count, undone.changed.len()), (1, 0));
+                assert_eq!(bench.standing(), Standing::Old);
+                assert!(live.join("inside").exists());
+            } else {
+                bench.swap.forward(&mut Silent, &mut go_on).unwrap();
+                assert_eq!(bench.standing(), Standing::New);
+                assert_eq!(fs::read_to_string(&live).unwrap(), "new");
+            }
+        }
+    }
+
+    #[test]
+    fn without_exchange_a_name_too_many_is_no_obstacle() {
+        let scratch = Scratch::new();
+        let (a, b) = (scratch.join("a"), scratch.join("b"));
+        fs::write(&a, "it").unwrap();
+        fs::hard_link(&a, &b).unwrap();
+        let top = open_dir(scratch.path()).unwrap();
+        link_and_unlink(&top, c"a", &top, c"b").unwrap();
+        assert_eq!((a.exists(), b.exists()), (false, true));
+        // Another file is.
+        fs::write(&a, "other").unwrap();
+        assert_eq!(link_and_unlink(&top, c"a", &top, c"b"), Err(Errno::EXIST));
     }
 
     #[test]

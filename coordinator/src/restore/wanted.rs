@@ -219,7 +219,8 @@ impl Wanted {
     }
 }
 
-/// The entries that are names of one file, by what the manifest says of their inodes.
+/// The entries that are names of one file, by what the manifest says of their inodes. Those
+/// with different contents are not, whatever it says: a number is given anew once its file is gone.
 fn links(files: &[FileRecord]) -> Vec<Vec<usize>> {
     let mut by_id: BTreeMap<(u64, u64), Vec<usize>> = BTreeMap::new();
     for (i, file) in files.iter().enumerate() {
@@ -227,9 +228,15 @@ fn links(files: &[FileRecord]) -> Vec<Vec<usize>> {
             by_id.entry((file.dev, file.ino)).or_default().push(i);
         }
     }
+    let agree = |a: &FileRecord, b: &FileRecord| {
+        let digests = (a.digest.as_ref(), b.digest.as_ref());
+        let same = !matches!(digests, (Some(a), Some(b)) if a != b);
+        same && (a.kind, a.size) == (b.kind, b.size)
+    };
     by_id
         .into_values()
         .filter(|names| names.len() > 1)
+        .filter(|names| names.iter().all(|i| agree(&files[names[0]], &files[*i])))
         .collect()
 }
 

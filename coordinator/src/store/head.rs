@@ -47,12 +47,19 @@ pub struct Head {
     /// Whether it stays whatever a policy says.
     #[serde(default)]
     pub pin: Option<Pin>,
+    /// Whether it is of one file alone.
+    #[serde(default, rename = "only", deserialize_with = "is_there")]
+    is_partial: bool,
+}
+
+fn is_there<'de, D: Deserializer<'de>>(json: D) -> std::result::Result<bool, D::Error> {
+    Option::<IgnoredAny>::deserialize(json).map(|only| only.is_some())
 }
 
 impl Head {
     /// How good the snapshot is.
     pub fn class(&self) -> Class {
-        Class::of(self.verified, &self.reasons)
+        Class::of(self.verified, &self.reasons, self.is_partial)
     }
 
     /// When the cut was made; `None` if the manifest has something else there.
@@ -79,6 +86,7 @@ impl From<Manifest> for Head {
             capture: manifest.capture,
             totals,
             pin: manifest.pin,
+            is_partial: manifest.only.is_some(),
         }
     }
 }

@@ -18,9 +18,51 @@ impl Store {
     /// The store cannot be read or written.
     pub fn settle_latest(&self, lock: &StoreLock) -> Result<Option<String>> {
         let _ = lock;
-        let is_good = |id: &&String| self.head(id).is_ok_and(|head| head.class() == Class::Good);
+        self.point_to_newest(None)
+    }
+
+    /// Points `latest` away from the snapshot `id`, which is about to be removed or to be
+    /// called bad: whatever ends us then, `latest` is a good one.
+    ///
+    /// # Errors
+    ///
+    /// As of [`Store::settle_latest`].
+    pub(crate) fn leave_latest(&self, lock: &StoreLock, id: &str) -> Result<()> {
+        let _ = lock;
+        match self.latest().as_deref() == Some(id) {
+            true => self.point_to_newest(Some(id)).map(|_| ()),
+            false => Ok(()),
+        }
+    }
+
+    /// Mends what a command that did not come to its end left: a `latest` that leads nowhere or
+    /// is not good, or is not yet the snapshot that was published last.
+    pub(super) fn mend_latest(&self, lock: &StoreLock) -> Result<()> {
+        let latest = self.latest();
         let ids = self.ids()?;
-        let good = ids.iter().rev().find(is_good).cloned();
+        let is_wrong = match &latest {
+            Some(latest) => !(ids.contains(latest) && self.is_good(latest)),
+            None => false,
+        };
+        // Older ones were settled when the next was published.
+        let is_late = ids
+            .last()
+            .is_some_and(|newest| Some(newest) != latest.as_ref() && self.is_good(newest));
+        match is_wrong || is_late {
+            true => self.settle_latest(lock).map(|_| ()),
+            false => Ok(()),
+        }
+    }
+
+    fn is_good(&self, id: &str) -> bool {
+        self.head(id).is_ok_and(|head| head.class() == Class::Good)
+    }
+
+    /// Points `latest` at the newest good snapshot, except this one.
+    fn point_to_newest(&self, except: Option<&str>) -> Result<Option<String>> {
+        let mut ids = self.ids()?;
+        ids.retain(|id| Some(id.as_str()) != except);
+        let good = ids.iter().rev().find(|id| self.is_good(id)).cloned();
         let failed = |cause| fault("replace the link 'latest' in", &self.path, cause);
         match &good {
             Some(id) if self.latest().as_ref() == Some(id) => {}

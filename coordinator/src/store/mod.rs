@@ -60,6 +60,7 @@ pub(crate) use remove::remove_tree;
 pub(crate) use scratch_dir::ScratchDir;
 pub use snapshot::Snapshot;
 pub(crate) use snapshot::open_below;
+pub use sweep::Swept;
 
 /// The prefix of what is not published yet.
 const TMP: &str = ".tmp-";

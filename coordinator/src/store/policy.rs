@@ -352,6 +352,8 @@ impl fmt::Display for Room {
 pub enum Class {
     /// A check found it bad.
     Failed,
+    /// Of one file alone (`--only`): nothing to go back to, however well it was made.
+    Partial,
     /// Nothing is known against it, but not all was proved.
     Unverified,
     /// Verified, and no check found it bad.
@@ -359,11 +361,12 @@ pub enum Class {
 }
 
 impl Class {
-    /// The class of a snapshot with this verdict.
-    pub fn of(verified: bool, reasons: &[Reason]) -> Class {
+    /// The class of a snapshot with this verdict; `is_partial`: of one file alone.
+    pub fn of(verified: bool, reasons: &[Reason], is_partial: bool) -> Class {
         let is_failed = |reason: &Reason| FAILED_CHECKS.contains(&reason.code.as_str());
         match (reasons.iter().any(is_failed), verified) {
             (true, _) => Class::Failed,
+            _ if is_partial => Class::Partial,
             (false, false) => Class::Unverified,
             (false, true) => Class::Good,
         }
@@ -373,7 +376,7 @@ impl Class {
 impl Manifest {
     /// How good the snapshot is.
     pub fn class(&self) -> Class {
-        Class::of(self.verified, &self.reasons)
+        Class::of(self.verified, &self.reasons, self.only.is_some())
     }
 }
 
@@ -406,7 +409,12 @@ pub fn judge(
     let mut kept: Vec<Vec<Why>> = vec![Vec::new(); history.len()];
     let mut newest_first: Vec<usize> = (0..history.len()).collect();
     newest_first.sort_unstable_by(|a, b| history[*b].id.cmp(&history[*a].id));
-    for class in [Class::Failed, Class::Unverified, Class::Good] {
+    for class in [
+        Class::Failed,
+        Class::Partial,
+        Class::Unverified,
+        Class::Good,
+    ] {
         let of_class = newest_first.iter().copied();
         let of_class: Vec<usize> = of_class.filter(|i| history[*i].class == class).collect();
         apply(&of_class, history, policy, zone, &mut kept);

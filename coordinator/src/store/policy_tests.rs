@@ -226,13 +226,14 @@ fn classes() {
         text: String::new(),
         pid: None,
     };
-    assert_eq!(Class::of(true, &[]), Class::Good);
-    assert_eq!(Class::of(false, &[reason("aio")]), Class::Unverified);
+    assert_eq!(Class::of(true, &[], false), Class::Good);
+    assert_eq!(Class::of(true, &[], true), Class::Partial);
+    assert_eq!(Class::of(false, &[reason("aio")], false), Class::Unverified);
     for code in FAILED_CHECKS {
         assert_eq!(
-            Class::of(false, &[reason("aio"), reason(code)]),
+            Class::of(false, &[reason("aio"), reason(code)], false),
             Class::Failed
         );
-        assert_eq!(Class::of(true, &[reason(code)]), Class::Failed);
+        assert_eq!(Class::of(true, &[reason(code)], true), Class::Failed);
     }
 }

@@ -4,13 +4,16 @@
 
 use std::ffi::CStr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::Path;
 
 use nix::libc;
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, Stat};
 use rustix::io::Errno;
 
+use super::fault;
 use super::pace::Pace;
 use super::read::names_in;
+use crate::Error;
 
 /// Bytes of a file that go at once: what is freed by one unlink is one transaction of
 /// the file system, and everybody's fsync may have to wait for it.
@@ -59,6 +62,18 @@ pub(super) fn remove_paced(
     rustix::fs::unlinkat(parent, &name, AtFlags::REMOVEDIR)
 }
 
+/// The error that something of the store cannot be removed.
+pub(super) fn cannot(path: &Path, cause: Errno) -> Error {
+    match cause {
+        Errno::XDEV | Errno::BUSY => Error::new(format!(
+            "cannot remove {}: something is mounted in it",
+            path.display()
+        ))
+        .next("`findmnt` shows what; unmount it"),
+        cause => fault("remove", path, cause),
+    }
+}
+
 /// Removes one entry of `top`; the directories in it move up to `top`.
 fn remove_entry(
     top: &OwnedFd,
@@ -98,8 +113,8 @@ fn remove_if_file(
     }
     match rustix::fs::unlinkat(dir, name, AtFlags::empty()) {
         Ok(()) | Err(Errno::NOENT) => pace.step().map(|()| false),
-        // What Linux says of a directory; POSIX has EPERM.
-        Err(Errno::ISDIR | Errno::PERM) => Ok(true),
+        // What Linux says of a directory.
+        Err(Errno::ISDIR) => Ok(true),
         Err(cause) => Err(cause),
     }
 }
@@ -173,10 +188,12 @@ fn move_up(
     }
 }
 
-/// Opens a directory, first giving its owner all rights on it, if need be.
+/// Opens a directory, first giving its owner all rights on it, if need be. `EXDEV` for a mount
+/// point: what is mounted there is not part of the tree.
 fn open_to_empty(parent: rustix::fd::BorrowedFd<'_>, name: &CStr) -> rustix::io::Result<OwnedFd> {
     let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let path_fd = rustix::fs::openat(parent, name, flags | OFlags::PATH, Mode::empty())?;
+    let resolve = ResolveFlags::NO_XDEV | ResolveFlags::BENEATH;
+    let path_fd = rustix::fs::openat2(parent, name, flags | OFlags::PATH, Mode::empty(), resolve)?;
     let stat = rustix::fs::fstat(&path_fd)?;
     if stat.st_mode & 0o700 != 0o700 {
         // By way of /proc, because fchmod refuses an O_PATH descriptor and chmod by

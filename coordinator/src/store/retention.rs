@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use jiff::tz::TimeZone;
-use rustix::fs::{FlockOperation, Mode, OFlags};
+use rustix::fs::{Access, AtFlags, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::pace::Pace;
@@ -135,7 +135,15 @@ impl Store {
                     Err(cause) => return Err(failed(cause)),
                 }
             }
-            rustix::fs::renameat(&self.dir, id, &self.dir, format!("{DEL}{id}")).map_err(failed)?;
+            let gone = format!("{DEL}{id}");
+            match rustix::fs::renameat(&self.dir, id, &self.dir, &gone) {
+                // A copy of a store that was made over an older one has both.
+                Err(Errno::NOTEMPTY | Errno::EXIST) => {
+                    super::remove_tree(&self.dir, gone.as_ref()).map_err(failed)?;
+                    rustix::fs::renameat(&self.dir, id, &self.dir, &gone).map_err(failed)?;
+                }
+                renamed => renamed.map_err(failed)?,
+            }
             retired.ids.push(id.clone());
         }
         if !retired.ids.is_empty() {
@@ -203,7 +211,21 @@ impl Store {
         if !space.is_short() {
             return Ok((removed, space));
         }
-        if self.clear(&mut Pace::brisk())? > 0 {
+        let (_, size) = self.free_of()?;
+        if space.wanted > size {
+            return Err(Error::new(format!(
+                "--min-free {room} asks for {} bytes, and the file system of the store {} has only \
+                 {size} in all; nothing was removed for it",
+                space.wanted,
+                self.path.display(),
+            ))
+            .next("ask for less with --min-free, or for a share (10%)"));
+        }
+        // What cannot be removed is told of by whoever clears last.
+        if self
+            .clear(&mut Pace::brisk())
+            .map_or(true, |cleared| cleared > 0)
+        {
             space = self.settled_space(room, space)?;
         }
         if !space.is_short() {
@@ -214,8 +236,16 @@ impl Store {
             if retired.ids.is_empty() {
                 continue;
             }
+            let names = retired.ids.iter().map(|id| format!("{DEL}{id}"));
+            let is_there = |name: String| {
+                rustix::fs::accessat(&self.dir, name, Access::EXISTS, AtFlags::empty()).is_ok()
+            };
+            let cleared = self.clear(&mut Pace::brisk());
+            if cleared.is_err() && names.into_iter().any(is_there) {
+                // To take out more would not help, and cost them.
+                cleared?;
+            }
             removed.extend(retired.ids);
-            self.clear(&mut Pace::brisk())?;
             space = self.settled_space(room, space)?;
             if !space.is_short() {
                 break;

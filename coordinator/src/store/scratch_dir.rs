@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 
-use super::{Store, TMP, fault, remove_tree};
+use super::{Store, TMP, fault, remove, remove_tree};
 use crate::{Error, Result};
 
 /// Names tried, where a sweep takes one away before it is locked.
@@ -82,7 +82,7 @@ impl ScratchDir {
     pub(crate) fn remove(mut self) -> Result<()> {
         self.removed = true;
         remove_tree(&self.set, OsStr::new(&self.name))
-            .map_err(|cause| fault("remove", &self.path, cause))
+            .map_err(|cause| remove::cannot(&self.path, cause))
     }
 }
 

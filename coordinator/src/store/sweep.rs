@@ -7,21 +7,40 @@ use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::pace::Pace;
-use super::{DEL, Store, StoreLock, TMP, fault, remove};
-use crate::Result;
+use super::{DEL, Store, StoreLock, TMP, remove};
+use crate::{Error, Result};
+
+/// What became of things left half done.
+#[derive(Debug, Default)]
+pub struct Swept {
+    /// Removed.
+    pub names: Vec<String>,
+    /// Why others stay.
+    pub failed: Vec<Error>,
+}
+
+impl Swept {
+    /// A line for each.
+    pub fn lines(&self) -> impl Iterator<Item = String> {
+        let removed = |name: &String| format!("removed {name}, left half done");
+        let failed = self.failed.iter().map(Error::line);
+        self.names.iter().map(removed).chain(failed)
+    }
+}
 
 impl Store {
-    /// Removes drafts that were never published, and returns their names; points `latest`
-    /// elsewhere if a crash left it without its snapshot. The lock says that nobody is at work on
+    /// Removes drafts that were never published, and returns their names; mends `latest` if a
+    /// crash left it without its snapshot, or short of it. The lock says that nobody is at work on
     /// them.
     ///
-    /// What is on its way out (`.del-*`) is left to [`Store::clear`], which may take long.
+    /// What cannot be removed is no reason to make no snapshots: it stays for the next time. What
+    /// is on its way out (`.del-*`) is left to [`Store::clear`], which may take long.
     ///
     /// # Errors
     ///
-    /// One cannot be removed; those before it are.
-    pub fn sweep(&self, lock: &StoreLock) -> Result<Vec<String>> {
-        let mut swept = Vec::new();
+    /// The store cannot be read, or `latest` not be written.
+    pub fn sweep(&self, lock: &StoreLock) -> Result<Swept> {
+        let mut swept = Swept::default();
         let names = self.names()?;
         for name in &names {
             if !name.to_bytes().starts_with(TMP.as_bytes()) {
@@ -31,19 +50,15 @@ impl Store {
                 continue;
             }
             let name = OsStr::from_bytes(name.to_bytes());
-            remove::remove_tree(&self.dir, name).map_err(|cause| {
-                fault("remove what a crash left,", &self.path.join(name), cause)
-            })?;
-            swept.push(name.to_string_lossy().into_owned());
+            match remove::remove_tree(&self.dir, name) {
+                Ok(()) => swept.names.push(name.to_string_lossy().into_owned()),
+                Err(cause) => swept
+                    .failed
+                    .push(remove::cannot(&self.path.join(name), cause)),
+            }
         }
-        swept.sort_unstable();
-        if let Some(latest) = self.latest()
-            && !names
-                .iter()
-                .any(|name| name.to_bytes() == latest.as_bytes())
-        {
-            self.settle_latest(lock)?;
-        }
+        swept.names.sort_unstable();
+        self.mend_latest(lock)?;
         Ok(swept)
     }
 
@@ -62,13 +77,14 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// One cannot be removed; those before it are.
+    /// One cannot be removed, the first of them; all others are.
     pub fn clear(&self, pace: &mut Pace<'_>) -> Result<usize> {
         let mut doomed = self.names()?;
         doomed.retain(|name| name.to_bytes().starts_with(DEL.as_bytes()));
         doomed.sort_unstable();
         let _idle = pace.idle();
         let mut cleared = 0;
+        let mut failed = None;
         for (done, name) in doomed.iter().enumerate() {
             pace.begin(doomed.len() - done);
             let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -83,9 +99,11 @@ impl Store {
             match remove::remove_paced(&self.dir, name, pace) {
                 Ok(()) => cleared += 1,
                 Err(Errno::CANCELED) => break,
-                Err(cause) => return Err(fault("remove", &self.path.join(name), cause)),
+                Err(cause) => {
+                    failed = failed.or(Some(remove::cannot(&self.path.join(name), cause)))
+                }
             }
         }
-        Ok(cleared)
+        failed.map_or(Ok(cleared), Err)
     }
 }

@@ -244,11 +244,11 @@ fn what_a_crash_left_is_swept_and_never_listed() {
     )
     .unwrap();
     assert_eq!(ids(&store), [kept.as_str()]);
-    let swept = store.sweep(&lock).unwrap();
+    let swept = store.sweep(&lock).unwrap().names;
     assert_eq!(swept, [".tmp-20261120T231700.123456Z", ".tmp-latest"]);
     assert_eq!(store.clear(&mut Pace::brisk()).unwrap(), 1);
     assert_eq!(names(store.path()), [".lock", &kept, "latest"]);
-    assert!(store.sweep(&lock).unwrap().is_empty());
+    assert!(store.sweep(&lock).unwrap().names.is_empty());
     // Killed between taking a snapshot out and pointing `latest` elsewhere.
     let newer = publish(store.begin(&lock).unwrap(), true);
     store.retire(&lock, &[newer]).unwrap();

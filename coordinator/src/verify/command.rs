@@ -118,7 +118,10 @@ fn on_a_copy(
 ) -> Result<Found> {
     let scratch = Scratch::of(subject.tree, subject.id, subject.store, stop)?;
     let found = run(verify, subject, scratch.tree(), stop, progress);
-    scratch.remove()?;
+    // That it cannot be removed says nothing of the snapshot; the next sweep tries again.
+    if let Err(error) = scratch.remove() {
+        progress.note(&error.line());
+    }
     found
 }
 

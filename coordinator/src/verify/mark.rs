@@ -65,6 +65,9 @@ pub fn mark(
             ("reasons", Some(Value::Array(reasons))),
             ("verified", Some(Value::Bool(is_verified))),
         ];
+        if !is_verified {
+            store.leave_latest(lock, id)?;
+        }
         store.annotate(lock, id, &changes)?;
     }
     store.settle_latest(lock).map(|_| ())
