@@ -43,6 +43,11 @@ const COMMANDS: &[(&str, &[&str])] = &[
     ("show", &["show", "SET", "latest"]),
     ("prune", &["prune", "SET", "--keep-last", "1", "--dry-run"]),
     ("verify", &["verify", "SET", "latest"]),
+    ("hold", &["hold", "SET", "--", "true"]),
+    (
+        "restore",
+        &["restore", "SET", "latest", "--in-place", "--dry-run"],
+    ),
     ("pin", &["unpin", "SET", "latest"]),
     ("delete", &["delete", "SET", "OLD"]),
 ];

@@ -20,7 +20,8 @@ Examples:
 pub const RUN: &str = "\
 Examples:
   snapshim run --name db --watch data -- ./app --port 80
-  snapshim run --every 5m --keep-last 10 ./app";
+  snapshim run --every 5m --keep-last 10 ./app
+  snapshim run --every 5s --at auto --restore-on-crash --restart -- ./app";
 
 /// Of `checkpoint`.
 pub const CHECKPOINT: &str = "\
