@@ -105,7 +105,7 @@ pub struct Watch {
     files: [WatchedFile; MAX_WATCHED],
 }
 
-/// An entry of [`Watch::files`], by number.
+/// A followed file of a [`Watch`], by number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tracked(u16);
 
