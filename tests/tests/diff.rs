@@ -519,10 +519,10 @@ fn live_files_are_those_that_a_capture_would_take() {
     // A snapshot of one file says nothing of the others.
     lab.env(&[]);
     let kept = data.join("kept");
-    lab.checkpoint(&["--only", kept.to_str().unwrap()])
-        .verified();
+    let outcome = lab.checkpoint(&["--only", kept.to_str().unwrap()]);
+    let id = outcome.verified().id();
     fs::write(&kept, "333").unwrap();
-    let found = json(&lab, &["--live", lab.set(), "latest"]);
+    let found = json(&lab, &["--live", lab.set(), id]);
     assert_eq!(
         entries(&found).into_keys().collect::<Vec<_>>(),
         only(&["kept"])

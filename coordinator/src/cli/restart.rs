@@ -60,8 +60,13 @@ impl<'a> Crashes<'a> {
                 ));
             }
         }
+        // Without any of it, a store that cannot be used keeps no program from starting.
+        let newest = match args.restart.is_some() || args.restore_on_crash {
+            true => crash::newest(set)?,
+            false => None,
+        };
         Ok(Crashes {
-            newest: crash::newest(set)?,
+            newest,
             args,
             set,
             options,
@@ -74,6 +79,9 @@ impl<'a> Crashes<'a> {
         let Some(how) = self.crash(status).filter(|_| !asked) else {
             return Next::End;
         };
+        if self.args.restart.is_none() && !self.args.restore_on_crash {
+            return Next::End;
+        }
         let newest = crash::newest(self.set).ok().flatten();
         if newest != self.newest {
             self.in_a_row = 0;
