@@ -540,6 +540,8 @@ fn take<W: Work>(subject: Subject<'_>, options: &Options, prepared: W) -> Result
     }
     let shut = match &options.only {
         None => Shut::Devices(prepared.devices()),
+        // A save that replaces the file makes another of it.
+        Some(path) if options.at != CommitPoint::Write => Shut::Devices(vec![identity(path)?.dev]),
         Some(path) => Shut::Only(identity(path)?),
     };
 
@@ -619,7 +621,10 @@ fn take<W: Work>(subject: Subject<'_>, options: &Options, prepared: W) -> Result
     let report = outside.into_report();
     let scan = seen.and(after);
     // What the gate does not see done cannot have reached a point of the program's.
-    if !scan.outside().is_empty() {
+    if !scan.outside().is_empty() && point != CommitPoint::Write {
+        if options.otherwise != Otherwise::At(CommitPoint::Write) {
+            return Err(cannot_be_told(point, &scan));
+        }
         point = CommitPoint::Write;
     }
     reasons.extend(mapped.iter().filter_map(|m| m.reason(&report)));
@@ -651,23 +656,26 @@ fn has_ended(process: &OwnedFd) -> bool {
     poll(&mut fds, Some(&now)).is_ok_and(|ready| ready > 0)
 }
 
+/// The error of a point that somebody the gate does not see may not have reached.
+fn cannot_be_told(point: CommitPoint, scan: &Scan) -> Error {
+    Error {
+        exit: Exit::NotReached,
+        ..Error::new(format!(
+            "the commit point {point} cannot be told: a program writes to the files that the gate \
+             does not see ({})",
+            scan.outside_names().join(", ")
+        ))
+    }
+    .next("say what else will do with --else write; `snapshim doctor PID` says why")
+}
+
 /// What is asked of the commit point, if there are these writers.
 fn asked(options: &Options, limit: Duration, seen: &Scan) -> Result<Asked> {
     let mut at = options.at;
     if at != CommitPoint::Write && !seen.outside().is_empty() {
         match options.otherwise {
-            Otherwise::At(_) => at = CommitPoint::Write,
-            Otherwise::Fail => {
-                return Err(Error {
-                    exit: Exit::NotReached,
-                    ..Error::new(format!(
-                        "the commit point {at} cannot be told: a program writes to the files \
-                         that the gate does not see ({})",
-                        seen.outside_names().join(", ")
-                    ))
-                }
-                .next("say what else will do with --else write; `snapshim doctor PID` says why"));
-            }
+            Otherwise::At(CommitPoint::Write) => at = CommitPoint::Write,
+            _ => return Err(cannot_be_told(at, seen)),
         }
     }
     Ok(Asked {

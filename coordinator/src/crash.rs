@@ -31,7 +31,7 @@ pub fn newest(set: &Set) -> Result<Option<String>> {
 }
 
 /// Puts the newest good snapshot back, and keeps what it replaces as a snapshot that says why
-/// it is not verified. `how` the program ended: "was ended by signal 9".
+/// it is not verified. What is older than `not_before` is no good. `how` the program ended: "was ended by signal 9".
 ///
 /// # Errors
 ///
@@ -40,12 +40,15 @@ pub fn newest(set: &Set) -> Result<Option<String>> {
 pub fn put_back(
     set: &Set,
     options: &Options,
+    not_before: Option<&str>,
     how: &str,
     progress: &mut dyn Progress,
 ) -> Result<PutBack> {
-    let id = newest(set)?.ok_or_else(|| {
-        Error::new("there is no verified snapshot to put back")
-            .next("`snapshim list` shows what there is")
+    // Ids sort by time.
+    let is_new = |id: &String| not_before.is_none_or(|first| id.as_str() >= first);
+    let id = newest(set)?.filter(is_new).ok_or_else(|| {
+        Error::new("there is no verified snapshot since it was started that could be put back")
+            .next("`snapshim list` shows what there is; `snapshim restore --in-place` goes further back")
     })?;
     let kept = Options {
         at: CommitPoint::Write,

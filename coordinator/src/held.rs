@@ -15,6 +15,8 @@ use crate::error::Context;
 use crate::store::manifest::{FileRecord, Kind};
 use crate::{Error, Result};
 
+/// How long is waited for what SIGKILL does not end at once.
+const LAST: Duration = Duration::from_secs(2);
 /// Between looks whether it has ended.
 const TICK: Duration = Duration::from_micros(200);
 
@@ -39,6 +41,18 @@ impl Held {
         let files = records(&capture::look(&scope)?);
         // A group of its own: what it starts can be ended with it.
         command.process_group(0);
+        // SAFETY: both calls are async-signal-safe, and touch nothing of ours.
+        unsafe {
+            command.pre_exec(|| {
+                // It does not outlive us, and takes signals, which are put off here meanwhile.
+                nix::libc::prctl(
+                    nix::libc::PR_SET_PDEATHSIG,
+                    nix::libc::SIGKILL as nix::libc::c_ulong,
+                );
+                let none = nix::sys::signal::SigSet::empty();
+                none.thread_set_mask().map_err(std::io::Error::from)
+            });
+        }
         Ok(Held {
             scope,
             files,
@@ -73,7 +87,11 @@ impl Drop for Group {
         if matches!(self.0.try_wait(), Ok(None)) {
             // Not reaped yet, so its id is its own.
             let _ = killpg(Pid::from_raw(self.0.id() as i32), Signal::SIGKILL);
-            let _ = self.0.wait();
+            // Asleep in the kernel, where no signal reaches it, it ends when it wakes up.
+            let sent = std::time::Instant::now();
+            while sent.elapsed() < LAST && matches!(self.0.try_wait(), Ok(None)) {
+                std::thread::sleep(TICK);
+            }
         }
     }
 }

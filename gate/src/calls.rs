@@ -96,8 +96,9 @@ actions! {
     MMAP => Map;
     MREMAP MUNMAP MPROTECT PKEY_MPROTECT => Remap;
     FSYNC FDATASYNC => Sync;
-    SYNC SYNCFS => SyncAll;
-    MSYNC SYNC_FILE_RANGE => Flush;
+    SYNC => SyncAll;
+    // syncfs: of one file system, which need not be the members'.
+    SYNCFS MSYNC SYNC_FILE_RANGE => Flush;
     FCNTL => Fcntl;
     FLOCK => Lock;
     CLOSE => Close(0);

@@ -88,6 +88,7 @@ mod of_this_machine {
     pub const DUP3: usize = 292;
     pub const PWRITEV: usize = 296;
     pub const SYNCFS: usize = 306;
+    pub const PROCESS_VM_READV: usize = 310;
     pub const PROCESS_VM_WRITEV: usize = 311;
     pub const KCMP: usize = 312;
     pub const RENAMEAT2: usize = 316;
@@ -166,6 +167,7 @@ mod of_this_machine {
     pub const MSYNC: usize = 227;
     pub const MADVISE: usize = 233;
     pub const SYNCFS: usize = 267;
+    pub const PROCESS_VM_READV: usize = 270;
     pub const PROCESS_VM_WRITEV: usize = 271;
     pub const KCMP: usize = 272;
     pub const RENAMEAT2: usize = 276;

@@ -75,8 +75,8 @@ pub fn monotonic_ns() -> u64 {
 }
 
 /// Sleeps while `*word == seen`, at most `ns`. Returns for any reason: value
-/// changed, woken, timed out, a signal.
-pub fn futex_wait(word: &AtomicU32, seen: u32, ns: u64) {
+/// changed, woken, timed out, a signal. 0 if woken, else minus the error number.
+pub fn futex_wait(word: &AtomicU32, seen: u32, ns: u64) -> isize {
     let timeout = Timespec {
         sec: (ns / 1_000_000_000) as i64,
         nsec: (ns % 1_000_000_000) as i64,
@@ -93,7 +93,7 @@ pub fn futex_wait(word: &AtomicU32, seen: u32, ns: u64) {
                 0,
                 0,
             ],
-        );
+        )
     }
 }
 

@@ -12,6 +12,7 @@
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst};
 use core::sync::atomic::{AtomicU32, AtomicU64};
 
+use crate::slot::Slot;
 use crate::table::FileId;
 
 /// Files whose changes can be followed at the same time.
@@ -96,7 +97,8 @@ pub struct Watch {
     used: AtomicU32,
     /// C. Not zero: whoever would begin a unit, or holds no lock and would take one, waits.
     pub door: AtomicU32,
-    _reserved: AtomicU32,
+    /// Whoever reaps a slot. [`LOCK`], [`UNIT`]: its owner ended in the middle of something.
+    vanished: AtomicU32,
     /// C. Processes that hold a lock, as [`Owner::pack`](crate::slot::Owner::pack)ed with
     /// their process id as thread id; 0 for none.
     pub holders: [AtomicU64; MAX_HOLDERS],
@@ -130,8 +132,8 @@ impl Watch {
     /// Forgets what was noted, and begins anew. For the coordinator, with the gate shut
     /// and drained: nobody else is at it.
     pub fn arm(&self, word: u32, points: u32, until_ns: u64) {
-        let used = self.entries();
-        for file in &self.files[..used] {
+        self.vanished.store(0, Relaxed);
+        for file in &self.files {
             file.state.store(FREE, Relaxed);
             for count in [&file.begun, &file.done, &file.synced] {
                 count.store(0, Relaxed);
@@ -204,11 +206,7 @@ impl Watch {
     /// Before a call that makes everything durable: how many changes it will cover.
     pub fn sync_all_begins(&self) -> Option<u32> {
         let changes = self.changes.load(Acquire);
-        let quiet = self.files[..self.entries()].iter().all(|file| {
-            let done = file.done.load(Acquire);
-            file.begun.load(Acquire) == done
-        });
-        quiet.then_some(changes)
+        self.is_still().then_some(changes)
     }
 
     /// After it has succeeded. If something was changed meanwhile, it is not known what
@@ -236,6 +234,32 @@ impl Watch {
                     && file.synced.load(Acquire) == begun
                     && file.state.load(Acquire) != CLAIMING
             })
+    }
+
+    /// Whether no change of a file is in flight.
+    pub fn is_still(&self) -> bool {
+        self.files[..self.entries()].iter().all(|file| {
+            let done = file.done.load(Acquire);
+            file.begun.load(Acquire) == done
+        })
+    }
+
+    /// To be told of a slot before it is reaped: its owner, who is gone, may have been in the
+    /// middle of a unit, or have changed something since it last gave up a lock.
+    pub fn note_end(&self, slot: &Slot) {
+        let locks = slot.seen[crate::slot::Seen::Lock as usize].load(Relaxed) > 0;
+        let is_unsettled = slot.changed.load(Acquire) != slot.settled.load(Acquire);
+        if locks && is_unsettled {
+            self.vanished.fetch_or(LOCK, AcqRel);
+        }
+        if slot.units.load(Acquire) != 0 {
+            self.vanished.fetch_or(UNIT, AcqRel);
+        }
+    }
+
+    /// Whether somebody ended so, since the gate was armed; `point`: [`LOCK`] or [`UNIT`].
+    pub fn has_vanished(&self, point: u32) -> bool {
+        self.vanished.load(Acquire) & point != 0
     }
 
     /// Whether nothing was changed since a rename that succeeded.
@@ -306,6 +330,10 @@ impl Watch {
             match file.state.load(Acquire) {
                 USED => {
                     if file.dev.load(Relaxed) == id.dev && file.ino.load(Relaxed) == id.ino {
+                        // Whoever made it may have been killed before he did this.
+                        if make {
+                            self.used.fetch_max(index as u32 + 1, AcqRel);
+                        }
                         return Some(Tracked(index as u16));
                     }
                     index += 1;

@@ -287,6 +287,7 @@ fn clear_stale_slots() {
         let other_start = claimed.start_time != start && claimed.start_time != 0 && start != 0;
         let is_stale = other_start || slot.image.load(Relaxed) != image();
         if is_ours && is_stale {
+            gate.header().watch.note_end(slot);
             reap::reap(slot, claimed);
         }
     }

@@ -55,26 +55,26 @@ impl Claimant {
     /// A slot: one left under our own name, a free one among those in use, one of
     /// a dead thread, a new one, and when all are taken, any dead thread's.
     fn claim(&self, gate: &'static Gate) -> Option<&'static Slot> {
-        let used = gate.used_slots();
-        self.left_or_free(used)
-            .or_else(|| self.of_the_dead(used, DEAD_CHECKED))
+        self.left_or_free(gate)
+            .or_else(|| self.of_the_dead(gate, DEAD_CHECKED))
             .or_else(|| self.new_one(gate))
-            .or_else(|| self.of_the_dead(used, usize::MAX))
+            .or_else(|| self.of_the_dead(gate, usize::MAX))
     }
 
     fn take(&self, slot: &Slot) -> bool {
         slot.claim(self.owner, self.start_time, self.image)
     }
 
-    fn left_or_free(&self, used: &'static [Slot]) -> Option<&'static Slot> {
+    fn left_or_free(&self, gate: &'static Gate) -> Option<&'static Slot> {
         let own = self.owner.pack();
         let mut free = None;
-        for slot in used {
+        for slot in gate.used_slots() {
             let raw = slot.owner.load(Relaxed);
             if raw == own {
                 // Left by a dead thread whose id we were given, or taken by a
                 // handler of ours a moment ago and quiet again: ours either way.
                 if let Some(claimed) = Claimed::read(slot) {
+                    gate.header().watch.note_end(slot);
                     reap::reap(slot, claimed);
                 }
                 if self.take(slot) {
@@ -91,23 +91,28 @@ impl Claimant {
     /// A dead thread's slot, of this process or any other of its pid namespace.
     /// Begins at a place of its own, so that a row of long-lived threads is not
     /// looked at by every claimant.
-    fn of_the_dead(&self, used: &'static [Slot], limit: usize) -> Option<&'static Slot> {
+    fn of_the_dead(&self, gate: &'static Gate, limit: usize) -> Option<&'static Slot> {
+        let used = gate.used_slots();
         let begin = (self.owner.tid as usize).wrapping_mul(31) % used.len().max(1);
         let (before, after) = used.split_at_checked(begin)?;
         after
             .iter()
             .chain(before)
             .take(limit)
-            .find(|slot| self.free_if_dead(slot) && self.take(slot))
+            .find(|slot| self.free_if_dead(gate, slot) && self.take(slot))
     }
 
-    fn free_if_dead(&self, slot: &Slot) -> bool {
+    fn free_if_dead(&self, gate: &Gate, slot: &Slot) -> bool {
         let Some(claimed) = Claimed::read(slot) else {
             return false;
         };
-        Owner::unpack(claimed.owner).is_some_and(|owner| {
+        let is_dead = Owner::unpack(claimed.owner).is_some_and(|owner| {
             owner.pidns == self.owner.pidns && sys::is_dead(owner.pid, owner.tid)
-        }) && reap::reap(slot, claimed)
+        });
+        if is_dead {
+            gate.header().watch.note_end(slot);
+        }
+        is_dead && reap::reap(slot, claimed)
     }
 
     fn new_one(&self, gate: &'static Gate) -> Option<&'static Slot> {

@@ -284,6 +284,29 @@ fn status_flags(fd: i32) -> Option<i32> {
     (flags >= 0).then_some(flags as i32)
 }
 
+/// Reads two bytes of this process's memory, which may not be there.
+pub(crate) fn peek_u16(at: usize) -> Option<u16> {
+    let mut value = 0u16;
+    let here = [&raw mut value as usize, 2];
+    let there = [at, 2];
+    let pid = crate::attach::page()
+        .pid
+        .load(core::sync::atomic::Ordering::Relaxed);
+    // SAFETY: the kernel checks the address it reads, and writes two bytes here.
+    let read = unsafe {
+        raw!(
+            nr::PROCESS_VM_READV,
+            pid,
+            here.as_ptr(),
+            1,
+            there.as_ptr(),
+            1,
+            0
+        )
+    };
+    (read == 2).then_some(value)
+}
+
 /// Whether what is written to it is durable when the call returns (O_DSYNC, O_SYNC).
 pub(crate) fn is_durable(fd: i32) -> bool {
     const O_DSYNC: i32 = 0o10000;

@@ -105,7 +105,7 @@ fn begin_event(gate: &'static Gate, event: Event, fd: i32, argument: u64) -> Fra
             }
             // Whoever holds a lock must be able to go on: to upgrade it, to take more, to
             // give it up.
-            if !LOCKED.load(Relaxed) {
+            if !LOCKED.load(Relaxed) && takes_lock(event, argument) {
                 wait_at_door(gate);
             }
             argument
@@ -136,9 +136,24 @@ fn member(gate: &Gate, fd: i32) -> Option<FileId> {
     }
 }
 
+/// Whether a call about locks is going to take one. What it gives up never waits.
+fn takes_lock(event: Event, argument: u64) -> bool {
+    const LOCK_UN: u64 = 8;
+    const F_ULOCK: u64 = 0;
+    match event {
+        Event::Flock => argument & LOCK_UN == 0,
+        Event::Lockf => argument != F_ULOCK,
+        // The kernel reads the kind for us: the address may be any.
+        _ => sys::peek_u16(argument as usize).is_some_and(|kind| kind as i16 != F_UNLCK),
+    }
+}
+
 /// Waits while the door is shut to this process, at most as long as a call may wait. Then
 /// it goes in: the point will not be reached.
 fn wait_at_door(gate: &Gate) {
+    // A forked child has to know its own id first.
+    attach::ensure();
+    const EINTR: isize = -4;
     /// Between looks: the door opens without a change of the gate's word.
     const LOOK_NS: u64 = 5_000_000;
     let process = attach::owner(attach::page().pid.load(Relaxed)).pack();
@@ -148,10 +163,19 @@ fn wait_at_door(gate: &Gate) {
     loop {
         let seen = word.load(Relaxed);
         let spent = monotonic_ns().wrapping_sub(start);
-        if !word::is_armed(seen) || !watch.is_shut_to(process) || spent >= gate.hold_bound_ns() {
+        if !word::is_armed(seen) || !watch.is_shut_to(process) {
             return;
         }
-        futex_wait(word, seen, LOOK_NS.min(gate.hold_bound_ns() - spent));
+        let is_over = start.wrapping_add(spent) > watch.until_ns.load(Relaxed);
+        if is_over || spent >= gate.hold_bound_ns() {
+            // For everybody: the point will not be reached, or nobody is there to see it.
+            watch.open_door();
+            return;
+        }
+        // A signal: the program may have asked for it to end its own wait.
+        if futex_wait(word, seen, LOOK_NS.min(gate.hold_bound_ns() - spent)) == EINTR {
+            return;
+        }
     }
 }
 
@@ -276,7 +300,8 @@ fn locked(gate: &'static Gate, takes: bool, gives_up: bool) {
         }
         // Should this process end now, its lock has not vanished with it.
         if let Some((_, slot)) = mine() {
-            slot.settled.store(slot.changed.load(Relaxed), Release);
+            let changed = slot.changed.fetch_add(1, AcqRel).wrapping_add(1);
+            slot.settled.store(changed, Release);
         }
         boundary(gate, watch::LOCK);
     }
@@ -286,12 +311,23 @@ fn locked(gate: &'static Gate, takes: bool, gives_up: bool) {
 fn boundary(gate: &'static Gate, points: u32) {
     let header = gate.header();
     let armed = header.word.load(Relaxed);
-    if !word::is_armed(armed) || header.watch.points.load(Relaxed) & points == 0 {
+    // In a sandbox, the calls below may be fatal.
+    if !word::is_armed(armed)
+        || header.watch.points.load(Relaxed) & points == 0
+        || attach::is_sandboxed()
+    {
+        return;
+    }
+    let now = monotonic_ns();
+    if now > header.watch.until_ns.load(Relaxed) {
+        // Nobody waits any more.
+        let open = word::next(armed, word::OPEN);
+        let _ = header.word.compare_exchange(armed, open, AcqRel, Relaxed);
         return;
     }
     // Before the gate is shut, so that whoever finds it shut finds the time. Of two threads
     // that are here together, either's will do.
-    header.watch.shut_ns.store(monotonic_ns(), Relaxed);
+    header.watch.shut_ns.store(now, Relaxed);
     let shut = word::next(armed, word::CLOSED);
     if header
         .word
@@ -328,6 +364,12 @@ pub(crate) fn note(
     {
         return false;
     }
+    // Noted as begun before it is counted: whoever makes everything durable finds it in
+    // flight, or the count moved.
+    let tracked = match change {
+        Change::File(id) if slot.is_some() && !is_nested => watch.begin(id),
+        _ => None,
+    };
     let number = watch.change();
     give_up_in_time(gate, watch, armed, number);
     if LOCKED.load(Relaxed) {
@@ -338,27 +380,25 @@ pub(crate) fn note(
         return false;
     };
     slot.changed.fetch_add(1, AcqRel);
-    match change {
+    match (change, tracked) {
         _ if is_nested => {
             watch.set_blind();
             false
         }
-        Change::File(id) => {
-            let Some(tracked) = watch.begin(id) else {
-                return false;
-            };
-            let is_durable = matches!(target, Target::Fd(fd) if sys::is_durable(fd));
+        (Change::File(_), Some(tracked)) => {
+            // Only what is written; nobody promises as much of a size or a mode.
+            let is_durable = matches!((call.class, target), (Class::Write, Target::Fd(fd)) if sys::is_durable(fd));
             slot.ticket.store(u32::from(is_durable), Relaxed);
             slot.tracked.store(tracked.pack(arming), Relaxed);
             true
         }
-        Change::Rename => {
+        (Change::Rename, _) => {
             slot.ticket.store(number, Relaxed);
             slot.tracked.store(Tracked::RENAME.pack(arming), Relaxed);
             true
         }
-        Change::Name => false,
-        Change::Unknown | Change::None => {
+        (Change::File(_) | Change::Name, _) => false,
+        (Change::Unknown | Change::None, _) => {
             watch.set_blind();
             false
         }
@@ -389,7 +429,8 @@ pub(crate) fn changed(slot: &Slot, result: isize) -> u32 {
     };
     let ticket = slot.ticket.load(Relaxed);
     if tracked == Tracked::RENAME {
-        if result != 0 {
+        // What is in flight may end after the rename.
+        if result != 0 || !watch.is_still() {
             return 0;
         }
         watch.renamed.fetch_max(ticket, AcqRel);

@@ -28,6 +28,8 @@ pub struct Crashes<'a> {
     in_a_row: u32,
     /// The newest good snapshot at the last start.
     newest: Option<String>,
+    /// The snapshot taken before the first start.
+    first: Option<String>,
 }
 
 /// What to do about the end of the program.
@@ -46,6 +48,7 @@ impl<'a> Crashes<'a> {
             wait: Duration::from_secs(10),
             ..options
         };
+        let mut first = None;
         if args.restore_on_crash {
             let at_rest = Options {
                 at: CommitPoint::Write,
@@ -59,6 +62,7 @@ impl<'a> Crashes<'a> {
                     output::name(&reason.text)
                 ));
             }
+            first = Some(made.manifest.id);
         }
         // Without any of it, a store that cannot be used keeps no program from starting.
         let newest = match args.restart.is_some() || args.restore_on_crash {
@@ -67,6 +71,7 @@ impl<'a> Crashes<'a> {
         };
         Ok(Crashes {
             newest,
+            first,
             args,
             set,
             options,
@@ -88,7 +93,13 @@ impl<'a> Crashes<'a> {
             self.newest = newest;
         }
         if self.args.restore_on_crash {
-            match crash::put_back(self.set, &self.options, &how, &mut Meter::new()) {
+            match crash::put_back(
+                self.set,
+                &self.options,
+                self.first.as_deref(),
+                &how,
+                &mut Meter::new(),
+            ) {
                 Ok(done) => output::note(&format!(
                     "snapshim: the program {how}: put back {}; what it left is {}",
                     done.id, done.crashed

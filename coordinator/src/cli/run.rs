@@ -9,7 +9,7 @@ use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, ExitStatus};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::libc;
 
@@ -27,6 +27,9 @@ use super::{inherited, output, preload, usage};
 
 /// How long a periodic checkpoint tries for its commit point.
 const WAIT: Duration = Duration::from_secs(10);
+
+/// How long a program may take to end after it was told to.
+const TO_END: Duration = Duration::from_secs(60);
 
 /// Runs the command.
 pub fn run(mut args: RunArgs) -> Result<ExitCode> {
@@ -123,7 +126,8 @@ fn attend(
     periodic: Option<&Periodic>,
 ) -> Result<(ExitStatus, bool)> {
     let pid = child.id() as i32;
-    let mut asked = false;
+    // The last signal that commonly asks for the end, and when.
+    let mut asked: Option<(i32, Instant)> = None;
     // A stop that waits for a checkpoint to be finished.
     let mut stop = None;
     loop {
@@ -139,7 +143,9 @@ fn attend(
         let taken = signals.next();
         // Before it is waited for: afterwards its id may be another's.
         taken.forward(pid);
-        asked |= taken.is_end();
+        if taken.is_end() {
+            asked = Some((taken.signal, Instant::now()));
+        }
         if taken.is_stop() {
             stop = Some(taken.signal);
         } else if taken.signal == libc::SIGCONT
@@ -150,7 +156,11 @@ fn attend(
         } else if taken.signal == libc::SIGCHLD
             && let Some(status) = child.try_wait().context(|| "wait for the program".into())?
         {
-            return Ok((status, asked));
+            // It ended by that very signal, or soon after it: not because of what it did hours later.
+            let was_asked = asked.is_some_and(|(signal, when)| {
+                status.signal() == Some(signal) || signal != libc::SIGHUP && when.elapsed() < TO_END
+            });
+            return Ok((status, was_asked));
         }
     }
 }

@@ -9,21 +9,26 @@ use std::sync::atomic::Ordering::{Acquire, Relaxed};
 use snapshim_gate::abi::Gate;
 use snapshim_gate::reap::Claimed;
 use snapshim_gate::slot::{Owner, Seen, Slot};
+use snapshim_gate::table::FileId;
 
 use super::locks;
 use crate::hold::locate::Locator;
 use crate::hold::process::{self, Pid};
 
 /// A process that owns slots, and what it did.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Worker {
     /// As this process sees it; `None` if it has ended.
     pub pid: Option<Pid>,
-    /// Changes of members while the gate was armed.
-    pub changes: u64,
+    /// Changes of members while the gate was armed: of each slot, which moves if it is
+    /// given to somebody else.
+    pub changes: Changes,
     /// Whether some of these were made since the same thread last gave up a lock.
     pub is_unsettled: bool,
 }
+
+/// By slot: its generation, and what was counted.
+pub type Changes = Vec<(usize, u32, u32)>;
 
 /// Tells a process from another that got its id: owner, and start time.
 pub type Key = (u32, u32, u64);
@@ -48,18 +53,17 @@ pub fn workers(gate: &Gate) -> Option<BTreeMap<Key, Worker>> {
         let key = (owner.pid, owner.pidns, claimed.start_time);
         let worker: &mut Worker = workers.entry(key).or_default();
         worker.pid = pid;
-        worker.changes += u64::from(slot.changed.load(Acquire));
+        let (changed, at) = (
+            slot.changed.load(Acquire),
+            std::ptr::from_ref(slot) as usize,
+        );
+        if changed != 0 {
+            let generation = slot.generation.load(Acquire);
+            worker.changes.push((at, generation, changed));
+        }
         worker.is_unsettled |= slot.changed.load(Acquire) != slot.settled.load(Acquire);
     }
     Some(workers)
-}
-
-/// Whether whoever claimed a slot may live.
-pub fn is_owned(slot: &Slot) -> bool {
-    Claimed::read(slot).is_some_and(|claimed| {
-        Owner::unpack(claimed.owner)
-            .is_some_and(|owner| !Locator::default().is_gone(owner, claimed.start_time))
-    })
 }
 
 /// A process in the form of [`snapshim_gate::watch::Watch::holders`].
@@ -93,9 +97,13 @@ pub struct Open {
     pub is_write_locked: bool,
 }
 
-/// Regular files below `roots` that a process has open. What cannot be looked at is
-/// an error: nothing is claimed of it.
-pub fn open_below(pid: Pid, roots: &[PathBuf]) -> std::io::Result<Vec<Open>> {
+/// Regular files below `roots` that a process has open, by path or as one of `members`. What
+/// cannot be looked at is an error: nothing is claimed of it.
+pub fn open_below(
+    pid: Pid,
+    roots: &[PathBuf],
+    members: &HashSet<FileId>,
+) -> std::io::Result<Vec<Open>> {
     let mut found = Vec::new();
     let Some(tid) = process::live_thread(pid) else {
         return Ok(found);
@@ -117,7 +125,12 @@ pub fn open_below(pid: Pid, roots: &[PathBuf]) -> std::io::Result<Vec<Open>> {
             continue;
         };
         // In another mount namespace the path may be any: the device decides.
-        let is_below = roots.iter().any(|root| target.starts_with(root))
+        let id = FileId {
+            dev: meta.dev(),
+            ino: meta.ino(),
+        };
+        let is_below = members.contains(&id)
+            || roots.iter().any(|root| target.starts_with(root))
             || devices.contains(&meta.dev()) && !Path::new(&target).exists();
         if !is_below || !meta.is_file() || meta.nlink() == 0 {
             continue;

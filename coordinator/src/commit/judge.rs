@@ -1,18 +1,18 @@
 //! Whether a commit point is reached: looked at with the gate shut and drained.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering::Acquire;
 
 use snapshim_gate::abi::Gate;
-use snapshim_gate::slot::{Seen, Slot};
+use snapshim_gate::slot::Seen;
 use snapshim_gate::table::FileId;
-use snapshim_gate::watch::{Noted, Watch};
+use snapshim_gate::watch::{self, Noted, Watch};
 
 use super::{CommitPoint, files};
 use crate::capture::Member;
-use crate::hold::process::Pid;
+use crate::hold::process::{self, Pid};
 
 /// What is known of the ground on which a point is judged.
 #[derive(Debug)]
@@ -34,7 +34,10 @@ pub struct Judge<'a> {
     ctimes: HashMap<PathBuf, (FileId, i64, i64)>,
     /// Of processes that held no write lock when they were last looked at: the changes
     /// they had made by then.
-    lockless: BTreeMap<files::Key, u64>,
+    lockless: BTreeMap<files::Key, files::Changes>,
+    /// Of processes that were seen to hold one: likewise.
+    locked: BTreeMap<files::Key, files::Changes>,
+    ids: HashSet<FileId>,
 }
 
 /// Members whose ctimes are compared; more take too long under a hold.
@@ -52,6 +55,8 @@ impl<'a> Judge<'a> {
             point,
             ctimes,
             lockless: BTreeMap::new(),
+            locked: BTreeMap::new(),
+            ids: ground.members.iter().map(|member| member.id).collect(),
         }
     }
 
@@ -65,13 +70,32 @@ impl<'a> Judge<'a> {
         match self.point {
             CommitPoint::Write => true,
             CommitPoint::Sync => self.watch().is_synced() && self.all_changes_were_seen(),
-            CommitPoint::Rename => self.watch().is_renamed() && self.all_changes_were_seen(),
+            CommitPoint::Rename => {
+                let watch = self.watch();
+                let is_blind = watch.blind.load(Acquire) != 0;
+                watch.is_renamed()
+                    && !is_blind
+                    && self.was_put_in_place()
+                    && self.all_changes_were_seen()
+            }
             CommitPoint::Close => self.is_closed(),
             CommitPoint::Lock => self.is_unlocked(is_quiet),
             CommitPoint::Unit => self.is_between_units(),
-            CommitPoint::Idle(_) => is_quiet && self.all_changes_were_seen(),
+            CommitPoint::Idle(_) => {
+                let is_blind = self.watch().blind.load(Acquire) != 0;
+                is_quiet && !is_blind && self.all_changes_were_seen()
+            }
             CommitPoint::Auto => false,
         }
+    }
+
+    /// Whether a member has been replaced by another file since: renames elsewhere are none
+    /// of ours.
+    fn was_put_in_place(&self) -> bool {
+        self.ctimes.iter().any(|(path, (id, _, _))| {
+            std::fs::symlink_metadata(path)
+                .is_ok_and(|meta| (meta.dev(), meta.ino()) != (id.dev, id.ino))
+        })
     }
 
     /// Whether every member that was changed since was changed by a call that was noted.
@@ -88,24 +112,31 @@ impl<'a> Judge<'a> {
             })
     }
 
-    /// Whether no process of the set has a file open for writing, and none lost it by ending.
-    fn is_closed(&mut self) -> bool {
-        let Some(workers) = files::workers(self.ground.gate) else {
-            return false;
-        };
-        let lives = |worker: &files::Worker| worker.pid.is_some() || worker.changes == 0;
-        workers.values().all(lives)
-            && workers.values().filter_map(|w| w.pid).all(|pid| {
-                self.open(pid)
-                    .is_some_and(|mut open| !open.any(|f| f.is_writer))
-            })
+    /// Whether nobody has a file open for writing. Also those that own no slot: what they
+    /// have open they may have inherited.
+    fn is_closed(&self) -> bool {
+        files::workers(self.ground.gate).is_some() && self.nobody(&[], |file| file.is_writer)
     }
 
-    /// Whether the program marks its units, and nobody who lives is in one.
+    /// Whether no process but these has a file open of which that is true. Those that
+    /// may not be looked at are the evidence's to speak of.
+    fn nobody(&self, but: &[Pid], is_it: impl Fn(&files::Open) -> bool) -> bool {
+        let me = std::process::id();
+        process::all().is_ok_and(|all| {
+            let others = all
+                .into_iter()
+                .filter(|pid| *pid != me && !but.contains(pid));
+            let mut open = others.filter_map(|pid| self.open(pid));
+            !open.any(|mut open| open.any(|file| is_it(&file)))
+        })
+    }
+
+    /// Whether the program marks its units, and nobody is in one, or was when it ended.
     fn is_between_units(&self) -> bool {
-        let in_unit = |slot: &&Slot| slot.units.load(Acquire) > 0;
-        let mut slots = self.ground.gate.used_slots().iter().filter(in_unit);
-        self.watch().counted(Noted::Units) > 0 && !slots.any(files::is_owned)
+        let mut slots = self.ground.gate.used_slots().iter();
+        self.watch().counted(Noted::Units) > 0
+            && !self.watch().has_vanished(watch::UNIT)
+            && !slots.any(|slot| slot.units.load(Acquire) > 0)
     }
 
     /// The processes that hold a lock on a member, in the form of the door's list.
@@ -121,7 +152,7 @@ impl<'a> Judge<'a> {
 
     /// What a process has open below the watched paths; `None` if that cannot be told.
     fn open(&self, pid: Pid) -> Option<impl Iterator<Item = files::Open> + use<>> {
-        let open = files::open_below(pid, self.ground.roots);
+        let open = files::open_below(pid, self.ground.roots, &self.ids);
         open.ok().map(Vec::into_iter)
     }
 
@@ -131,26 +162,32 @@ impl<'a> Judge<'a> {
         let Some(workers) = files::workers(self.ground.gate) else {
             return false;
         };
-        let mut is_free = true;
+        let mut is_free = !self.watch().has_vanished(watch::LOCK);
+        let is_settled = workers.values().all(|worker| !worker.is_unsettled);
+        let mut looked_at = Vec::new();
         for (key, worker) in workers {
             let known = self.lockless.get(&key);
             let Some(pid) = worker.pid else {
                 // It gave its lock up first; or was seen without one, and changed nothing since.
-                is_free &= !worker.is_unsettled || known == Some(&worker.changes);
+                let held = self.locked.get(&key) == Some(&worker.changes);
+                is_free &= !held && !worker.is_unsettled || known == Some(&worker.changes);
                 continue;
             };
             let Some(mut open) = self.open(pid) else {
                 is_free = false;
                 continue;
             };
+            looked_at.push(pid);
             if !open.any(|file| file.is_write_locked) {
                 self.lockless.insert(key, worker.changes);
-            } else if known != Some(&worker.changes) {
-                // Otherwise: granted since it was seen without any, and nothing changed since.
-                is_free = false;
+                continue;
             }
+            // Granted since it was seen without any, and nothing changed since, by nobody: a
+            // lock may be one process's and the changes under it another's.
+            is_free &= is_settled && known == Some(&worker.changes);
+            self.locked.insert(key, worker.changes);
         }
-        is_free && self.uses_locks(is_quiet)
+        is_free && self.uses_locks(is_quiet) && self.nobody(&looked_at, |file| file.is_write_locked)
     }
 
     /// Whether the absence of locks says something: the program was seen to lock, change and

@@ -18,8 +18,6 @@ const QUIET: Duration = Duration::from_millis(100);
 const OBSERVED: Duration = Duration::from_millis(500);
 /// Time between looks at a program that is to be idle.
 const TICK: Duration = Duration::from_millis(5);
-/// Longest time the gate stays armed without shutting after a refusal.
-const BACK_OFF: Duration = Duration::from_millis(20);
 
 /// A hold at a commit point, drained.
 #[derive(Debug)]
@@ -168,6 +166,7 @@ fn wait<'a>(
             // those that there are have finished.
             is_door_shut = true;
             until = now + limit / 2;
+            armed.extend(until);
             armed.watch().shut_door(judge.holders());
         }
         let tick = match point {
@@ -179,7 +178,8 @@ fn wait<'a>(
             Waited::Still(still) => {
                 armed = still;
                 let changes = changes(&armed);
-                if changes != last.0 {
+                // What is in flight is no quiet, however long ago it began.
+                if changes != last.0 || !armed.watch().is_still() {
                     last = (changes, Instant::now());
                     was_refused_quiet = false;
                 }
@@ -201,19 +201,20 @@ fn wait<'a>(
         if is_door_shut {
             closed.gate().header().watch.open_door();
         }
-        let is_quiet = is_quiet && judge_changes(&closed) == last.0;
+        let is_quiet = is_quiet && judge_changes(&closed) == last.0 && drain < TICK;
         if judge.is_reached(is_quiet) {
             return Ok(Some((closed, drain)));
         }
         *refused += 1;
         was_refused_quiet = is_quiet;
         // As long as it was shut for nothing, it stays open.
-        let pause = closed.elapsed().min(BACK_OFF);
-        armed = closed.arm_again()?;
+        // And ever longer, so that looking never takes more than a part of its time.
+        let pause = closed.elapsed() * (*refused).min(8);
+        armed = closed.arm_again(until)?;
         if is_door_shut {
             armed.watch().shut_door(judge.holders());
         } else {
-            std::thread::sleep(pause);
+            std::thread::sleep(pause.min(until.saturating_duration_since(Instant::now())));
         }
         armed.look_for(point.bits());
     }

@@ -41,20 +41,17 @@ impl<'a> Hold<'a> {
     pub fn arm(self, until: Instant) -> Result<Armed<'a>> {
         let armed = word::next(self.closed, word::ARMED);
         // The hold that ends at the point uses the other table than this one.
-        write_table(self.gate, armed, &self.shut)?;
-        let left = until.saturating_duration_since(Instant::now());
-        // Longer than we wait: only for the case that we do not live to see it.
-        let grace = Duration::from_secs(1);
-        let until_ns = monotonic_ns().saturating_add((left + grace).as_nanos() as u64);
-        self.gate.header().watch.arm(armed, 0, until_ns);
-        self.arm_again()
+        write_table(self.gate, word::next(armed, word::CLOSED), &self.shut)?;
+        self.gate.header().watch.arm(armed, 0, 0);
+        self.arm_again(until)
     }
 
     /// The same, with the notes that there are.
-    pub fn arm_again(mut self) -> Result<Armed<'a>> {
+    pub fn arm_again(mut self, until: Instant) -> Result<Armed<'a>> {
         let armed = word::next(self.closed, word::ARMED);
         let header = self.gate.header();
         header.watch.points.store(0, Relaxed);
+        header.watch.until_ns.store(end_of(until), Relaxed);
         self.is_over = true;
         let elapsed = self.elapsed();
         let swapped = header.word.compare_exchange(
@@ -82,7 +79,19 @@ impl<'a> Hold<'a> {
     }
 }
 
+/// When programs need wait for us no more: later than we wait, for the case that we do
+/// not live to see it.
+fn end_of(until: Instant) -> u64 {
+    let left = until.saturating_duration_since(Instant::now()) + Duration::from_secs(1);
+    monotonic_ns().saturating_add(left.as_nanos() as u64)
+}
+
 impl<'a> Armed<'a> {
+    /// Waits longer than was said.
+    pub fn extend(&self, until: Instant) {
+        self.watch().until_ns.store(end_of(until), Relaxed);
+    }
+
     /// What is noted.
     pub fn watch(&self) -> &'a Watch {
         &self.gate.header().watch

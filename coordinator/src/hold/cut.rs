@@ -33,7 +33,12 @@ const LOOK: Duration = Duration::from_millis(1);
 /// Opens a gate that a dead coordinator left shut, and frees the slots of dead
 /// processes. For the holder of the set's lock. Returns whether it was shut.
 pub fn recover(gate: &Gate) -> bool {
-    let was_shut = hold::recover::<Shared>(&gate.header().word, futex_wake_all);
+    let word = &gate.header().word;
+    let mut was_shut = false;
+    // Again if a program shuts it just then: it may have been left armed.
+    while hold::recover::<Shared>(word, futex_wake_all) || !word::is_open(word.load(Relaxed)) {
+        was_shut = true;
+    }
     let claimed: Vec<(&Slot, Claimed)> = gate
         .used_slots()
         .iter()
@@ -218,11 +223,13 @@ impl<'a> Hold<'a> {
         let seq = slot.seq.load(Relaxed);
         let owner = Owner::unpack(claimed.owner)?;
         if locator.is_gone(owner, claimed.start_time) {
+            self.gate.header().watch.note_end(slot);
             reap::reap(slot, claimed);
             return None;
         }
         let pid = locator.process(owner)?;
         let Some(tid) = locator.thread(owner, pid).ok()? else {
+            self.gate.header().watch.note_end(slot);
             reap::reap(slot, claimed);
             return None;
         };
@@ -232,6 +239,7 @@ impl<'a> Hold<'a> {
         let is_replaced =
             || thorough && process::mappings(pid, self.gate_id).is_ok_and(|m| !m.gate);
         if matches!(schedule.state, 'Z' | 'X') || is_replaced() {
+            self.gate.header().watch.note_end(slot);
             reap::reap(slot, claimed);
             return None;
         }

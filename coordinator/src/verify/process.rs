@@ -121,7 +121,9 @@ pub(crate) fn run(
         command.pre_exec(|| {
             // It does not outlive us, however we end.
             libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL as libc::c_ulong);
-            Ok(())
+            // Under `run`, signals are blocked here, for a thread that takes them all.
+            let none = nix::sys::signal::SigSet::empty();
+            none.thread_set_mask().map_err(std::io::Error::from)
         });
     }
     let child = command.spawn();

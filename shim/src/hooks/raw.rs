@@ -249,7 +249,7 @@ pub(crate) fn gate_action(action: Action, a: &[usize; 6]) -> Frame {
         Action::Ioctl => ioctl(fd(a[0]), a[1]),
         Action::Open(0) => opens(AT_FDCWD, path(a[0]), fd(a[1])),
         Action::Open(_) => opens(fd(a[0]), path(a[1]), fd(a[2])),
-        Action::Open2 => opens(fd(a[0]), path(a[1]), O_CREAT),
+        Action::Open2 => opens(fd(a[0]), path(a[1]), O_CREAT | O_TRUNC),
         Action::Handle => opens_handle(fd(a[2])),
         Action::Create => opens(AT_FDCWD, path(a[0]), O_CREAT | O_TRUNC),
         Action::Name => names(),

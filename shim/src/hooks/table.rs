@@ -184,7 +184,7 @@ hooks! {
     // Durability: changes nothing that a snapshot shows.
     fsync(fd: c_int) -> c_int: syncs(fd); else libc_result(raw!(nr::FSYNC, fd)) as c_int;
     fdatasync(fd: c_int) -> c_int: syncs(fd); else libc_result(raw!(nr::FDATASYNC, fd)) as c_int;
-    syncfs(fd: c_int) -> c_int: syncs_all(); else libc_result(raw!(nr::SYNCFS, fd)) as c_int;
+    syncfs(fd: c_int) -> c_int: noted(Seen::Sync); else libc_result(raw!(nr::SYNCFS, fd)) as c_int;
     sync() -> (): syncs_all(); else { raw!(nr::SYNC, 0); };
     sync_file_range(fd: c_int, at: i64, len: i64, flags: c_uint) -> c_int: noted(Seen::Sync); else libc_result(raw!(nr::SYNC_FILE_RANGE, fd, at, len, flags)) as c_int;
     msync(at: Ptr, len: usize, flags: c_int) -> c_int: noted(Seen::Sync); else libc_result(raw!(nr::MSYNC, at, len, flags)) as c_int;
