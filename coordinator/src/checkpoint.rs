@@ -21,7 +21,7 @@ use crate::hold::evidence::{self, Members, Scan, View, reason};
 use crate::hold::outside::{Methods, Outside, Report};
 use crate::hold::process::Pid;
 use crate::hold::rebuilt;
-use crate::hold::set::{Config, Set};
+use crate::hold::set::{Config, Set, SetLock};
 use crate::hooks::{self, Hooks};
 use crate::progress::Progress;
 use crate::stop::Stop;
@@ -185,9 +185,13 @@ impl<'a> Subject<'a> {
     }
 }
 
-/// Makes a snapshot of the set.
-pub fn checkpoint(set: &Set, options: &Options, progress: &mut dyn Progress) -> Result<Outcome> {
-    let _lock = set.lock(options.wait)?;
+/// Takes the set's lock, and opens a gate that a dead coordinator left shut.
+fn take_set<'a>(
+    set: &'a Set,
+    options: &Options,
+    progress: &mut dyn Progress,
+) -> Result<(Subject<'a>, SetLock)> {
+    let lock = set.lock(options.wait)?;
     if cut::recover(&set.gate) {
         progress.note("the gate was left shut by a coordinator that died; opened it");
     }
@@ -196,11 +200,17 @@ pub fn checkpoint(set: &Set, options: &Options, progress: &mut dyn Progress) -> 
         config: &set.config,
         set: Some(set),
     };
+    Ok((subject, lock))
+}
+
+/// Makes a snapshot of the set.
+pub fn checkpoint(set: &Set, options: &Options, progress: &mut dyn Progress) -> Result<Outcome> {
+    let (subject, _lock) = take_set(set, options, progress)?;
     snapshot(subject, options, progress)
 }
 
-/// Runs a command while the programs of the set are held. Its certificate, without id and files, and the
-/// command's exit status.
+/// Runs a command while the programs of the set are held. The certificate, without an id, and
+/// the command's exit status.
 ///
 /// # Errors
 ///
@@ -211,15 +221,7 @@ pub fn hold(
     command: std::process::Command,
     progress: &mut dyn Progress,
 ) -> Result<(Manifest, std::process::ExitStatus)> {
-    let _lock = set.lock(options.wait)?;
-    if cut::recover(&set.gate) {
-        progress.note("the gate was left shut by a coordinator that died; opened it");
-    }
-    let subject = Subject {
-        name: &set.name,
-        config: &set.config,
-        set: Some(set),
-    };
+    let (subject, _lock) = take_set(set, options, progress)?;
     let held = Held::prepare(scope(subject, options), command)?;
     let cut = hooks::around(&options.hooks, subject.name, progress, || {
         take(subject, options, held)
@@ -524,7 +526,8 @@ fn take<W: Work>(subject: Subject<'_>, options: &Options, prepared: W) -> Result
     let limit = Duration::from_millis(u64::from(bound_ms)) * 9 / 10;
 
     let overflow = gate.map(evidence::overflow);
-    let members = Members::new(prepared.members());
+    let listed = prepared.members();
+    let members = Members::new(listed.clone());
     let mut outside = Outside::new(&options.outside);
     let view = subject.view();
     let patience = match outside.is_enabled() {
@@ -550,12 +553,10 @@ fn take<W: Work>(subject: Subject<'_>, options: &Options, prepared: W) -> Result
             let ground = Ground {
                 gate: &set.gate,
                 roots: &subject.config.roots,
-                members: prepared.members(),
+                members: &listed,
             };
             let asked = asked(options, limit, &seen)?;
-            let Reached {
-                hold, drain, point, ..
-            } = reach::reach(&ground, set.gate_id, shut, asked)?;
+            let Reached { hold, drain, point } = reach::reach(&ground, set.gate_id, shut, asked)?;
             (Bound::Gate(hold), drain, point)
         }
         None => {

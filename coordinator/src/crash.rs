@@ -31,7 +31,8 @@ pub fn newest(set: &Set) -> Result<Option<String>> {
 }
 
 /// Puts the newest good snapshot back, and keeps what it replaces as a snapshot that says why
-/// it is not verified. What is older than `not_before` is no good. `how` the program ended: "was ended by signal 9".
+/// it is not verified. What is older than `not_before` is no good. `how` the program ended:
+/// "was ended by signal 9".
 ///
 /// # Errors
 ///

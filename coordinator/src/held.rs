@@ -1,7 +1,7 @@
 //! A command of the user's that is run while programs are held: it takes the snapshot by
 //! means that we do not know (LVM, ZFS, a cloud's disks).
 
-use std::os::unix::process::CommandExt;
+use std::collections::BTreeMap;
 use std::process::{Child, Command, ExitStatus};
 use std::time::Duration;
 
@@ -9,8 +9,9 @@ use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 use snapshim_gate::table::FileId;
 
-use crate::capture::{self, Live, Member, Moved, Scope};
+use crate::capture::{self, Member, Moved, Scope};
 use crate::checkpoint::{Done, Work};
+use crate::child;
 use crate::error::Context;
 use crate::store::manifest::{FileRecord, Kind};
 use crate::{Error, Result};
@@ -38,33 +39,14 @@ pub(crate) struct Ran {
 impl Held {
     /// Looks at the files it is about.
     pub(crate) fn prepare(scope: Scope, mut command: Command) -> Result<Held> {
-        let files = records(&capture::look(&scope)?);
-        // A group of its own: what it starts can be ended with it.
-        command.process_group(0);
-        // SAFETY: both calls are async-signal-safe, and touch nothing of ours.
-        unsafe {
-            command.pre_exec(|| {
-                // It does not outlive us, and takes signals, which are put off here meanwhile.
-                nix::libc::prctl(
-                    nix::libc::PR_SET_PDEATHSIG,
-                    nix::libc::SIGKILL as nix::libc::c_ulong,
-                );
-                let none = nix::sys::signal::SigSet::empty();
-                none.thread_set_mask().map_err(std::io::Error::from)
-            });
-        }
+        let files = capture::look(&scope)?.records().to_vec();
+        child::set_apart(&mut command);
         Ok(Held {
             scope,
             files,
             command,
         })
     }
-}
-
-fn records(live: &Live) -> Vec<FileRecord> {
-    let mut records = live.records().to_vec();
-    records.sort_by(|a, b| a.path.cmp(&b.path));
-    records
 }
 
 fn members(files: &[FileRecord]) -> Vec<Member> {
@@ -112,7 +94,7 @@ impl Work for Held {
 
     fn run(mut self, goes_on: &mut dyn FnMut() -> bool) -> Result<Ran> {
         // Its own look: the first was before the hold.
-        let files = records(&capture::look(&self.scope)?);
+        let files = capture::look(&self.scope)?.records().to_vec();
         let program = self.command.get_program().to_string_lossy().into_owned();
         let child = self
             .command
@@ -135,7 +117,7 @@ impl Work for Held {
             }
             std::thread::sleep(TICK);
         };
-        let after = records(&capture::look(&self.scope)?);
+        let after = capture::look(&self.scope)?.records().to_vec();
         Ok(Ran {
             files,
             after,
@@ -157,40 +139,26 @@ impl Done for Ran {
     }
 
     fn moved(&self) -> Vec<Moved> {
-        let mut moved = Vec::new();
-        let mut after = self.after.iter().peekable();
-        for file in &self.files {
-            while after
-                .next_if(|now| now.path < file.path)
-                .is_some_and(|new| {
-                    moved.push(Moved {
-                        path: new.path.0.clone(),
-                        what: "appeared".into(),
-                    });
-                    true
-                })
-            {}
-            let what = match after.next_if(|now| now.path == file.path) {
+        let moved = |file: &FileRecord, what: &str| Moved {
+            path: file.path.0.clone(),
+            what: what.to_owned(),
+        };
+        let before: BTreeMap<_, _> = self.files.iter().map(|f| (&f.path, f)).collect();
+        let after: BTreeMap<_, _> = self.after.iter().map(|f| (&f.path, f)).collect();
+        let changed = before.iter().filter_map(|(path, file)| {
+            let what = match after.get(path) {
                 None => "was removed or renamed",
                 Some(now) if (now.dev, now.ino) != (file.dev, file.ino) => {
                     "was replaced by another"
                 }
-                // What a snapshot of the file system does to it (a frozen inode has
-                // its times written) is no change.
                 Some(now) if now.ctime_ns != file.ctime_ns => "changed (ctime moved)",
-                Some(_) => continue,
+                Some(_) => return None,
             };
-            moved.push(Moved {
-                path: file.path.0.clone(),
-                what: what.into(),
-            });
-        }
-        for new in after {
-            moved.push(Moved {
-                path: new.path.0.clone(),
-                what: "appeared".into(),
-            });
-        }
-        moved
+            Some(moved(file, what))
+        });
+        let new = after.iter().filter(|(path, _)| !before.contains_key(*path));
+        changed
+            .chain(new.map(|(_, file)| moved(file, "appeared")))
+            .collect()
     }
 }

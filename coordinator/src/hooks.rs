@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
+use crate::child::{self, End};
 use crate::progress::Progress;
 use crate::stop::Stop;
-use crate::verify::process::{self, End};
 use crate::{Error, Result};
 
 /// How long one may take unless told otherwise.
@@ -72,10 +72,10 @@ fn run(
     let Some(text) = text else {
         return Ok(());
     };
-    let mut command = process::shell(text);
+    let mut command = child::shell(text);
     command.env("SNAPSHIM_SET", set);
     let mut say = |line: &str| progress.note(&format!("{}: {line}", flag.trim_start_matches('-')));
-    let ended = process::run(command, hooks.timeout, &Stop::default(), &mut say)?;
+    let ended = child::run(command, hooks.timeout, &Stop::default(), &mut say)?;
     let what = match ended.end {
         End::Status(0) => return Ok(()),
         End::Status(code) => format!("ended with status {code}"),

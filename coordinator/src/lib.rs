@@ -12,12 +12,13 @@
 //! | [`checkpoint`] | all of these in order |
 //! | [`diff`] | what differs between snapshots, or from the live files |
 //! | [`crash`] | putting files back after a program crashed |
-//! | [`hooks`], `held` | commands of the user's before, after and under the hold |
+//! | [`hooks`], `held`, `child` | commands of the user's before, after and under the hold |
 //! | [`progress`], [`stop`] | how far long work is, and that it end early |
 //! | [`cli`] | the commands |
 
 pub mod capture;
 pub mod checkpoint;
+mod child;
 pub mod cli;
 pub mod commit;
 pub mod crash;

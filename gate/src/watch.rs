@@ -131,7 +131,7 @@ impl Tracked {
 impl Watch {
     /// Forgets what was noted, and begins anew. For the coordinator, with the gate shut
     /// and drained: nobody else is at it.
-    pub fn arm(&self, word: u32, points: u32, until_ns: u64) {
+    pub fn arm(&self, word: u32) {
         self.vanished.store(0, Relaxed);
         for file in &self.files {
             file.state.store(FREE, Relaxed);
@@ -148,9 +148,7 @@ impl Watch {
         ] {
             cell.store(0, Relaxed);
         }
-        self.points.store(points, Relaxed);
         self.arming.store(arming(word), Relaxed);
-        self.until_ns.store(until_ns, Relaxed);
     }
 
     fn entries(&self) -> usize {
@@ -452,7 +450,7 @@ mod tests {
         assert_eq!(w.blind.load(Relaxed), 0);
         assert!(w.begin(id(999_999)).is_none());
         assert_eq!(w.blind.load(Relaxed), 1);
-        w.arm(next(0, ARMED), SYNC, 0);
+        w.arm(next(0, ARMED));
         assert_eq!((w.blind.load(Relaxed), w.entries()), (0, 0));
         assert!(w.begin(id(999_999)).is_some());
     }

@@ -57,12 +57,7 @@ pub(super) fn report(outcome: Outcome, json: bool) -> Result<ExitCode> {
     for line in notes {
         output::note(&format!("snapshim: {}", output::name(line)));
     }
-    for reason in &manifest.reasons {
-        output::error(&format!(
-            "snapshim: not verified: {}",
-            output::name(&reason.text)
-        ));
-    }
+    output::reasons(manifest);
     if json {
         output::json(&Report {
             manifest,

@@ -5,9 +5,9 @@ use std::process::{Command, ExitCode};
 use serde::Serialize;
 
 use crate::checkpoint::hold;
+use crate::child;
 use crate::hold::set::Set;
 use crate::store::manifest::{Foreign, Manifest, PathName, Reason, Writer};
-use crate::verify::process;
 use crate::{Exit, Result};
 
 use super::args::HoldArgs;
@@ -49,14 +49,9 @@ pub fn run(args: &HoldArgs) -> Result<ExitCode> {
     };
     let mut command = Command::new(program);
     command.args(arguments).env("SNAPSHIM_SET", &set.name);
-    process::leave_sets(&mut command);
+    child::leave_sets(&mut command);
     let (manifest, status) = hold(&set, &options, command, &mut Meter::new())?;
-    for reason in &manifest.reasons {
-        output::note(&format!(
-            "snapshim: not verified: {}",
-            output::name(&reason.text)
-        ));
-    }
+    output::reasons(&manifest);
     if args.output.json {
         output::json(&report(&manifest, status.code()))?;
     } else {

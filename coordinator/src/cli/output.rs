@@ -12,7 +12,7 @@ use super::table::{Cell, Table};
 use super::{progress, style};
 use crate::Result;
 use crate::error::Context;
-use crate::store::manifest::PathName;
+use crate::store::manifest::{Manifest, PathName};
 
 /// How much is said on standard error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -159,6 +159,13 @@ pub fn state(verified: bool) -> String {
         false => ("NOT VERIFIED", style::DOUBTFUL),
     };
     style::paint(text, style, style::on_stdout())
+}
+
+/// Says why something is not verified, a line for each reason.
+pub fn reasons(manifest: &Manifest) {
+    for reason in &manifest.reasons {
+        error(&format!("snapshim: not verified: {}", name(&reason.text)));
+    }
 }
 
 /// A size for people.

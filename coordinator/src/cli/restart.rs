@@ -64,19 +64,18 @@ impl<'a> Crashes<'a> {
             }
             first = Some(made.manifest.id);
         }
-        // Without any of it, a store that cannot be used keeps no program from starting.
-        let newest = match args.restart.is_some() || args.restore_on_crash {
-            true => crash::newest(set)?,
-            false => None,
-        };
-        Ok(Crashes {
-            newest,
+        let mut crashes = Crashes {
+            newest: None,
             first,
             args,
             set,
             options,
             in_a_row: 0,
-        })
+        };
+        if crashes.are_handled() {
+            crashes.newest = crashes.newest_now();
+        }
+        Ok(crashes)
     }
 
     /// After the program has ended. `asked`: somebody told it to, through us.
@@ -84,10 +83,10 @@ impl<'a> Crashes<'a> {
         let Some(how) = self.crash(status).filter(|_| !asked) else {
             return Next::End;
         };
-        if self.args.restart.is_none() && !self.args.restore_on_crash {
+        if !self.are_handled() {
             return Next::End;
         }
-        let newest = crash::newest(self.set).ok().flatten();
+        let newest = self.newest_now();
         if newest != self.newest {
             self.in_a_row = 0;
             self.newest = newest;
@@ -130,6 +129,16 @@ impl<'a> Crashes<'a> {
         };
         self.in_a_row += 1;
         Next::Start(pause)
+    }
+
+    fn are_handled(&self) -> bool {
+        self.args.restart.is_some() || self.args.restore_on_crash
+    }
+
+    /// The newest good snapshot. A store that cannot be used has none, and keeps no program
+    /// from starting.
+    fn newest_now(&self) -> Option<String> {
+        crash::newest(self.set).ok().flatten()
     }
 
     /// How it ended, if that is a crash.

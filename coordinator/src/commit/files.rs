@@ -12,6 +12,7 @@ use snapshim_gate::slot::{Owner, Seen, Slot};
 use snapshim_gate::table::FileId;
 
 use super::locks;
+use crate::capture::Member;
 use crate::hold::locate::Locator;
 use crate::hold::process::{self, Pid};
 
@@ -53,15 +54,13 @@ pub fn workers(gate: &Gate) -> Option<BTreeMap<Key, Worker>> {
         let key = (owner.pid, owner.pidns, claimed.start_time);
         let worker: &mut Worker = workers.entry(key).or_default();
         worker.pid = pid;
-        let (changed, at) = (
-            slot.changed.load(Acquire),
-            std::ptr::from_ref(slot) as usize,
-        );
+        let changed = slot.changed.load(Acquire);
         if changed != 0 {
             let generation = slot.generation.load(Acquire);
+            let at = std::ptr::from_ref(slot) as usize;
             worker.changes.push((at, generation, changed));
         }
-        worker.is_unsettled |= slot.changed.load(Acquire) != slot.settled.load(Acquire);
+        worker.is_unsettled |= changed != slot.settled.load(Acquire);
     }
     Some(workers)
 }
@@ -97,22 +96,41 @@ pub struct Open {
     pub is_write_locked: bool,
 }
 
-/// Regular files below `roots` that a process has open, by path or as one of `members`. What
-/// cannot be looked at is an error: nothing is claimed of it.
-pub fn open_below(
-    pid: Pid,
-    roots: &[PathBuf],
-    members: &HashSet<FileId>,
-) -> std::io::Result<Vec<Open>> {
+/// What counts as below the watched paths.
+#[derive(Debug)]
+pub struct Below<'a> {
+    roots: &'a [PathBuf],
+    /// That these are on.
+    devices: HashSet<u64>,
+    members: HashSet<FileId>,
+}
+
+impl<'a> Below<'a> {
+    /// By path, or as one of `members`.
+    pub fn new(roots: &'a [PathBuf], members: &[Member]) -> Below<'a> {
+        let meta = roots.iter().filter_map(|root| root.metadata().ok());
+        Below {
+            roots,
+            devices: meta.map(|meta| meta.dev()).collect(),
+            members: members.iter().map(|member| member.id).collect(),
+        }
+    }
+
+    fn has(&self, target: &Path, id: FileId) -> bool {
+        self.members.contains(&id)
+            || self.roots.iter().any(|root| target.starts_with(root))
+            // In another mount namespace the path may be any: the device decides.
+            || self.devices.contains(&id.dev) && !target.exists()
+    }
+}
+
+/// The regular files that a process has open there. What cannot be looked at is an error:
+/// nothing is claimed of it.
+pub fn open_below(pid: Pid, below: &Below<'_>) -> std::io::Result<Vec<Open>> {
     let mut found = Vec::new();
     let Some(tid) = process::live_thread(pid) else {
         return Ok(found);
     };
-    let devices: HashSet<u64> = roots
-        .iter()
-        .filter_map(|root| root.metadata().ok())
-        .map(|meta| meta.dev())
-        .collect();
     for entry in std::fs::read_dir(format!("/proc/{tid}/fd"))? {
         let path = entry?.path();
         let Ok(target) = std::fs::read_link(&path) else {
@@ -124,15 +142,11 @@ pub fn open_below(
         let Ok(meta) = std::fs::metadata(&path) else {
             continue;
         };
-        // In another mount namespace the path may be any: the device decides.
         let id = FileId {
             dev: meta.dev(),
             ino: meta.ino(),
         };
-        let is_below = members.contains(&id)
-            || roots.iter().any(|root| target.starts_with(root))
-            || devices.contains(&meta.dev()) && !Path::new(&target).exists();
-        if !is_below || !meta.is_file() || meta.nlink() == 0 {
+        if !meta.is_file() || meta.nlink() == 0 || !below.has(&target, id) {
             continue;
         }
         let name = path

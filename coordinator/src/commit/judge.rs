@@ -1,6 +1,6 @@
 //! Whether a commit point is reached: looked at with the gate shut and drained.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering::Acquire;
@@ -22,7 +22,7 @@ pub struct Ground<'a> {
     /// What is watched.
     pub roots: &'a [PathBuf],
     /// The files there were when the checkpoint began.
-    pub members: Vec<Member>,
+    pub members: &'a [Member],
 }
 
 /// Judges one point, again and again.
@@ -37,7 +37,7 @@ pub struct Judge<'a> {
     lockless: BTreeMap<files::Key, files::Changes>,
     /// Of processes that were seen to hold one: likewise.
     locked: BTreeMap<files::Key, files::Changes>,
-    ids: HashSet<FileId>,
+    below: files::Below<'a>,
 }
 
 /// Members whose ctimes are compared; more take too long under a hold.
@@ -56,7 +56,7 @@ impl<'a> Judge<'a> {
             ctimes,
             lockless: BTreeMap::new(),
             locked: BTreeMap::new(),
-            ids: ground.members.iter().map(|member| member.id).collect(),
+            below: files::Below::new(ground.roots, ground.members),
         }
     }
 
@@ -71,20 +71,12 @@ impl<'a> Judge<'a> {
             CommitPoint::Write => true,
             CommitPoint::Sync => self.watch().is_synced() && self.all_changes_were_seen(),
             CommitPoint::Rename => {
-                let watch = self.watch();
-                let is_blind = watch.blind.load(Acquire) != 0;
-                watch.is_renamed()
-                    && !is_blind
-                    && self.was_put_in_place()
-                    && self.all_changes_were_seen()
+                self.watch().is_renamed() && self.was_put_in_place() && self.all_changes_were_seen()
             }
             CommitPoint::Close => self.is_closed(),
             CommitPoint::Lock => self.is_unlocked(is_quiet),
             CommitPoint::Unit => self.is_between_units(),
-            CommitPoint::Idle(_) => {
-                let is_blind = self.watch().blind.load(Acquire) != 0;
-                is_quiet && !is_blind && self.all_changes_were_seen()
-            }
+            CommitPoint::Idle(_) => is_quiet && self.all_changes_were_seen(),
             CommitPoint::Auto => false,
         }
     }
@@ -98,9 +90,11 @@ impl<'a> Judge<'a> {
         })
     }
 
-    /// Whether every member that was changed since was changed by a call that was noted.
+    /// Whether every member that was changed since was changed by a call that was noted, and
+    /// every such call can be followed.
     fn all_changes_were_seen(&self) -> bool {
-        self.ground.members.len() <= MAX_STATS
+        self.watch().blind.load(Acquire) == 0
+            && self.ground.members.len() <= MAX_STATS
             && self.ctimes.iter().all(|(path, (id, ctime, nsec))| {
                 let Ok(meta) = std::fs::symlink_metadata(path) else {
                     return true; // its name went: a change of a directory
@@ -152,7 +146,7 @@ impl<'a> Judge<'a> {
 
     /// What a process has open below the watched paths; `None` if that cannot be told.
     fn open(&self, pid: Pid) -> Option<impl Iterator<Item = files::Open> + use<>> {
-        let open = files::open_below(pid, self.ground.roots, &self.ids);
+        let open = files::open_below(pid, &self.below);
         open.ok().map(Vec::into_iter)
     }
 

@@ -4,11 +4,11 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use snapshim_gate::table::FileId;
-use snapshim_gate::watch::Noted;
+use snapshim_gate::watch::{Noted, Watch};
 
 use super::judge::{Ground, Judge};
 use super::{CommitPoint, Otherwise};
-use crate::hold::armed::{Armed, Waited};
+use crate::hold::armed::Waited;
 use crate::hold::cut::{Hold, Shut};
 use crate::{Error, Exit, Result};
 
@@ -28,8 +28,6 @@ pub struct Reached<'a> {
     pub drain: Duration,
     /// Where.
     pub point: CommitPoint,
-    /// Times the gate was shut at what turned out not to be the point.
-    pub refused: u32,
 }
 
 /// How a point is waited for.
@@ -72,12 +70,7 @@ pub fn reach<'a>(
             (point, found.ok_or_else(|| not_reached(asked, refused))?)
         }
     };
-    Ok(Reached {
-        hold,
-        drain,
-        point,
-        refused,
-    })
+    Ok(Reached { hold, drain, point })
 }
 
 /// `None`: the time is over, and the gate open.
@@ -152,7 +145,7 @@ fn wait<'a>(
         CommitPoint::Idle(time) => time,
         _ => QUIET,
     };
-    let mut last = (changes(&armed), Instant::now());
+    let mut last = (changes(armed.watch()), Instant::now());
     let mut was_refused_quiet = false;
     let mut is_door_shut = false;
     loop {
@@ -177,7 +170,7 @@ fn wait<'a>(
             Waited::Shut(hold) => (hold, false),
             Waited::Still(still) => {
                 armed = still;
-                let changes = changes(&armed);
+                let changes = changes(armed.watch());
                 // What is in flight is no quiet, however long ago it began.
                 if changes != last.0 || !armed.watch().is_still() {
                     last = (changes, Instant::now());
@@ -201,14 +194,14 @@ fn wait<'a>(
         if is_door_shut {
             closed.gate().header().watch.open_door();
         }
-        let is_quiet = is_quiet && judge_changes(&closed) == last.0 && drain < TICK;
+        let is_quiet = is_quiet && changes(&closed.gate().header().watch) == last.0 && drain < TICK;
         if judge.is_reached(is_quiet) {
             return Ok(Some((closed, drain)));
         }
         *refused += 1;
         was_refused_quiet = is_quiet;
-        // As long as it was shut for nothing, it stays open.
-        // And ever longer, so that looking never takes more than a part of its time.
+        // As long as it was shut for nothing, it stays open, and ever longer, so that looking
+        // takes a small part of its time.
         let pause = closed.elapsed() * (*refused).min(8);
         armed = closed.arm_again(until)?;
         if is_door_shut {
@@ -220,12 +213,8 @@ fn wait<'a>(
     }
 }
 
-fn changes(armed: &Armed<'_>) -> u32 {
-    armed.watch().changes.load(Relaxed)
-}
-
-fn judge_changes(hold: &Hold<'_>) -> u32 {
-    hold.gate().header().watch.changes.load(Relaxed)
+fn changes(watch: &Watch) -> u32 {
+    watch.changes.load(Relaxed)
 }
 
 /// The error of a point that was not reached.

@@ -42,7 +42,7 @@ impl<'a> Hold<'a> {
         let armed = word::next(self.closed, word::ARMED);
         // The hold that ends at the point uses the other table than this one.
         write_table(self.gate, word::next(armed, word::CLOSED), &self.shut)?;
-        self.gate.header().watch.arm(armed, 0, 0);
+        self.gate.header().watch.arm(armed);
         self.arm_again(until)
     }
 

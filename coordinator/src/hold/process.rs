@@ -433,6 +433,9 @@ pub struct Ring {
     pub taken: Option<u32>,
     /// How many completions it has posted.
     pub done: Option<u32>,
+    /// Nothing was told: the kernel was working at it, and does not wait for itself
+    /// (`io_uring_show_fdinfo` tries `uring_lock`).
+    pub is_busy: bool,
 }
 
 impl Ring {
@@ -451,6 +454,7 @@ impl Ring {
             },
             taken: field("CachedSqHead:").map(|n| n as u32),
             done: field("CachedCqTail:").map(|n| n as u32),
+            is_busy: field("SqHead:").is_none() && field("CqHead:").is_none(),
         }
     }
 }

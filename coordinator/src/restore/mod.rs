@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | what | `wanted` | which entries are asked for, and where each is to be |
 //! | plan | `plan`, `compare`, `look` | each compared with what is there; nothing is changed |
-//! | stage | `stage`, `make`, `source`, `digest`, `place` | what is new is made in a staging directory on the same file system, complete and durable |
+//! | stage | `stage`, `make`, `source`, `place` | what is new is made in a staging directory on the same file system, complete and durable |
 //! | journal | `journal` | what goes where, on disk before the first is replaced |
 //! | swap | `swap` | one rename for each entry, then what they were in, then all of it durable |
 //! | recover | `recover` | what a run that was killed has left: seen by looking, completed or undone |
@@ -33,7 +33,6 @@
 
 mod busy;
 mod compare;
-mod digest;
 mod journal;
 mod look;
 mod make;

@@ -5,10 +5,10 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use super::process::{self, End};
 use super::scratch::Scratch;
 use super::{COMMAND, unchanged};
 use crate::Result;
+use crate::child::{self, End};
 use crate::progress::Progress;
 use crate::stop::Stop;
 use crate::store::Store;
@@ -150,7 +150,7 @@ fn run(
     stop: &Stop,
     progress: &mut dyn Progress,
 ) -> Result<Found> {
-    let mut command = process::command(&verify.command, tree);
+    let mut command = child::command(&verify.command, tree);
     let root = subject.root.map_or(tree.to_owned(), |root| {
         tree.join(root.strip_prefix("/").unwrap_or(root))
     });
@@ -161,7 +161,7 @@ fn run(
         .env("SNAPSHIM_SET", subject.set);
     let timeout = Duration::from_millis(verify.timeout_ms);
     let mut say = |line: &str| progress.note(&format!("verify: {line}"));
-    let ended = process::run(command, timeout, stop, &mut say)?;
+    let ended = child::run(command, timeout, stop, &mut say)?;
     let last = ended.output.lines().rev().find(|l| !l.trim().is_empty());
     let last = last.map_or(String::new(), |line| format!(": {}", short(line.trim())));
     let against = match &ended.end {
@@ -203,7 +203,7 @@ fn short(text: &str) -> String {
 pub fn absolute(command: &str) -> String {
     let is_relative = !command.contains(char::is_whitespace)
         && command.contains('/')
-        && process::is_executable(Path::new(command));
+        && child::is_executable(Path::new(command));
     let path = is_relative
         .then(|| std::path::absolute(command).ok())
         .flatten();

@@ -14,7 +14,6 @@ pub mod command;
 pub mod content;
 pub mod mark;
 
-pub(crate) mod process;
 mod scratch;
 mod unchanged;
 

@@ -1,6 +1,6 @@
 //! What an io_uring still does when nothing is submitted to it any more.
 //!
-//! A process that is stopped, or whose submissions wait at the gate, submits nothing, but not the kernel from
+//! A process that is stopped, or whose submissions wait at the gate, submits nothing, which does not keep the kernel from
 //! working on what was submitted: in worker threads, or by completion of direct I/O.
 //! `/proc/PID/fdinfo` of the ring says how many entries the kernel has taken
 //! (`CachedSqHead`) and how many completions it has posted (`CachedCqTail`). Requests
@@ -51,6 +51,9 @@ fn look(pid: Pid) -> Result<(), Flight> {
 
 /// What speaks against one ring.
 fn is_idle(ring: &Ring) -> Result<(), Flight> {
+    if ring.is_busy {
+        return Err(Flight::Later("the kernel was still at work at it".into()));
+    }
     if ring.polling == Polling::Yes {
         return Err(Flight::Never(
             "a kernel thread submits for it (SQPOLL), and that cannot be stopped".into(),
@@ -86,6 +89,8 @@ mod tests {
         };
         assert!(why.starts_with("2 of the operations"), "{why}");
         assert!(matches!(is_idle(&info(4, 4, 17)), Err(Flight::Never(_))));
-        assert!(matches!(is_idle("SqMask:\t0x7\n"), Err(Flight::Never(_))));
+        assert!(matches!(is_idle("SqHead:\t0\n"), Err(Flight::Never(_))));
+        // Its lock was held.
+        assert!(matches!(is_idle("pos:\t0\n"), Err(Flight::Later(_))));
     }
 }

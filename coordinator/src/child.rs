@@ -1,4 +1,5 @@
-//! The command's processes: bounded in time and in what is kept of their output.
+//! Commands of the user's: outside any set, in a group of their own, bounded in time and in what is
+//! kept of their output.
 
 use std::io::{PipeReader, Read};
 use std::os::fd::AsFd;
@@ -8,7 +9,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::libc;
-use nix::sys::signal::{Signal, killpg};
+use nix::sys::signal::{SigSet, Signal, killpg};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -97,6 +98,21 @@ pub(crate) fn is_executable(path: &Path) -> bool {
     path.is_file() && rustix::fs::access(path, rustix::fs::Access::EXEC_OK).is_ok()
 }
 
+/// Gives a command a process group of its own, so that what it starts can be ended with it, and
+/// the signals back that are blocked here; it does not outlive us, however we end.
+pub(crate) fn set_apart(command: &mut Command) {
+    command.process_group(0);
+    // SAFETY: both calls are async-signal-safe, and touch nothing of ours.
+    unsafe {
+        command.pre_exec(|| {
+            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL as libc::c_ulong);
+            SigSet::empty()
+                .thread_set_mask()
+                .map_err(std::io::Error::from)
+        });
+    }
+}
+
 /// Runs a command in a process group of its own until it ends, its time is up or a stop
 /// is asked for; then nothing of the group is left. `say` gets each line that is printed.
 ///
@@ -111,21 +127,8 @@ pub(crate) fn run(
 ) -> Result<Ended> {
     let (reader, writer) = std::io::pipe().context(|| "make a pipe".into())?;
     let second = writer.try_clone().context(|| "make a pipe".into())?;
-    command
-        .stdin(Stdio::null())
-        .stdout(writer)
-        .stderr(second)
-        .process_group(0);
-    // SAFETY: prctl is async-signal-safe, and touches nothing of ours.
-    unsafe {
-        command.pre_exec(|| {
-            // It does not outlive us, however we end.
-            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL as libc::c_ulong);
-            // Under `run`, signals are blocked here, for a thread that takes them all.
-            let none = nix::sys::signal::SigSet::empty();
-            none.thread_set_mask().map_err(std::io::Error::from)
-        });
-    }
+    command.stdin(Stdio::null()).stdout(writer).stderr(second);
+    set_apart(&mut command);
     let child = command.spawn();
     let program = command.get_program().to_string_lossy().into_owned();
     // With it go our writing ends of the pipe.
