@@ -6,10 +6,11 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
-use snapshim_gate::abi::MAX_HOLD_BOUND_MS;
+use snapshim_gate::abi::{Gate, MAX_HOLD_BOUND_MS};
+use snapshim_gate::guard;
 use snapshim_gate::table::FileId;
 
-use crate::capture::{self, Captured, Member, Method, Moved, Prepared, Scope};
+use crate::capture::{self, Captured, Member, Method, Moved, Prepared, Rehearsed, Scope};
 use crate::commit::judge::Ground;
 use crate::commit::reach::{self, Asked, Reached};
 use crate::commit::{CommitPoint, Otherwise};
@@ -102,9 +103,11 @@ impl Outcome {
 }
 
 /// What is done while programs are held.
-pub(crate) trait Work {
+pub(crate) trait Work: Sized {
     /// What that brings.
     type Done: Done;
+    /// Ready for being done after the cut, with the gate guarded.
+    type Rehearsed: AfterCut<Done = Self::Done>;
     /// `st_dev` of everything it is about.
     fn devices(&self) -> Vec<u64>;
     /// The files it is about.
@@ -115,6 +118,40 @@ pub(crate) trait Work {
     ///
     /// [`Exit::Aborted`] if it may not.
     fn run(self, goes_on: &mut dyn FnMut() -> bool) -> Result<Self::Done>;
+    /// Whether it is to be done after the cut, if that is possible.
+    fn is_to_be_guarded(&self) -> bool;
+    /// Gets ready for that.
+    ///
+    /// # Errors
+    ///
+    /// As [`Work::run`].
+    fn rehearse(self) -> Result<Self::Rehearsed>;
+}
+
+/// What is done after the cut, while programs go on.
+pub(crate) trait AfterCut {
+    /// What that brings.
+    type Done: Done;
+    /// Under the hold: what has changed since it was rehearsed.
+    ///
+    /// # Errors
+    ///
+    /// As [`Work::run`].
+    fn cut(&mut self, goes_on: &mut dyn FnMut() -> bool) -> Result<()>;
+    /// Chunks are 2 to the power of this, bytes; what is to be guarded.
+    fn guarded(&self) -> (u32, Vec<guard::Member>);
+    /// Captures; `end` is called when programs need ask no more.
+    ///
+    /// # Errors
+    ///
+    /// As [`Work::run`]; those of `end`.
+    fn sweep(
+        self,
+        gate: &Gate,
+        firsts: Vec<u32>,
+        goes_on: &mut dyn FnMut() -> bool,
+        end: impl FnOnce() -> Result<()>,
+    ) -> Result<Self::Done>;
 }
 
 /// What was done while programs were held.
@@ -123,10 +160,45 @@ pub(crate) trait Done {
     fn members(&self) -> Vec<Member>;
     /// What changed meanwhile.
     fn moved(&self) -> Vec<Moved>;
+    /// What changed while programs went on, and had not been asked for.
+    fn moved_unasked(&self, gate: &Gate) -> Vec<Moved>;
+    /// Chunks that were asked for, if it was done after the cut.
+    fn asked(&self) -> Option<u64>;
+}
+
+impl AfterCut for Rehearsed {
+    type Done = Captured;
+
+    fn cut(&mut self, goes_on: &mut dyn FnMut() -> bool) -> Result<()> {
+        self.cut(goes_on)
+    }
+
+    fn guarded(&self) -> (u32, Vec<guard::Member>) {
+        (self.shift(), self.guarded().collect())
+    }
+
+    fn sweep(
+        self,
+        gate: &Gate,
+        firsts: Vec<u32>,
+        goes_on: &mut dyn FnMut() -> bool,
+        end: impl FnOnce() -> Result<()>,
+    ) -> Result<Captured> {
+        self.sweep(gate, firsts, goes_on, end)
+    }
 }
 
 impl Work for Prepared {
     type Done = Captured;
+    type Rehearsed = Rehearsed;
+
+    fn is_to_be_guarded(&self) -> bool {
+        self.is_to_be_guarded()
+    }
+
+    fn rehearse(self) -> Result<Rehearsed> {
+        self.rehearse()
+    }
 
     fn devices(&self) -> Vec<u64> {
         self.devices()
@@ -149,6 +221,14 @@ impl Done for Captured {
     fn moved(&self) -> Vec<Moved> {
         self.moved()
     }
+
+    fn moved_unasked(&self, gate: &Gate) -> Vec<Moved> {
+        self.moved_unasked(gate.guard())
+    }
+
+    fn asked(&self) -> Option<u64> {
+        self.swept().map(|swept| u64::from(swept.asked))
+    }
 }
 
 /// What one hold brought.
@@ -162,8 +242,11 @@ struct Cut<D> {
     scan: Scan,
     report: Report,
     moved: Vec<Moved>,
-    /// What it took to capture, under the hold.
+    /// What it took to capture, under the hold or after it.
     capture: Duration,
+    /// How long the cut was guarded, if it was.
+    guard: Option<Duration>,
+    notes: Vec<String>,
 }
 
 /// What a snapshot is made of.
@@ -312,6 +395,15 @@ fn make(
         "held {:.1?}: drained after {:.1?}, captured in {:.1?}",
         cut.hold, cut.drain, cut.capture
     ));
+    if let Some(guard) = cut.guard {
+        progress.detail(&format!(
+            "captured within {guard:.1?} after that, while programs went on; they asked for {} chunks",
+            cut.captured.asked().unwrap_or(0)
+        ));
+    }
+    for line in &cut.notes {
+        progress.note(line);
+    }
     let capture = cut.captured.method();
     let (manifest, captured) = certify(subject, options, draft.id(), cut, &capture);
     let begun = Instant::now();
@@ -548,6 +640,24 @@ fn take<W: Work>(subject: Subject<'_>, options: &Options, prepared: W) -> Result
         Some(path) => Shut::Only(identity(path)?),
     };
 
+    let mut notes = Vec::new();
+    let mut work = match prepared.is_to_be_guarded() {
+        false => Stage::Under(prepared),
+        true => match (gate, not_to_be_guarded(options, &seen)) {
+            (Some(gate), None) => {
+                gate.guard().clear();
+                Stage::After(prepared.rehearse()?)
+            }
+            (_, why) => {
+                if options.capture == Method::CopyBeforeWrite {
+                    let why = why.unwrap_or_else(|| "there is no gate".into());
+                    notes.push(format!("captured under the hold, and not after it: {why}"));
+                }
+                Stage::Under(prepared)
+            }
+        },
+    };
+
     let (mut hold, mut drain, mut point) = match subject.set {
         Some(set) => {
             let ground = Ground {
@@ -584,25 +694,51 @@ fn take<W: Work>(subject: Subject<'_>, options: &Options, prepared: W) -> Result
     }
     outside.drain_rings(&seen.rings(), hold.left() / 4);
     let time = jiff::Timestamp::now();
-    let mut reasons = hold.hidden_calls(&held, &outside);
-    let begun = Instant::now();
-    let captured = match prepared.run(&mut || hold.goes_on() && outside.stands()) {
-        // Not the hold's bound: `release` knows what became of the guardian.
-        Err(cause) if hold.goes_on() && !outside.stands() => {
-            outside.release()?;
-            return Err(cause);
-        }
-        captured => captured?,
+    let is_guardable = !outside.is_used() && mapped.is_empty() && seen.rings().is_empty();
+    let hidden = match &work {
+        Stage::After(_) if is_guardable => seen.held_in_part(),
+        _ => held,
     };
-    let capture = begun.elapsed();
-    let mut moved = captured.moved();
+    let mut reasons = hold.hidden_calls(&hidden, &outside);
+    if let Stage::After(rehearsed) = &mut work {
+        rehearsed.cut(&mut || hold.goes_on() && outside.stands())?;
+    }
+    let look = |members: &Members, tries| evidence::scan(view.tries(tries), members);
+    let begun = Instant::now();
+    let (captured, capture, mut moved, early, held_for, guarded) = match (work, hold, gate) {
+        (Stage::After(rehearsed), Bound::Gate(hold), Some(gate)) if is_guardable => {
+            let (captured, held_for) = guarded(rehearsed, hold, gate)?;
+            let guarded = begun.elapsed().saturating_sub(held_for);
+            let moved = captured.moved_unasked(gate);
+            (captured, guarded, moved, None, held_for, Some(guarded))
+        }
+        (work, hold, _) => {
+            let mut goes_on = || hold.goes_on() && outside.stands();
+            let captured = match work {
+                Stage::Under(prepared) => prepared.run(&mut goes_on),
+                Stage::After(rehearsed) => under_hold(rehearsed, gate, &mut goes_on),
+            };
+            let captured = match captured {
+                // Not the hold's bound: `release` knows what became of the guardian.
+                Err(cause) if hold.goes_on() && !outside.stands() => {
+                    outside.release()?;
+                    return Err(cause);
+                }
+                captured => captured?,
+            };
+            let capture = begun.elapsed();
+            let moved = captured.moved();
+            // Children of those that were stopped, made the moment they go on, are no evidence
+            // against the hold: so this look comes before its end. Otherwise it can wait.
+            let members = Members::new(captured.members());
+            let early = outside.is_used().then(|| look(&members, View::ONCE));
+            let early = early.transpose()?;
+            let held_for = hold.end(&mut outside)?;
+            (captured, capture, moved, early, held_for, None)
+        }
+    };
     moved.retain(|m| !rebuilt::is_rebuilt(&m.path));
-    // Children of those that were stopped, made the moment they go on, are no evidence
-    // against the hold: so this look comes before its end. Otherwise it can wait.
     let captured_members = Members::new(captured.members());
-    let look = |tries| evidence::scan(view.tries(tries), &captured_members);
-    let early = outside.is_used().then(|| look(View::ONCE)).transpose()?;
-    let held_for = hold.end(&mut outside)?;
 
     if options.witness.as_deref().is_some_and(has_ended) {
         reasons.push(reason(
@@ -617,7 +753,7 @@ fn take<W: Work>(subject: Subject<'_>, options: &Options, prepared: W) -> Result
             after.settle(view, &captured_members, outside.report());
             after
         }
-        None => look(View::PATIENT)?,
+        None => look(&captured_members, View::PATIENT)?,
     };
     let report = outside.into_report();
     let scan = seen.and(after);
@@ -632,7 +768,12 @@ fn take<W: Work>(subject: Subject<'_>, options: &Options, prepared: W) -> Result
     if let (Some(gate), Some(before)) = (gate, overflow) {
         reasons.extend(evidence::overflow_reasons(gate, before));
     }
+    if guarded.is_some() {
+        reasons.extend(scan.guard_reason());
+    }
     Ok(Cut {
+        guard: guarded,
+        notes,
         captured,
         time,
         point,
@@ -644,6 +785,52 @@ fn take<W: Work>(subject: Subject<'_>, options: &Options, prepared: W) -> Result
         moved,
         capture,
     })
+}
+
+/// Work that is done under the hold, or after it.
+enum Stage<W: Work> {
+    Under(W),
+    After(W::Rehearsed),
+}
+
+/// Why a cut cannot be guarded.
+fn not_to_be_guarded(options: &Options, seen: &Scan) -> Option<String> {
+    if options.only.is_some() {
+        return Some("only one file is asked for".into());
+    }
+    seen.not_to_be_guarded()
+}
+
+/// Ends the hold with a guard, and captures while that stands; what was captured, and how long
+/// the hold was.
+fn guarded<R: AfterCut>(
+    rehearsed: R,
+    mut hold: Hold<'_>,
+    gate: &Gate,
+) -> Result<(R::Done, Duration)> {
+    let (shift, members) = rehearsed.guarded();
+    let (held_for, firsts) = hold.guard(shift, members.into_iter())?;
+    let stands = hold.watch();
+    let mut goes_on = || stands.stands() && !Clock::is_asked_to_end();
+    let captured = rehearsed.sweep(gate, firsts, &mut goes_on, || hold.unguard())?;
+    Ok((captured, held_for))
+}
+
+/// Captures what was rehearsed, but under the hold after all.
+fn under_hold<R: AfterCut>(
+    rehearsed: R,
+    gate: Option<&Gate>,
+    goes_on: &mut dyn FnMut() -> bool,
+) -> Result<R::Done> {
+    let gate = gate.ok_or_else(|| Error::new("there is no gate"))?;
+    let (shift, members) = rehearsed.guarded();
+    let mut next = 0;
+    let firsts = members.iter().map(|member| {
+        let first = next;
+        next += guard::chunks_of(member.size, shift) as u32;
+        first
+    });
+    rehearsed.sweep(gate, firsts.collect(), goes_on, || Ok(()))
 }
 
 /// Whether the process behind a pidfd has ended (pidfd_open(2): it is readable then).
@@ -729,7 +916,7 @@ fn names(paths: &[PathBuf]) -> Vec<PathName> {
 /// The verdict, without the list of files.
 ///
 /// `capture`: by what means.
-fn certify<D>(
+fn certify<D: Done>(
     subject: Subject<'_>,
     options: &Options,
     id: &str,
@@ -746,11 +933,20 @@ fn certify<D>(
         scan,
         report,
         moved,
+        guard,
         ..
     } = cut;
     reasons.extend(options.doubt.clone());
     // FICLONE waits for direct I/O in flight on its file.
     let aio_is_done = matches!(capture, "reflink" | "none");
+    let assumptions = scan.assumptions();
+    let assumptions = assumptions.into_iter().chain(guard.map(|guard| {
+        format!(
+            "no program outside the set opened a member, changed it and closed it again within the {} ms in \
+             which files were captured after the cut",
+            guard.as_millis().max(1)
+        )
+    }));
     reasons.extend(scan.reasons(&report, aio_is_done));
     // One entry for each file would bury the cause.
     if let Some(first) = moved.first() {
@@ -779,10 +975,12 @@ fn certify<D>(
         commit_point_asked: options.at.to_string(),
         verified: reasons.is_empty(),
         reasons,
-        assumptions: scan.assumptions(),
+        assumptions: assumptions.collect(),
         hold_us: hold.as_micros() as u64,
         drain_us: drain.as_micros() as u64,
         stop_us: report.longest.map(|d| d.as_micros() as u64),
+        guard_us: guard.map(|d| d.as_micros() as u64),
+        guard_asked: guard.and(captured.asked()),
         capture: capture.to_owned(),
         hashed_bytes: None,
         checks: Vec::new(),

@@ -7,10 +7,12 @@ use std::time::Duration;
 
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
+use snapshim_gate::abi::Gate;
+use snapshim_gate::guard;
 use snapshim_gate::table::FileId;
 
 use crate::capture::{self, Member, Moved, Scope};
-use crate::checkpoint::{Done, Work};
+use crate::checkpoint::{AfterCut, Done, Work};
 use crate::child;
 use crate::error::Context;
 use crate::store::manifest::{FileRecord, Kind};
@@ -78,8 +80,42 @@ impl Drop for Group {
     }
 }
 
+/// A command is never run after the cut.
+pub(crate) enum Never {}
+
+impl AfterCut for Never {
+    type Done = Ran;
+
+    fn cut(&mut self, _: &mut dyn FnMut() -> bool) -> Result<()> {
+        match *self {}
+    }
+
+    fn guarded(&self) -> (u32, Vec<guard::Member>) {
+        match *self {}
+    }
+
+    fn sweep(
+        self,
+        _: &Gate,
+        _: Vec<u32>,
+        _: &mut dyn FnMut() -> bool,
+        _: impl FnOnce() -> Result<()>,
+    ) -> Result<Ran> {
+        match self {}
+    }
+}
+
 impl Work for Held {
     type Done = Ran;
+    type Rehearsed = Never;
+
+    fn is_to_be_guarded(&self) -> bool {
+        false
+    }
+
+    fn rehearse(self) -> Result<Never> {
+        Err(Error::new("a command is run under the hold"))
+    }
 
     fn devices(&self) -> Vec<u64> {
         let mut devices: Vec<u64> = self.files.iter().map(|file| file.dev).collect();
@@ -134,6 +170,14 @@ impl Ran {
 }
 
 impl Done for Ran {
+    fn moved_unasked(&self, _: &Gate) -> Vec<Moved> {
+        Vec::new()
+    }
+
+    fn asked(&self) -> Option<u64> {
+        None
+    }
+
     fn members(&self) -> Vec<Member> {
         members(&self.after)
     }

@@ -1,4 +1,4 @@
-//! The layout of the gate file, version 2.
+//! The layout of the gate file, version 3.
 //!
 //! Rule: fields are only ever appended, into reserved space; anything else is a
 //! new version, which is a new file. Every field is an atomic of fixed width,
@@ -11,12 +11,15 @@
 //! 192   Header   two member tables
 //! 4800  Header   what is noted while the gate is armed
 //! 13696 Slot × slot_count, 128 bytes each
+//!       Guard, what is guarded after a cut
+//!       u64 × slot_count, what each thread asks the guard for
 //! ```
 
 use core::mem::{offset_of, size_of};
 use core::sync::atomic::Ordering::{Acquire, Relaxed, SeqCst};
 use core::sync::atomic::{AtomicU32, AtomicU64};
 
+use crate::guard::Guard;
 use crate::slot::Slot;
 use crate::table::MemberTable;
 use crate::watch::Watch;
@@ -24,7 +27,7 @@ use crate::watch::Watch;
 /// The first eight bytes of a gate file, written last when one is made.
 pub const MAGIC: u64 = u64::from_le_bytes(*b"snapshim");
 /// The version of this layout.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
 /// Slots of a gate unless asked otherwise: one for each thread of the set.
 pub const DEFAULT_SLOTS: u32 = 4096;
 /// Most slots a gate may have.
@@ -105,11 +108,24 @@ const _: () = {
     assert!(offset_of!(Slot, longest_wait_us) == 56);
     assert!(offset_of!(Slot, seen) == 80);
     assert!(offset_of!(Slot, ticket) == 124);
+    assert!(size_of::<Slot>().is_multiple_of(align_of::<Guard>()));
+    assert!(HEADER_SIZE.is_multiple_of(align_of::<Guard>()));
+    assert!(size_of::<Guard>() == 262_720);
 };
+
+/// Where the guard of a gate with `slots` slots lies.
+const fn guard_offset(slots: u32) -> usize {
+    HEADER_SIZE + slots as usize * size_of::<Slot>()
+}
+
+/// Where its asks lie.
+const fn asks_offset(slots: u32) -> usize {
+    guard_offset(slots) + size_of::<Guard>()
+}
 
 /// The size of a gate file with `slots` slots, bytes.
 pub const fn file_size(slots: u32) -> usize {
-    HEADER_SIZE + slots as usize * size_of::<Slot>()
+    asks_offset(slots) + slots as usize * size_of::<AtomicU64>()
 }
 
 /// Why a file is not a gate this build can use.
@@ -146,6 +162,8 @@ impl core::fmt::Display for Invalid {
 pub struct Gate {
     header: &'static Header,
     slots: &'static [Slot],
+    guard: &'static Guard,
+    asks: &'static [AtomicU64],
 }
 
 impl Gate {
@@ -181,7 +199,19 @@ impl Gate {
         let slots = unsafe {
             core::slice::from_raw_parts(base.add(HEADER_SIZE).cast::<Slot>(), count as usize)
         };
-        Ok(Gate { header, slots })
+        // SAFETY: it lies within `len`, aligned (see above), and is made of atomics.
+        let guard = unsafe { &*base.add(guard_offset(count)).cast::<Guard>() };
+        // SAFETY: as with the slots.
+        let asks = unsafe {
+            let asks = base.add(asks_offset(count)).cast::<AtomicU64>();
+            core::slice::from_raw_parts(asks, count as usize)
+        };
+        Ok(Gate {
+            header,
+            slots,
+            guard,
+            asks,
+        })
     }
 
     /// The header.
@@ -201,6 +231,22 @@ impl Gate {
     pub fn used_slots(&self) -> &'static [Slot] {
         let high = self.header.high_water.load(SeqCst) as usize;
         &self.slots[..high.min(self.slots.len())]
+    }
+
+    /// What is guarded.
+    pub fn guard(&self) -> &'static Guard {
+        self.guard
+    }
+
+    /// What the owners of [`Gate::used_slots`] ask the guard for ([`crate::guard::Ask`]).
+    pub fn used_asks(&self) -> &'static [AtomicU64] {
+        &self.asks[..self.used_slots().len()]
+    }
+
+    /// The cell in which the owner of a slot of this gate asks.
+    pub fn ask(&self, slot: &Slot) -> Option<&'static AtomicU64> {
+        let offset = (core::ptr::from_ref(slot) as usize).checked_sub(self.slots.as_ptr() as usize);
+        self.asks.get(offset? / size_of::<Slot>())
     }
 
     /// The member table of `bank` (0 or 1).

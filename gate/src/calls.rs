@@ -25,8 +25,12 @@ pub enum Action {
     Name,
     /// Changes a directory, and may put a new file in the place of an old one.
     Rename,
-    /// Changes bytes or metadata of a file named by path.
+    /// Changes metadata of a file named by path.
     Path,
+    /// `truncate`: path in argument 0, length in argument 1.
+    Truncate,
+    /// Changes the memory of another process, where a file may be mapped.
+    Memory,
     /// `utimensat`: by path, or the open file in argument 0.
     Times,
     /// Hands writes to the kernel to be done later.
@@ -85,9 +89,9 @@ actions! {
     RENAMEAT RENAMEAT2 => Rename;
     LINKAT SYMLINKAT UNLINKAT MKDIRAT MKNODAT => Name;
     OPEN_BY_HANDLE_AT => Handle;
-    TRUNCATE FCHMODAT FCHMODAT2 FCHOWNAT => Path;
-    // Into another process's memory, where a file may be mapped.
-    PROCESS_VM_WRITEV => Path;
+    TRUNCATE => Truncate;
+    FCHMODAT FCHMODAT2 FCHOWNAT => Path;
+    PROCESS_VM_WRITEV => Memory;
     SETXATTR LSETXATTR SETXATTRAT REMOVEXATTR LREMOVEXATTR REMOVEXATTRAT => Path;
     UTIMENSAT => Times;
     IO_SUBMIT => Submit;

@@ -49,6 +49,28 @@ pub fn open<M: Memory>(gate: &M::U32, closed: u32, wake_all: impl FnOnce(&M::U32
     ours
 }
 
+/// Lets calls pass again that change nothing of the cut `closed` that is not captured.
+/// The table of [`crate::guard`] must be written before. Returns the guarded word; `None`
+/// if the hold was broken.
+#[must_use]
+pub fn guard<M: Memory>(gate: &M::U32, closed: u32, wake_all: impl FnOnce(&M::U32)) -> Option<u32> {
+    let guarded = word::guarded(closed);
+    gate.cas_sc(closed, guarded).ok()?;
+    wake_all(gate);
+    Some(guarded)
+}
+
+/// Ends a guard. `false` if it was broken: what was captured under it is worth nothing.
+#[must_use]
+pub fn unguard<M: Memory>(gate: &M::U32, guarded: u32, wake_all: impl FnOnce(&M::U32)) -> bool {
+    if M::mutated(Mutation::UnguardWithoutCompare) {
+        gate.store(word::next(guarded, word::OPEN), Release);
+        wake_all(gate);
+        return true;
+    }
+    open::<M>(gate, guarded, wake_all)
+}
+
 /// Whether the hold still stands.
 pub fn stands<M: Memory>(gate: &M::U32, closed: u32) -> bool {
     gate.load(Relaxed) == closed

@@ -109,6 +109,12 @@ pub enum Mutation {
     LeaveWithoutGeneration,
     /// A waiter trusts a member table that was replaced while it read.
     TableWithoutRecheck,
+    /// A call passes a guarded gate without asking for what it changes.
+    GuardedAsOpen,
+    /// A chunk is marked as captured by a relaxed store.
+    MarkRelaxed,
+    /// A guard ends with a store instead of a compare-and-swap.
+    UnguardWithoutCompare,
 }
 
 /// The memory the gate lives in: shared memory, or the model checker's.

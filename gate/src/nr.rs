@@ -11,6 +11,7 @@ mod of_this_machine {
     pub const OPEN: usize = 2;
     pub const CLOSE: usize = 3;
     pub const FSTAT: usize = 5;
+    pub const LSEEK: usize = 8;
     pub const MMAP: usize = 9;
     pub const MPROTECT: usize = 10;
     pub const MUNMAP: usize = 11;
@@ -113,6 +114,7 @@ mod of_this_machine {
     pub const DUP: usize = 23;
     pub const DUP3: usize = 24;
     pub const FCNTL: usize = 25;
+    pub const LSEEK: usize = 62;
     pub const IOCTL: usize = 29;
     pub const FLOCK: usize = 32;
     pub const MKNODAT: usize = 33;

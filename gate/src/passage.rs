@@ -19,6 +19,12 @@ pub trait Thread<M: Memory> {
     /// Notes what this call is about to change, at the gate armed by `seen`. `is_nested`:
     /// inside another call.
     fn watched(&mut self, seen: u32, is_nested: bool);
+    /// Whether the gate guarded by `seen` lets this call pass: what it changes is no part of
+    /// the cut, or captured. If not, it has asked for it. `is_nested`: inside another call.
+    fn may_change(&mut self, seen: u32, is_nested: bool) -> bool;
+    /// Waits until what was asked for may be there, or the word is no longer `seen`;
+    /// `false` if the time this call may wait in total is spent.
+    fn wait_for_chunks(&mut self, word: &M::U32, seen: u32) -> bool;
     /// Waits until the word is no longer `seen`, is woken, or the time this call
     /// may wait in total is spent; `false` if it is spent.
     fn wait(&mut self, word: &M::U32, seen: u32) -> bool;
@@ -66,6 +72,23 @@ pub fn pass_slowly<M: Memory, T: Thread<M>>(
             }
             return;
         }
+        if word::is_guarded(seen) {
+            if M::mutated(Mutation::GuardedAsOpen) || thread.may_change(seen, outer > 0) {
+                if outer == 0 {
+                    slot.mark_passed();
+                }
+                return;
+            }
+            // Not counted while we wait: whoever ends this guard may begin a hold.
+            slot.leave();
+            if !thread.wait_for_chunks(gate, seen) {
+                break_hold(gate, seen, thread);
+            }
+            let entered = slot.enter(gate, call);
+            outer = entered.outer;
+            seen = entered.word;
+            continue;
+        }
         let bank = word::bank(seen);
         // The drain waits for the outer call, which cannot return before we do.
         let nested = outer > 0
@@ -108,6 +131,15 @@ pub fn pass_uncounted<M: Memory, T: Thread<M>>(gate: &M::U32, thread: &mut T) {
             thread.watched(seen, true);
             return;
         }
+        if word::is_guarded(seen) {
+            if thread.may_change(seen, true) {
+                return;
+            }
+            if !thread.wait_for_chunks(gate, seen) {
+                break_hold(gate, seen, thread);
+            }
+            continue;
+        }
         if !thread.is_shut(word::bank(seen)) {
             return;
         }
@@ -117,14 +149,20 @@ pub fn pass_uncounted<M: Memory, T: Thread<M>>(gate: &M::U32, thread: &mut T) {
     }
 }
 
-/// Ends a hold that lasted longer than this call may wait. Only the very hold
+/// Ends a hold, or a guard, that lasted longer than this call may wait. Only the very hold
 /// that was waited for: a later one, or one that ended, is left alone.
 fn break_hold<M: Memory, T: Thread<M>>(gate: &M::U32, seen: u32, thread: &mut T) {
+    if end_hold::<M>(gate, seen) {
+        thread.wake_all(gate);
+    }
+}
+
+/// Opens the gate if it is still at `seen`; whether it was. Who waits is to be woken.
+pub fn end_hold<M: Memory>(gate: &M::U32, seen: u32) -> bool {
     let open = word::next(seen, word::OPEN);
     if M::mutated(Mutation::BreakWithoutCompare) {
         gate.store(open, Release);
-    } else if gate.cas(seen, open).is_err() {
-        return;
+        return true;
     }
-    thread.wake_all(gate);
+    gate.cas(seen, open).is_ok()
 }

@@ -353,6 +353,11 @@ impl<M: Memory> Slot<M> {
         count == 0 || self.is_aside(closed)
     }
 
+    /// Whether no call is in flight here.
+    pub fn is_idle(&self) -> bool {
+        self.count.load(Acquire) == 0
+    }
+
     fn is_aside(&self, closed: u32) -> bool {
         let aside = self.aside.load(Acquire);
         aside == closed || (M::mutated(Mutation::AsideForEver) && aside != 0)

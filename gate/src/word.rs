@@ -13,11 +13,13 @@ pub const EPOCH: u32 = 0x10;
 pub const OPEN: u32 = 0;
 /// Calls that change a member wait.
 pub const CLOSED: u32 = 1;
+/// The cut is made, and what it covers is still being captured: calls pass, but for
+/// those that would change what is not captured yet, see [`crate::guard`].
+pub const GUARDED: u32 = 2;
 /// Calls pass, and what they do is noted in [`crate::watch::Watch`]; the call that
 /// reaches a commit point shuts the gate.
 pub const ARMED: u32 = 3;
-// 2 (guarded: the cut is made, chunks are being captured) is reserved. A shim that
-// does not know a state treats it as CLOSED, which is bounded and safe.
+// A shim that does not know a state treats it as CLOSED, which is bounded and safe.
 
 /// The state in `word`.
 #[inline(always)]
@@ -35,6 +37,18 @@ pub const fn is_open(word: u32) -> bool {
 #[inline(always)]
 pub const fn is_armed(word: u32) -> bool {
     state(word) == ARMED
+}
+
+/// Whether calls pass if what they change is captured.
+#[inline(always)]
+pub const fn is_guarded(word: u32) -> bool {
+    state(word) == GUARDED
+}
+
+/// The guarded word of the hold `closed`. Of the same epoch: closings go on to alternate
+/// between the two tables.
+pub const fn guarded(closed: u32) -> u32 {
+    (closed & !STATE_MASK) | GUARDED
 }
 
 /// The epoch in `word`.
@@ -71,6 +85,9 @@ mod tests {
             assert!(!is_open(closed) && closed != word);
             assert_ne!(Some(bank(closed)), last_bank);
             last_bank = Some(bank(closed));
+            // A guarded gate is the same hold.
+            assert_ne!(guarded(closed), closed);
+            assert_eq!(next(guarded(closed), OPEN), next(closed, OPEN));
             word = next(closed, OPEN);
             assert!(is_open(word));
         }

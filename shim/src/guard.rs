@@ -13,7 +13,7 @@ use snapshim_gate::sys::{futex_wait, futex_wake_all, monotonic_ns, ticks};
 use crate::attach;
 use crate::member::{self, Target};
 use crate::vectors::preserving;
-use crate::{claim, sys, thread, watch};
+use crate::{chunks, claim, sys, thread, watch};
 
 /// What a call has to undo when it returns. Two words: it stays in registers.
 #[derive(Clone, Copy)]
@@ -135,6 +135,9 @@ fn leave_noted(frame: Frame, result: isize) {
     // In a child forked meanwhile, the note is its parent's.
     let points = match frame.is_mine() {
         true if slot.generation.load(Relaxed) == frame.generations as u32 => {
+            if let Some(gate) = attach::gate() {
+                chunks::returned(gate, slot, result);
+            }
             watch::changed(slot, result)
         }
         _ => 0,
@@ -224,6 +227,8 @@ struct Waiter<'a> {
     spent_ns: u64,
     /// There is something to be done about it when it returns.
     is_noted: bool,
+    /// What it waits for at a guarded gate.
+    asking: Option<chunks::Asking>,
 }
 
 impl<'a> Waiter<'a> {
@@ -235,23 +240,48 @@ impl<'a> Waiter<'a> {
             target,
             spent_ns: 0,
             is_noted: false,
+            asking: None,
         }
     }
 
+    /// Waits by way of `sleep`, for at most what is left of this call's time; `false` if
+    /// nothing is.
+    fn spend(&mut self, sleep: impl FnOnce(&Self, u64)) -> bool {
+        let left_ns = self.gate.hold_bound_ns().saturating_sub(self.spent_ns);
+        if left_ns == 0 {
+            return false;
+        }
+        if let Some(slot) = self.slot {
+            slot.parked.store(1, Relaxed);
+        }
+        // By its own clock in a sandbox, where it may not ask for the time.
+        let waited_ns = if attach::is_sandboxed() {
+            let start = ticks();
+            sleep(self, left_ns);
+            ticks().wrapping_sub(start) / self.ticks_per_us() * 1_000
+        } else {
+            let start = monotonic_ns();
+            sleep(self, left_ns);
+            monotonic_ns().wrapping_sub(start).max(1)
+        };
+        if let Some(slot) = self.slot {
+            slot.parked.store(0, Relaxed);
+        }
+        self.account(waited_ns);
+        self.spent_ns = self.spent_ns.saturating_add(waited_ns);
+        self.spent_ns < self.gate.hold_bound_ns()
+    }
+
+    /// The rate comes from shared memory: no rate of any machine is outside this.
+    fn ticks_per_us(&self) -> u64 {
+        u64::from(self.gate.header().ticks_per_us.load(Relaxed)).clamp(1, 20_000)
+    }
+
     /// Waits by looking, in a process where any system call may be fatal.
-    fn spin(&self, word: &AtomicU32, seen: u32, left_ns: u64) -> u64 {
-        // The rate comes from shared memory: no rate of any machine is outside this.
-        let per_us = u64::from(self.gate.header().ticks_per_us.load(Relaxed)).clamp(1, 20_000);
-        let limit = left_ns / 1_000 * per_us;
+    fn spin(&self, word: &AtomicU32, seen: u32, left_ns: u64) {
+        let limit = left_ns.div_ceil(1_000).saturating_mul(self.ticks_per_us());
         let start = ticks();
-        loop {
-            let elapsed = ticks().wrapping_sub(start);
-            if elapsed >= limit {
-                return left_ns;
-            }
-            if word.load(Relaxed) != seen {
-                return elapsed / per_us * 1_000;
-            }
+        while word.load(Relaxed) == seen && ticks().wrapping_sub(start) < limit {
             core::hint::spin_loop();
         }
     }
@@ -263,6 +293,7 @@ impl<'a> Waiter<'a> {
         }
         slot.waited_us
             .fetch_add((waited_ns / 1_000) as u32, Relaxed);
+        self.gate.guard().count_wait(waited_ns / 1_000);
         let longest_us = u32::try_from((self.spent_ns + waited_ns) / 1_000);
         slot.longest_wait_us
             .fetch_max(longest_us.unwrap_or(u32::MAX), Relaxed);
@@ -307,26 +338,43 @@ impl Thread<Shared> for Waiter<'_> {
     }
 
     fn wait(&mut self, word: &AtomicU32, seen: u32) -> bool {
-        let left_ns = self.gate.hold_bound_ns().saturating_sub(self.spent_ns);
-        if left_ns == 0 {
-            return false;
-        }
-        if let Some(slot) = self.slot {
-            slot.parked.store(1, Relaxed);
-        }
-        let waited_ns = if attach::is_sandboxed() {
-            self.spin(word, seen, left_ns)
-        } else {
-            let start = monotonic_ns();
-            futex_wait(word, seen, left_ns);
-            monotonic_ns().wrapping_sub(start).max(1)
+        self.spend(|waiter, left_ns| {
+            if attach::is_sandboxed() {
+                waiter.spin(word, seen, left_ns);
+            } else {
+                futex_wait(word, seen, left_ns);
+            }
+        })
+    }
+
+    fn may_change(&mut self, seen: u32, is_nested: bool) -> bool {
+        let effect = match attach::is_sandboxed() {
+            true => chunks::Effect::Everything,
+            false => chunks::effect(self.call, self.target, is_nested, self.gate.guard()),
         };
-        if let Some(slot) = self.slot {
-            slot.parked.store(0, Relaxed);
+        match chunks::ask(self.gate, self.slot, effect, seen) {
+            chunks::Answer::Granted(is_noted) => {
+                self.is_noted = is_noted;
+                true
+            }
+            chunks::Answer::Wait(asking) => {
+                self.asking = Some(asking);
+                false
+            }
         }
-        self.account(waited_ns);
-        self.spent_ns = self.spent_ns.saturating_add(waited_ns);
-        self.spent_ns < self.gate.hold_bound_ns()
+    }
+
+    fn wait_for_chunks(&mut self, word: &AtomicU32, seen: u32) -> bool {
+        let asking = self.asking.take();
+        let gate = self.gate;
+        let goes_on = self.spend(|waiter, left_ns| match asking {
+            Some(asking) if !attach::is_sandboxed() => asking.wait(gate, seen, left_ns),
+            _ => waiter.spin(word, seen, left_ns),
+        });
+        if !goes_on {
+            chunks::gives_up(gate, seen);
+        }
+        goes_on
     }
 
     fn wake_all(&mut self, gate_word: &AtomicU32) {
@@ -336,6 +384,7 @@ impl Thread<Shared> for Waiter<'_> {
         }
         if !attach::is_sandboxed() {
             futex_wake_all(gate_word);
+            futex_wake_all(&self.gate.guard().served);
         }
     }
 }

@@ -28,6 +28,7 @@
 use core::ffi::{c_char, c_int};
 
 mod attach;
+mod chunks;
 mod claim;
 mod guard;
 mod hooks;

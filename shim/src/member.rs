@@ -13,6 +13,17 @@ use crate::sys::{self, Stat};
 pub(crate) enum Target {
     /// An open file.
     Fd(i32),
+    /// An open file, by a system call whose number and arguments say which bytes of it.
+    Call {
+        fd: i32,
+        number: usize,
+        /// Valid as long as the call is on its way past the gate.
+        args: *const [usize; 6],
+    },
+    /// An open file, from where it stands: stdio.
+    Stream(i32),
+    /// The file behind a path, from this byte on.
+    Truncate { path: *const c_char, len: i64 },
     /// The file that opening `path` with O_CREAT would make (`creates`), or that
     /// opening it would truncate.
     Open {
@@ -21,7 +32,7 @@ pub(crate) enum Target {
         creates: bool,
         truncates: bool,
     },
-    /// A name or the file behind one; not looked at: all such calls wait.
+    /// A name, or metadata of the file behind one; not looked at: all such calls wait.
     Name,
     /// The same; a rename.
     Rename,
@@ -33,7 +44,9 @@ impl Target {
     /// Whether `table` shuts it.
     pub(crate) fn is_shut(self, class: Class, table: &MemberTable) -> bool {
         match self {
-            Target::Fd(fd) => sys::fstat(fd).is_some_and(|s| shuts(class, &s, table)),
+            Target::Fd(fd) | Target::Call { fd, .. } | Target::Stream(fd) => {
+                sys::fstat(fd).is_some_and(|s| shuts(class, &s, table))
+            }
             Target::Open {
                 dirfd,
                 path,
@@ -47,7 +60,7 @@ impl Target {
                     Err(_) => creates,
                 }
             }
-            Target::Name | Target::Rename | Target::Any => true,
+            Target::Truncate { .. } | Target::Name | Target::Rename | Target::Any => true,
         }
     }
 }
@@ -78,7 +91,9 @@ impl Target {
             false => Change::None,
         };
         match self {
-            Target::Fd(fd) => sys::fstat(fd).map_or(Change::None, |stat| file(&stat)),
+            Target::Fd(fd) | Target::Call { fd, .. } | Target::Stream(fd) => {
+                sys::fstat(fd).map_or(Change::None, |stat| file(&stat))
+            }
             Target::Open {
                 dirfd,
                 path,
@@ -95,7 +110,7 @@ impl Target {
             }
             Target::Name if class == Class::Name => Change::Name,
             Target::Rename => Change::Rename,
-            Target::Name | Target::Any => Change::Unknown,
+            Target::Truncate { .. } | Target::Name | Target::Any => Change::Unknown,
         }
     }
 }

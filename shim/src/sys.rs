@@ -284,15 +284,47 @@ fn status_flags(fd: i32) -> Option<i32> {
     (flags >= 0).then_some(flags as i32)
 }
 
+/// Where the next read or write of an open file begins.
+pub(crate) fn position(fd: i32) -> Option<u64> {
+    const SEEK_CUR: usize = 1;
+    // SAFETY: asks, and moves nothing.
+    let at = unsafe { raw!(nr::LSEEK, fd, 0, SEEK_CUR) };
+    u64::try_from(at).ok()
+}
+
+/// Whether everything written to it goes to its end.
+pub(crate) fn appends(fd: i32) -> Option<bool> {
+    const O_APPEND: i32 = 0o2000;
+    status_flags(fd).map(|flags| flags & O_APPEND != 0)
+}
+
 /// Reads two bytes of this process's memory, which may not be there.
 pub(crate) fn peek_u16(at: usize) -> Option<u16> {
-    let mut value = 0u16;
-    let here = [&raw mut value as usize, 2];
-    let there = [at, 2];
+    peek(at)
+}
+
+/// What [`peek`] can read: made of integers, so that any bytes are a value.
+///
+/// # Safety
+/// They are.
+pub(crate) unsafe trait Plain: Copy + Default {}
+// SAFETY: an integer.
+unsafe impl Plain for u16 {}
+// SAFETY: an integer.
+unsafe impl Plain for i64 {}
+// SAFETY: an array of integers.
+unsafe impl Plain for [usize; 2] {}
+
+/// Reads this process's memory, which may not be there.
+pub(crate) fn peek<T: Plain>(at: usize) -> Option<T> {
+    let mut value = T::default();
+    let here = [&raw mut value as usize, size_of::<T>()];
+    let there = [at, size_of::<T>()];
     let pid = crate::attach::page()
         .pid
         .load(core::sync::atomic::Ordering::Relaxed);
-    // SAFETY: the kernel checks the address it reads, and writes two bytes here.
+    // SAFETY: the kernel checks the address it reads, and writes a whole value or part of
+    // one here: any bytes are one.
     let read = unsafe {
         raw!(
             nr::PROCESS_VM_READV,
@@ -304,7 +336,7 @@ pub(crate) fn peek_u16(at: usize) -> Option<u16> {
             0
         )
     };
-    (read == 2).then_some(value)
+    (read == size_of::<T>() as isize).then_some(value)
 }
 
 /// Whether what is written to it is durable when the call returns (O_DSYNC, O_SYNC).

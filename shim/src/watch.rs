@@ -188,7 +188,7 @@ pub extern "C" fn snapshim_begin() {
         if slot.units.load(Relaxed) == 0 && !word::is_open(word) && !attach::is_sandboxed() {
             if word::is_armed(word) {
                 wait_at_door(gate);
-            } else {
+            } else if !word::is_guarded(word) {
                 // Its first change would have to wait anyway.
                 guard::leave(guard::enter(Class::Submit, -1, || Target::Any), -1);
             }

@@ -36,6 +36,8 @@ pub(super) struct Ahead {
     by_path: HashMap<OsString, usize>,
     /// Which, by the directory's number in the capture.
     by_node: HashMap<Node, usize>,
+    /// The names that were used, by their set.
+    used: Vec<(usize, Box<CStr>)>,
 }
 
 impl Ahead {
@@ -104,9 +106,23 @@ impl Ahead {
     }
 
     /// Whether something of this name was made ahead and not used. Now it is.
-    fn take(&mut self, dir: Node, name: &CStr) -> bool {
-        let set = self.by_node.get(&dir);
-        set.is_some_and(|set| self.names[*set].remove(name))
+    pub(super) fn take(&mut self, dir: Node, name: &CStr) -> bool {
+        let Some(set) = self.by_node.get(&dir) else {
+            return false;
+        };
+        let is_there = self.names[*set].remove(name);
+        if is_there {
+            self.used.push((*set, name.into()));
+        }
+        is_there
+    }
+
+    /// Everything that was made for a capture is made ahead for another one.
+    pub(super) fn begin_again(&mut self) {
+        self.by_node.clear();
+        for (set, name) in self.used.drain(..) {
+            self.names[set].insert(name);
+        }
     }
 
     /// An empty file to capture into, made ahead or now.
@@ -124,7 +140,12 @@ impl Ahead {
                 other => return other,
             }
         }
-        make_file(fd, name)
+        let made = make_file(fd, name)?;
+        // Made by this capture; there for the next one.
+        if let Some(set) = self.by_node.get(&dir) {
+            self.used.push((*set, name.into()));
+        }
+        Ok(made)
     }
 
     /// Makes way for a directory; whether one was made ahead.

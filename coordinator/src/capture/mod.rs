@@ -5,6 +5,7 @@
 //! | step | gate | what it does |
 //! |---|---|---|
 //! | [`prepare`] | open | walks the roots, finds out how each file system can be captured, makes empty files to clone into, flushes ahead |
+//! | [`Prepared::rehearse`] | open | all of that once more, with the files open, for a capture after the cut |
 //! | [`Prepared::capture`] | shut | walks again; bytes, metadata, link targets, extended attributes |
 //! | [`Captured::finish`] | open again | links, owners, modes, times into the tree; makes all of it durable |
 //!
@@ -28,8 +29,11 @@ mod ahead;
 mod finish;
 mod look;
 mod moved;
+mod predict;
 mod prepare;
 mod record;
+mod rehearse;
+mod sweep;
 #[cfg(test)]
 mod tests;
 mod walk;
@@ -44,6 +48,8 @@ use crate::tree::dirs;
 
 pub use look::{Live, look};
 pub use moved::Moved;
+pub use rehearse::Rehearsed;
+pub use sweep::Swept;
 
 /// What is captured.
 #[derive(Clone, Debug, Default)]
@@ -67,6 +73,9 @@ pub enum Method {
     Reflink,
     /// The bytes are read and written.
     Copy,
+    /// The bytes are read and written after the cut, while programs run; what one is about to
+    /// change is read before. Needs programs that the gate holds.
+    CopyBeforeWrite,
 }
 
 /// A regular file under the roots.
@@ -86,6 +95,8 @@ pub struct Prepared {
     plan: prepare::Plan,
     target: record::Target,
     ahead: ahead::Ahead,
+    /// Whether it can be captured after the cut: see [`Prepared::rehearse`].
+    guard: bool,
 }
 
 /// Everything read; see [`Prepared::capture`].
@@ -98,6 +109,9 @@ pub struct Captured {
     /// Names that were gone when they were looked at.
     vanished: Vec<PathBuf>,
     absent_roots: Vec<PathBuf>,
+    /// What was captured after the cut.
+    sources: Vec<sweep::Source>,
+    swept: Option<Swept>,
 }
 
 /// Gets ready for capturing `scope` into the directory `tree`, which exists and is empty.
@@ -184,8 +198,16 @@ impl Captured {
         finish::finish(self)
     }
 
-    /// `reflink`, `copy`, `mixed`, or `none` if there was no file.
+    /// How the capture after the cut went, if there was one.
+    pub fn swept(&self) -> Option<Swept> {
+        self.swept
+    }
+
+    /// `reflink`, `copy`, `copy-before-write`, `mixed`, or `none` if there was no file.
     pub fn method(&self) -> String {
+        if self.swept.is_some() {
+            return "copy-before-write".to_owned();
+        }
         let used = |how| {
             self.entries
                 .iter()

@@ -10,8 +10,9 @@ use rustix::io::Errno;
 
 use super::ahead::Ahead;
 use super::record::Target;
+use super::rehearse::can_be_guarded;
 use super::walk::{At, Found, Paths, Visitor, unreadable, walk};
-use super::{Member, Method, Prepared, Scope};
+use super::{Member, Method, Prepared, Scope, predict};
 use crate::store::fault;
 use crate::tree::dirs::{Dirs, Node, as_path};
 use crate::tree::reflink;
@@ -58,7 +59,7 @@ pub(super) struct Plan {
 impl Plan {
     pub(super) fn way(&self, dev: u64) -> Way {
         match self.method {
-            Method::Copy => Way::Copy,
+            Method::Copy | Method::CopyBeforeWrite => Way::Copy,
             Method::Auto | Method::Reflink => *self.ways.get(&dev).unwrap_or(&Way::Unknown),
         }
     }
@@ -77,7 +78,7 @@ impl Scan {
         self.members.iter().map(member).collect()
     }
 
-    fn open(&self, member: &Known) -> std::result::Result<OwnedFd, Errno> {
+    pub(super) fn open(&self, member: &Known) -> std::result::Result<OwnedFd, Errno> {
         let parent = self.dirs.open(member.dir)?;
         self.dirs
             .open_at(&parent, &member.name, OFlags::NONBLOCK | OFlags::NOCTTY)
@@ -111,7 +112,18 @@ pub(super) fn prepare(scope: &Scope, tree: &Path, method: Method) -> Result<Prep
     let mut ahead = Ahead::default();
     ahead.make(&scan, &mut target)?;
     flush_ahead(&scan, &plan)?;
+    let guard = predict::is_better_guarded(method, predict::expect(&scan, &plan));
+    let sizes = scan.members.iter().map(|known| known.seen.size);
+    let guard = guard
+        && match can_be_guarded(sizes) {
+            Ok(()) => true,
+            Err(why) if method == Method::CopyBeforeWrite => {
+                return Err(Error::new(why).next("pass --capture auto"));
+            }
+            Err(_) => false,
+        };
     Ok(Prepared {
+        guard,
         scope: paths,
         scan,
         plan,
@@ -185,7 +197,7 @@ fn plan(scan: &Scan, target: &Target, method: Method) -> Result<Plan> {
         method,
         ways: BTreeMap::new(),
     };
-    if method == Method::Copy {
+    if matches!(method, Method::Copy | Method::CopyBeforeWrite) {
         return Ok(plan);
     }
     // The smallest file of each, because trying means cloning it.

@@ -6,14 +6,14 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 use snapshim_gate::table::FileId;
 
 use super::ahead::Ahead;
 use super::prepare::{Plan, Way, no_reflink, not_written_back, other_file_system};
-use super::walk::{At, Found, Visitor, unreadable, walk};
-use super::{Captured, Method, Prepared};
+use super::walk::{At, Found, Paths, Visitor, unreadable, walk};
+use super::{Captured, Method, Prepared, sweep};
 use crate::store::fault;
 use crate::store::manifest::Kind;
 use crate::tree::dirs::{Dirs, Node};
@@ -64,6 +64,26 @@ pub(super) enum Body {
 pub(super) enum How {
     Reflink,
     Copy,
+    /// After the cut, see [`super::sweep`].
+    Guarded,
+}
+
+/// A file that is to be captured after the cut: open, so that it stays, whatever becomes of
+/// its name.
+#[derive(Debug)]
+pub(super) struct Pin {
+    /// Its entry, by index.
+    pub(super) entry: usize,
+    pub(super) file: OwnedFd,
+    pub(super) target: sweep::Target,
+}
+
+/// Files that are pinned, and those pinned by an earlier walk.
+#[derive(Debug, Default)]
+pub(super) struct Pins {
+    pub(super) pins: Vec<Pin>,
+    /// By identity, with the path.
+    earlier: HashMap<FileId, (PathBuf, Pin)>,
 }
 
 impl Entry {
@@ -167,9 +187,32 @@ pub(super) fn capture(prepared: Prepared, go_on: &mut dyn FnMut() -> bool) -> Re
         plan,
         target,
         ahead,
+        ..
     } = prepared;
-    let expected = scan.members().len();
+    let expected = scan.members.len();
     drop(scan);
+    let recorded = record(&scope, plan, target, ahead, expected, None, go_on)?;
+    Ok(recorded.captured)
+}
+
+/// What a walk brought.
+#[derive(Debug)]
+pub(super) struct Recorded {
+    pub(super) captured: Captured,
+    pub(super) plan: Plan,
+    pub(super) pins: Vec<Pin>,
+}
+
+/// Walks, and records everything; files are captured, or pinned if there are `pins`.
+pub(super) fn record(
+    scope: &Paths,
+    plan: Plan,
+    target: Target,
+    ahead: Ahead,
+    expected: usize,
+    pins: Option<Pins>,
+    go_on: &mut dyn FnMut() -> bool,
+) -> Result<Recorded> {
     let mut source = Dirs::new().without_atime();
     let mut recorder = Recorder {
         plan,
@@ -181,17 +224,38 @@ pub(super) fn capture(prepared: Prepared, go_on: &mut dyn FnMut() -> bool) -> Re
         buffer: Vec::new(),
         vanished: Vec::new(),
         absent_roots: Vec::new(),
+        pins,
         go_on,
     };
-    walk(&scope, &mut source, &mut recorder)?;
-    Ok(Captured {
-        source,
-        target: recorder.target,
-        ahead: recorder.ahead,
-        entries: recorder.entries,
-        vanished: recorder.vanished,
-        absent_roots: recorder.absent_roots,
+    walk(scope, &mut source, &mut recorder)?;
+    Ok(Recorded {
+        captured: Captured {
+            source,
+            target: recorder.target,
+            ahead: recorder.ahead,
+            entries: recorder.entries,
+            vanished: recorder.vanished,
+            absent_roots: recorder.absent_roots,
+            sources: Vec::new(),
+            swept: None,
+        },
+        plan: recorder.plan,
+        pins: recorder.pins.unwrap_or_default().pins,
     })
+}
+
+impl Pins {
+    /// Pins files of a tree that has been walked before; those in the same place stay pinned.
+    pub(super) fn again(pins: Vec<Pin>, captured: &Captured) -> Pins {
+        let earlier = pins.into_iter().map(|pin| {
+            let entry = &captured.entries[pin.entry];
+            (entry.seen.id, (captured.path_of(entry), pin))
+        });
+        Pins {
+            pins: Vec::new(),
+            earlier: earlier.collect(),
+        }
+    }
 }
 
 struct Recorder<'a> {
@@ -206,6 +270,8 @@ struct Recorder<'a> {
     buffer: Vec<u8>,
     vanished: Vec<PathBuf>,
     absent_roots: Vec<PathBuf>,
+    /// If files are only pinned.
+    pins: Option<Pins>,
     go_on: &'a mut dyn FnMut() -> bool,
 }
 
@@ -230,7 +296,7 @@ impl Visitor for Recorder<'_> {
         }
         let known_file = kind == Some(FileType::RegularFile);
         if known_file && let Some(file) = open_file(at, name)? {
-            return self.file(at, name, &file);
+            return self.file(at, name, file);
         }
         let stat = match rustix::fs::statat(at.fd, name, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(stat) => stat,
@@ -247,7 +313,7 @@ impl Visitor for Recorder<'_> {
             // it is none any more, it changes faster than it can be looked at.
             Kind::File => {
                 return match open_file(at, name)? {
-                    Some(file) => self.file(at, name, &file),
+                    Some(file) => self.file(at, name, file),
                     None => Ok(Found::Gone),
                 };
             }
@@ -309,8 +375,8 @@ fn open_file(at: &At<'_>, name: &CStr) -> Result<Option<OwnedFd>> {
 
 impl Recorder<'_> {
     /// Captures an open file. What was opened counts, whatever the name leads to by now.
-    fn file(&mut self, at: &At<'_>, name: &CStr, file: &OwnedFd) -> Result<Found> {
-        let stat = rustix::fs::fstat(file).map_err(|cause| unreadable(&at.path(name), cause))?;
+    fn file(&mut self, at: &At<'_>, name: &CStr, file: OwnedFd) -> Result<Found> {
+        let stat = rustix::fs::fstat(&file).map_err(|cause| unreadable(&at.path(name), cause))?;
         let seen = Seen::of(&stat);
         match seen.kind() {
             Kind::File => {}
@@ -321,13 +387,51 @@ impl Recorder<'_> {
         if self.is_further_name(at, name, seen) {
             return Ok(Found::Entry);
         }
-        let how = self.bytes(at, name, file, &seen)?;
         let xattrs = self
             .xattrs
-            .read(file)
+            .read(&file)
             .map_err(|cause| unreadable(&at.path(name), cause))?;
+        let how = match self.pins.is_some() {
+            true => self.pin(at, name, file, &stat)?,
+            false => self.bytes(at, name, &file, &seen)?,
+        };
         self.push(at.node, name, seen, Body::File(how), xattrs);
         Ok(Found::Entry)
+    }
+
+    /// Keeps an open file for later.
+    fn pin(&mut self, at: &At<'_>, name: &CStr, file: OwnedFd, stat: &Stat) -> Result<How> {
+        let seen = Seen::of(stat);
+        let live = at.path(name);
+        let put_at = self.target.path_of(&live);
+        let entry = self.entries.len();
+        let Some(pins) = &mut self.pins else {
+            return Ok(How::Guarded);
+        };
+        let pin = match pins.earlier.remove(&seen.id) {
+            // Its empty file is in place.
+            Some((path, pin)) if path == live && self.ahead.take(at.node, name) => {
+                Pin { entry, ..pin }
+            }
+            _ => {
+                let dirs = &self.target.dirs;
+                let dir = dirs
+                    .open(at.node)
+                    .map_err(|cause| fault("open", &put_at, cause))?;
+                let to = self.ahead.file(at.node, &dir, name);
+                let to = to.map_err(|cause| fault("make", &put_at, cause))?;
+                let allocated = u64::try_from(stat.st_blocks)
+                    .unwrap_or(0)
+                    .saturating_mul(512);
+                Pin {
+                    entry,
+                    file,
+                    target: sweep::Target::new(put_at, to, seen.size, allocated)?,
+                }
+            }
+        };
+        pins.pins.push(pin);
+        Ok(How::Guarded)
     }
 
     /// Whether this is a further name of something captured already: then it is

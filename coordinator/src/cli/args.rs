@@ -341,6 +341,7 @@ impl MeansArgs {
             Capture::Auto => Method::Auto,
             Capture::Reflink => Method::Reflink,
             Capture::Copy => Method::Copy,
+            Capture::CopyBeforeWrite => Method::CopyBeforeWrite,
         }
     }
 }
@@ -348,13 +349,16 @@ impl MeansArgs {
 /// A way to capture that can be asked for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum Capture {
-    /// Reflink where the file system can, else copy
+    /// Whatever holds programs for the shortest time: reflink where the file system can and it
+    /// is quick, else after the cut
     #[default]
     Auto,
     /// Reflink, or fail
     Reflink,
     /// Copy while the program is held
     Copy,
+    /// Copy after the cut, while the program goes on; what it is about to change comes first
+    CopyBeforeWrite,
 }
 
 impl HowArgs {

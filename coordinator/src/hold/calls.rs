@@ -22,7 +22,12 @@ pub fn changes(number: i64) -> Option<Changes> {
         Action::File(_, argument) => Some(Changes::File(argument.into())),
         Action::Ioctl => Some(Changes::File(0)),
         Action::Open(_) | Action::Open2 | Action::Create | Action::Handle => Some(Changes::Open),
-        Action::Name | Action::Rename | Action::Path | Action::Times => Some(Changes::Name),
+        Action::Name
+        | Action::Rename
+        | Action::Path
+        | Action::Truncate
+        | Action::Memory
+        | Action::Times => Some(Changes::Name),
         Action::Submit | Action::Enter => Some(Changes::Submitted),
         Action::Ring
         | Action::Map

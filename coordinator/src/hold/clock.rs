@@ -36,6 +36,23 @@ impl Clock {
         Clock { since, ..clock }
     }
 
+    /// Whether a signal that would end this process is being put off.
+    pub fn is_asked_to_end() -> bool {
+        use nix::libc;
+        let mut pending = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
+        // SAFETY: writes the whole set, or fails.
+        let pending = unsafe {
+            if libc::sigpending(pending.as_mut_ptr()) != 0 {
+                return false;
+            }
+            pending.assume_init()
+        };
+        [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT]
+            .into_iter()
+            // SAFETY: asks about a set that is initialised.
+            .any(|signal| unsafe { libc::sigismember(&raw const pending, signal) } == 1)
+    }
+
     /// How long it may last.
     pub fn limit(&self) -> Duration {
         self.limit

@@ -1,9 +1,11 @@
 //! Closing the gate, draining it, and opening it again.
 
+use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::{Acquire, Relaxed};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use snapshim_gate::abi::Gate;
+use snapshim_gate::guard::{self, Ask, Broken};
 use snapshim_gate::reap::{self, Claimed};
 use snapshim_gate::slot::{Owner, Slot};
 use snapshim_gate::sys::{futex_wake_all, monotonic_ns};
@@ -65,6 +67,8 @@ pub struct Hold<'a> {
     pub(super) clock: Clock,
     parked: Vec<Parked>,
     pub(super) is_over: bool,
+    /// How long it held everybody, if it holds nobody any more but for what is not captured.
+    held: Option<Duration>,
 }
 
 /// A call in flight that is ignored because its thread cannot do harm while it
@@ -135,7 +139,58 @@ impl<'a> Hold<'a> {
             clock,
             parked: Vec::new(),
             is_over: false,
+            held: None,
         }
+    }
+
+    /// Ends the hold, and guards the cut: calls go on, and wait only for what they would
+    /// change of it. The gate's table of what is guarded was emptied before; `members` go
+    /// into it. Returns how long the hold was, and the number of each member's first chunk.
+    ///
+    /// # Errors
+    ///
+    /// A waiter broke the hold; the members do not fit.
+    pub fn guard(
+        &mut self,
+        shift: u32,
+        members: impl Iterator<Item = guard::Member>,
+    ) -> Result<(Duration, Vec<u32>)> {
+        // Nobody is between his question and his return: all is drained.
+        for ask in self.gate.used_asks() {
+            ask.store(Ask::None.pack(), Relaxed);
+        }
+        let guarded = word::guarded(self.closed);
+        let mut firsts = Vec::with_capacity(members.size_hint().0);
+        let table = self.gate.guard();
+        if !table.write(guarded, shift, members, |first| firsts.push(first)) {
+            return Err(Error::new("the files to guard do not fit into the gate"));
+        }
+        let word = &self.gate.header().word;
+        if hold::guard::<Shared>(word, self.closed, futex_wake_all).is_none() {
+            return Err(broken(self.elapsed(), "while the cut was made"));
+        }
+        let held = self.elapsed();
+        self.closed = guarded;
+        self.held = Some(held);
+        Ok((held, firsts))
+    }
+
+    /// Ends a guard: everything is captured.
+    ///
+    /// # Errors
+    ///
+    /// A call broke it; a thread that was ignored woke up.
+    pub fn unguard(self) -> Result<()> {
+        let gate = self.gate;
+        let opened = self.open();
+        futex_wake_all(&gate.guard().served);
+        if opened.is_err()
+            && let Some(why) = gate.guard().why_broken()
+        {
+            return Err(guard_broken(why));
+        }
+        opened?;
+        settle(gate)
     }
 
     /// The gate it shuts.
@@ -291,6 +346,14 @@ impl<'a> Hold<'a> {
         hold::stands::<Shared>(&self.gate.header().word, self.closed)
     }
 
+    /// To ask whether it stands while it is being ended.
+    pub fn watch(&self) -> Watching<'a> {
+        Watching {
+            gate: self.gate,
+            word: self.closed,
+        }
+    }
+
     /// Whether there is time left for the capture.
     pub fn goes_on(&self) -> bool {
         self.stands() && !self.left().is_zero()
@@ -344,7 +407,10 @@ impl<'a> Hold<'a> {
         self.is_over = true;
         let header = self.gate.header();
         let ours = hold::open::<Shared>(&header.word, self.closed, futex_wake_all);
-        let held = self.elapsed();
+        if self.held.is_some() {
+            futex_wake_all(&self.gate.guard().served);
+        }
+        let held = self.held.unwrap_or_else(|| self.elapsed());
         header.last_hold_ns.store(held.as_nanos() as u64, Relaxed);
         header.last_open_ns.store(monotonic_ns(), Relaxed);
         ours.then_some(held)
@@ -394,6 +460,20 @@ impl<'a> Hold<'a> {
     }
 }
 
+/// Whether a hold or guard stands.
+#[derive(Clone, Copy, Debug)]
+pub struct Watching<'a> {
+    gate: &'a Gate,
+    word: u32,
+}
+
+impl Watching<'_> {
+    /// It does.
+    pub fn stands(&self) -> bool {
+        hold::stands::<Shared>(&self.gate.header().word, self.word)
+    }
+}
+
 impl Drop for Hold<'_> {
     fn drop(&mut self) {
         self.reopen();
@@ -410,6 +490,48 @@ pub(super) fn write_table(gate: &Gate, word: u32, shut: &Shut) -> Result<()> {
     match written {
         true => Ok(()),
         false => Err(Error::new("the member table of the gate is full")),
+    }
+}
+
+/// How long calls are waited for that have to be compared with what they were granted.
+const SETTLES: Duration = Duration::from_millis(500);
+
+/// Waits until whoever was let through under a guard has looked at what he changed.
+fn settle(gate: &Gate) -> Result<()> {
+    let since = Instant::now();
+    loop {
+        let in_flight = |(ask, slot): (&AtomicU64, &Slot)| {
+            matches!(Ask::unpack(ask.load(Acquire)), Ask::Expects(_)) && !slot.is_idle()
+        };
+        let waits = gate
+            .used_asks()
+            .iter()
+            .zip(gate.used_slots())
+            .any(in_flight);
+        if let Some(why) = gate.guard().why_broken() {
+            return Err(guard_broken(why));
+        }
+        if !waits {
+            return Ok(());
+        }
+        if since.elapsed() > SETTLES {
+            return Err(Error::by_chance(
+                "a write that began during the capture did not come to an end",
+            ));
+        }
+        std::thread::sleep(Duration::from_micros(100));
+    }
+}
+
+fn guard_broken(why: Broken) -> Error {
+    match why {
+        Broken::TimeOut => Error::aborted(
+            "a program waited as long as it may for something that was not captured yet",
+        )
+        .next("nothing was published; allow more time with --max-hold, or use another --capture"),
+        Broken::Missed => Error::by_chance(
+            "a program changed other bytes than it seemed about to, before they were captured",
+        ),
     }
 }
 

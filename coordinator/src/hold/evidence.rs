@@ -433,6 +433,38 @@ impl Scan {
         self.found.iter().filter_map(held).collect()
     }
 
+    /// Of those, the ones with executable memory that is of no file: calls made from there are
+    /// held by nothing.
+    pub fn held_in_part(&self) -> Vec<Pid> {
+        let made_code = |pid: &Pid| {
+            let layer = self.found.get(pid).and_then(|found| found.layer.as_ref());
+            layer.is_none_or(|layer| !layer.notes.is_empty())
+        };
+        self.held().into_iter().filter(made_code).collect()
+    }
+
+    /// Why a cut cannot be guarded: everybody has to be held by his system call sites, for
+    /// what else there is changes bytes without asking.
+    pub fn not_to_be_guarded(&self) -> Option<String> {
+        self.found.iter().find_map(|(pid, found)| {
+            let why = if !found.is_held {
+                "is not under the shim".to_owned()
+            } else if !found.mapped.is_empty() {
+                "has a member mapped".to_owned()
+            } else if found.ring.is_some() || found.aio {
+                "writes by io_uring or AIO".to_owned()
+            } else {
+                let layer = found.layer.as_ref();
+                match layer.map(|layer| layer.not_sites.as_ref()) {
+                    Some(None) => return None,
+                    Some(Some(why)) => format!("is held by symbols only ({why})"),
+                    None => "was not looked into".to_owned(),
+                }
+            };
+            Some(format!("{} ({pid}) {why}", found.name))
+        })
+    }
+
     /// The processes that no gate can hold, or not wholly, and that stopping does hold: those
     /// without it, those that map a member, and those with code whose calls pass it by.
     pub fn outside(&self) -> BTreeSet<Target> {
@@ -628,6 +660,18 @@ impl Scan {
             )
         }));
         reasons
+    }
+
+    /// What speaks against a capture that went on while programs ran.
+    pub fn guard_reason(&self) -> Option<Reason> {
+        let why = self.not_to_be_guarded()?;
+        Some(reason(
+            "not-guarded",
+            format!(
+                "{why}: what it changed while files were captured was not seen to be asked for"
+            ),
+            None,
+        ))
     }
 
     /// What was taken for granted.

@@ -45,6 +45,13 @@ pub struct Manifest {
     /// The longest stop of a process from outside, µs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stop_us: Option<u64>,
+    /// How long files were captured after the hold, while programs went on and what they were
+    /// about to change was captured first, µs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guard_us: Option<u64>,
+    /// Pieces of files that programs waited for meanwhile.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guard_asked: Option<u64>,
     /// Bytes that were hashed for the digests of the files; those of the others were known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hashed_bytes: Option<u64>,

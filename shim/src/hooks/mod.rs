@@ -102,7 +102,7 @@ fn opens_handle(flags: c_int) -> Frame {
     if flags & O_TRUNC == 0 {
         return Frame::NONE;
     }
-    by_path()
+    enter(Class::Path, -1, || Target::Any)
 }
 
 /// The gate for fopen: "w" and "a" create, "w" truncates, "r+" does neither.
@@ -122,6 +122,31 @@ fn opens_stream(path: *const c_char, mode: *const c_char) -> Frame {
 #[inline(always)]
 pub(crate) fn on(class: Class, fd: c_int) -> Frame {
     enter(class, fd, || Target::Fd(fd))
+}
+
+/// The gate for system calls on the open file in argument `arg`, which say what they change.
+#[inline(always)]
+pub(crate) fn on_call(class: Class, arg: u8, number: usize, args: &[usize; 6]) -> Frame {
+    let fd = args[usize::from(arg & 3)] as c_int;
+    enter(class, fd, || Target::Call { fd, number, args })
+}
+
+/// The gate for stdio, which writes from where the file stands.
+#[inline(always)]
+fn on_stream(fd: c_int) -> Frame {
+    enter(Class::Write, fd, || Target::Stream(fd))
+}
+
+/// The gate for truncate.
+#[inline(always)]
+fn truncates(path: *const c_char, len: i64) -> Frame {
+    enter(Class::Path, -1, || Target::Truncate { path, len })
+}
+
+/// The gate for calls that change the memory of another process.
+#[inline(always)]
+fn into_memory() -> Frame {
+    enter(Class::Path, -1, || Target::Any)
 }
 
 /// The gate for calls that change a directory.

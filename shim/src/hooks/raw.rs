@@ -9,8 +9,8 @@ use snapshim_gate::slot::Class::{self, Meta};
 use snapshim_gate::slot::Seen;
 
 use super::{
-    O_CREAT, O_TRUNC, by_path, closes, flocks, locks, maps, name, names, noted, on, opens,
-    opens_handle, renames, syncs, syncs_all,
+    O_CREAT, O_TRUNC, by_path, closes, flocks, into_memory, locks, maps, name, names, noted, on,
+    on_call, opens, opens_handle, renames, syncs, syncs_all, truncates,
 };
 use crate::attach;
 use crate::guard::{Frame, leave, seen, submit};
@@ -238,14 +238,14 @@ fn utimensat(dirfd: i32, path: usize) -> Frame {
 
 /// Takes the system call `number` past the gate.
 fn gate_for(number: usize, args: [usize; 6]) -> Frame {
-    calls::action(number).map_or(Frame::NONE, |action| gate_action(action, &args))
+    calls::action(number).map_or(Frame::NONE, |action| gate_action(number, action, &args))
 }
 
 /// Takes a system call that does `action` past the gate.
 #[inline(always)]
-pub(crate) fn gate_action(action: Action, a: &[usize; 6]) -> Frame {
+pub(crate) fn gate_action(number: usize, action: Action, a: &[usize; 6]) -> Frame {
     match action {
-        Action::File(class, arg) => on(class, fd(a[usize::from(arg & 3)])),
+        Action::File(class, arg) => on_call(class, arg, number, a),
         Action::Ioctl => ioctl(fd(a[0]), a[1]),
         Action::Open(0) => opens(AT_FDCWD, path(a[0]), fd(a[1])),
         Action::Open(_) => opens(fd(a[0]), path(a[1]), fd(a[2])),
@@ -255,6 +255,8 @@ pub(crate) fn gate_action(action: Action, a: &[usize; 6]) -> Frame {
         Action::Name => names(),
         Action::Rename => renames(),
         Action::Path => by_path(),
+        Action::Truncate => truncates(path(a[0]), a[1] as i64),
+        Action::Memory => into_memory(),
         Action::Times => utimensat(fd(a[0]), a[1]),
         Action::Submit => submit(),
         // Without anything to hand over it only waits for what was.

@@ -10,9 +10,7 @@ use core::ffi::{c_char, c_int, c_void};
 use core::sync::atomic::AtomicBool;
 use core::sync::atomic::Ordering::Relaxed;
 
-use snapshim_gate::slot::Class;
-
-use super::{name, on};
+use super::{name, on_stream};
 use crate::guard::leave;
 use crate::libc::{self, Stdio};
 use crate::sys;
@@ -66,7 +64,7 @@ unsafe fn record<R: Copy>(
         let fd = (stdio.descriptor)(at);
         let is_file = fd >= 0 && sys::fstat(fd).is_some_and(|s| s.is_regular());
         let result = if is_file {
-            let frame = on(Class::Write, fd);
+            let frame = on_stream(fd);
             let before = (stdio.pending)(at);
             *errno = kept;
             let result = call();

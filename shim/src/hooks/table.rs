@@ -12,8 +12,8 @@ use snapshim_gate::slot::Seen;
 
 use super::raw::{fcntl as fcntls, ioctl as ioctls};
 use super::{
-    O_CREAT, O_TRUNC, Outcome, by_path, closes, flocks, hooks, lockfs, maps, name, names, noted,
-    on, opens, opens_stream, renames, syncs, syncs_all,
+    O_CREAT, O_TRUNC, Outcome, by_path, closes, flocks, hooks, into_memory, lockfs, maps, name,
+    names, noted, on, on_call, opens, opens_stream, renames, syncs, syncs_all, truncates,
 };
 use crate::guard::{Frame, leave, submit};
 use crate::sys::{AT_FDCWD, AT_REMOVEDIR, AT_SYMLINK_NOFOLLOW, ENOSYS, nr, raw};
@@ -68,34 +68,44 @@ fn clones(flags: c_int) -> Frame {
     Frame::NONE
 }
 
+/// The gate for a function that is a system call on the open file in argument `$arg`.
+macro_rules! call {
+    ($class:expr, $arg:literal, $number:expr, $($a:expr),*) => {{
+        let given = [$($a as usize),*];
+        let mut args = [0; 6];
+        args[..given.len()].copy_from_slice(&given);
+        on_call($class, $arg, $number, &args)
+    }};
+}
+
 hooks! {
     // Bytes of an open file.
-    write(fd: c_int, buffer: Ptr, len: usize) -> isize: on(Write, fd); else libc_result(raw!(nr::WRITE, fd, buffer, len));
-    __write(fd: c_int, buffer: Ptr, len: usize) -> isize: on(Write, fd); else libc_result(raw!(nr::WRITE, fd, buffer, len));
-    pwrite(fd: c_int, buffer: Ptr, len: usize, at: i64) -> isize: on(Write, fd); else libc_result(raw!(nr::PWRITE64, fd, buffer, len, at));
-    pwrite64(fd: c_int, buffer: Ptr, len: usize, at: i64) -> isize: on(Write, fd); else libc_result(raw!(nr::PWRITE64, fd, buffer, len, at));
-    __pwrite64(fd: c_int, buffer: Ptr, len: usize, at: i64) -> isize: on(Write, fd); else libc_result(raw!(nr::PWRITE64, fd, buffer, len, at));
-    writev(fd: c_int, parts: Ptr, count: c_int) -> isize: on(Write, fd); else libc_result(raw!(nr::WRITEV, fd, parts, count));
-    pwritev(fd: c_int, parts: Ptr, count: c_int, at: i64) -> isize: on(Write, fd); else libc_result(raw!(nr::PWRITEV, fd, parts, count, at, 0));
-    pwritev64(fd: c_int, parts: Ptr, count: c_int, at: i64) -> isize: on(Write, fd); else libc_result(raw!(nr::PWRITEV, fd, parts, count, at, 0));
-    pwritev2(fd: c_int, parts: Ptr, count: c_int, at: i64, flags: c_int) -> isize: on(Write, fd); else libc_result(raw!(nr::PWRITEV2, fd, parts, count, at, 0, flags));
-    pwritev64v2(fd: c_int, parts: Ptr, count: c_int, at: i64, flags: c_int) -> isize: on(Write, fd); else libc_result(raw!(nr::PWRITEV2, fd, parts, count, at, 0, flags));
+    write(fd: c_int, buffer: Ptr, len: usize) -> isize: call!(Write, 0, nr::WRITE, fd, buffer, len); else libc_result(raw!(nr::WRITE, fd, buffer, len));
+    __write(fd: c_int, buffer: Ptr, len: usize) -> isize: call!(Write, 0, nr::WRITE, fd, buffer, len); else libc_result(raw!(nr::WRITE, fd, buffer, len));
+    pwrite(fd: c_int, buffer: Ptr, len: usize, at: i64) -> isize: call!(Write, 0, nr::PWRITE64, fd, buffer, len, at); else libc_result(raw!(nr::PWRITE64, fd, buffer, len, at));
+    pwrite64(fd: c_int, buffer: Ptr, len: usize, at: i64) -> isize: call!(Write, 0, nr::PWRITE64, fd, buffer, len, at); else libc_result(raw!(nr::PWRITE64, fd, buffer, len, at));
+    __pwrite64(fd: c_int, buffer: Ptr, len: usize, at: i64) -> isize: call!(Write, 0, nr::PWRITE64, fd, buffer, len, at); else libc_result(raw!(nr::PWRITE64, fd, buffer, len, at));
+    writev(fd: c_int, parts: Ptr, count: c_int) -> isize: call!(Write, 0, nr::WRITEV, fd, parts, count); else libc_result(raw!(nr::WRITEV, fd, parts, count));
+    pwritev(fd: c_int, parts: Ptr, count: c_int, at: i64) -> isize: call!(Write, 0, nr::PWRITEV, fd, parts, count, at, 0); else libc_result(raw!(nr::PWRITEV, fd, parts, count, at, 0));
+    pwritev64(fd: c_int, parts: Ptr, count: c_int, at: i64) -> isize: call!(Write, 0, nr::PWRITEV, fd, parts, count, at, 0); else libc_result(raw!(nr::PWRITEV, fd, parts, count, at, 0));
+    pwritev2(fd: c_int, parts: Ptr, count: c_int, at: i64, flags: c_int) -> isize: call!(Write, 0, nr::PWRITEV2, fd, parts, count, at, 0, flags); else libc_result(raw!(nr::PWRITEV2, fd, parts, count, at, 0, flags));
+    pwritev64v2(fd: c_int, parts: Ptr, count: c_int, at: i64, flags: c_int) -> isize: call!(Write, 0, nr::PWRITEV2, fd, parts, count, at, 0, flags); else libc_result(raw!(nr::PWRITEV2, fd, parts, count, at, 0, flags));
     // Copies inside the kernel. tee and vmsplice fill pipes only, and change no file.
-    sendfile(to: c_int, from: c_int, at: Ptr, len: usize) -> isize: on(Copy, to); else libc_result(raw!(nr::SENDFILE, to, from, at, len));
-    sendfile64(to: c_int, from: c_int, at: Ptr, len: usize) -> isize: on(Copy, to); else libc_result(raw!(nr::SENDFILE, to, from, at, len));
-    copy_file_range(from: c_int, from_at: Ptr, to: c_int, to_at: Ptr, len: usize, flags: c_uint) -> isize: on(Copy, to); else libc_result(raw!(nr::COPY_FILE_RANGE, from, from_at, to, to_at, len, flags));
-    splice(from: c_int, from_at: Ptr, to: c_int, to_at: Ptr, len: usize, flags: c_uint) -> isize: on(Copy, to); else libc_result(raw!(nr::SPLICE, from, from_at, to, to_at, len, flags));
+    sendfile(to: c_int, from: c_int, at: Ptr, len: usize) -> isize: call!(Copy, 0, nr::SENDFILE, to, from, at, len); else libc_result(raw!(nr::SENDFILE, to, from, at, len));
+    sendfile64(to: c_int, from: c_int, at: Ptr, len: usize) -> isize: call!(Copy, 0, nr::SENDFILE, to, from, at, len); else libc_result(raw!(nr::SENDFILE, to, from, at, len));
+    copy_file_range(from: c_int, from_at: Ptr, to: c_int, to_at: Ptr, len: usize, flags: c_uint) -> isize: call!(Copy, 2, nr::COPY_FILE_RANGE, from, from_at, to, to_at, len, flags); else libc_result(raw!(nr::COPY_FILE_RANGE, from, from_at, to, to_at, len, flags));
+    splice(from: c_int, from_at: Ptr, to: c_int, to_at: Ptr, len: usize, flags: c_uint) -> isize: call!(Copy, 2, nr::SPLICE, from, from_at, to, to_at, len, flags); else libc_result(raw!(nr::SPLICE, from, from_at, to, to_at, len, flags));
     // Size and allocation.
-    ftruncate(fd: c_int, len: i64) -> c_int: on(Size, fd); else libc_result(raw!(nr::FTRUNCATE, fd, len)) as c_int;
-    ftruncate64(fd: c_int, len: i64) -> c_int: on(Size, fd); else libc_result(raw!(nr::FTRUNCATE, fd, len)) as c_int;
-    truncate(path: Str, len: i64) -> c_int: by_path(); else libc_result(raw!(nr::TRUNCATE, path, len)) as c_int;
-    truncate64(path: Str, len: i64) -> c_int: by_path(); else libc_result(raw!(nr::TRUNCATE, path, len)) as c_int;
-    fallocate(fd: c_int, mode: c_int, at: i64, len: i64) -> c_int: on(Size, fd); else libc_result(raw!(nr::FALLOCATE, fd, mode, at, len)) as c_int;
-    fallocate64(fd: c_int, mode: c_int, at: i64, len: i64) -> c_int: on(Size, fd); else libc_result(raw!(nr::FALLOCATE, fd, mode, at, len)) as c_int;
+    ftruncate(fd: c_int, len: i64) -> c_int: call!(Size, 0, nr::FTRUNCATE, fd, len); else libc_result(raw!(nr::FTRUNCATE, fd, len)) as c_int;
+    ftruncate64(fd: c_int, len: i64) -> c_int: call!(Size, 0, nr::FTRUNCATE, fd, len); else libc_result(raw!(nr::FTRUNCATE, fd, len)) as c_int;
+    truncate(path: Str, len: i64) -> c_int: truncates(path, len); else libc_result(raw!(nr::TRUNCATE, path, len)) as c_int;
+    truncate64(path: Str, len: i64) -> c_int: truncates(path, len); else libc_result(raw!(nr::TRUNCATE, path, len)) as c_int;
+    fallocate(fd: c_int, mode: c_int, at: i64, len: i64) -> c_int: call!(Size, 0, nr::FALLOCATE, fd, mode, at, len); else libc_result(raw!(nr::FALLOCATE, fd, mode, at, len)) as c_int;
+    fallocate64(fd: c_int, mode: c_int, at: i64, len: i64) -> c_int: call!(Size, 0, nr::FALLOCATE, fd, mode, at, len); else libc_result(raw!(nr::FALLOCATE, fd, mode, at, len)) as c_int;
     /// Returns the error number; does not set `errno`.
-    posix_fallocate(fd: c_int, at: i64, len: i64) -> c_int: on(Size, fd); else -raw!(nr::FALLOCATE, fd, 0, at, len) as c_int;
+    posix_fallocate(fd: c_int, at: i64, len: i64) -> c_int: call!(Size, 0, nr::FALLOCATE, fd, 0, at, len); else -raw!(nr::FALLOCATE, fd, 0, at, len) as c_int;
     /// Returns the error number; does not set `errno`.
-    posix_fallocate64(fd: c_int, at: i64, len: i64) -> c_int: on(Size, fd); else -raw!(nr::FALLOCATE, fd, 0, at, len) as c_int;
+    posix_fallocate64(fd: c_int, at: i64, len: i64) -> c_int: call!(Size, 0, nr::FALLOCATE, fd, 0, at, len); else -raw!(nr::FALLOCATE, fd, 0, at, len) as c_int;
     // Opening. The variadic mode is read as a third argument: on the supported
     // ABIs a variadic integer is passed like a named one.
     open(path: Str, flags: c_int, mode: c_uint) -> c_int: opens(AT_FDCWD, path, flags); else libc_result(raw!(nr::OPENAT, AT_FDCWD, path, flags, mode)) as c_int;
@@ -106,7 +116,7 @@ hooks! {
     __open64_2(path: Str, flags: c_int) -> c_int: opens(AT_FDCWD, path, flags); else libc_result(raw!(nr::OPENAT, AT_FDCWD, path, flags, 0)) as c_int;
     openat(dirfd: c_int, path: Str, flags: c_int, mode: c_uint) -> c_int: opens(dirfd, path, flags); else libc_result(raw!(nr::OPENAT, dirfd, path, flags, mode)) as c_int;
     open_by_handle_at(mount: c_int, handle: Ptr, flags: c_int) -> c_int: super::opens_handle(flags); else no_function() as c_int;
-    process_vm_writev(pid: c_int, from: Ptr, from_len: c_ulong, to: Ptr, to_len: c_ulong, flags: c_ulong) -> isize: by_path(); else no_function();
+    process_vm_writev(pid: c_int, from: Ptr, from_len: c_ulong, to: Ptr, to_len: c_ulong, flags: c_ulong) -> isize: into_memory(); else no_function();
     openat64(dirfd: c_int, path: Str, flags: c_int, mode: c_uint) -> c_int: opens(dirfd, path, flags); else libc_result(raw!(nr::OPENAT, dirfd, path, flags, mode)) as c_int;
     __openat_2(dirfd: c_int, path: Str, flags: c_int) -> c_int: opens(dirfd, path, flags); else libc_result(raw!(nr::OPENAT, dirfd, path, flags, 0)) as c_int;
     __openat64_2(dirfd: c_int, path: Str, flags: c_int) -> c_int: opens(dirfd, path, flags); else libc_result(raw!(nr::OPENAT, dirfd, path, flags, 0)) as c_int;

@@ -8,7 +8,7 @@ use snapshim_gate::sys::syscall6;
 
 use crate::attach;
 use crate::guard::{self, Frame, seen};
-use crate::hooks::on;
+use crate::hooks::on_call;
 use crate::hooks::raw::{gate_action, sandboxes};
 use crate::sys::ENOSYS;
 use crate::vectors::preserving;
@@ -37,7 +37,7 @@ pub(super) unsafe extern "C" fn enter(call: &mut Call, kept: &mut MaybeUninit<Ke
     let number = call.number as u32 as usize;
     let frame = match calls::action(number) {
         // What programs do most.
-        Some(Action::File(class, arg)) => on(class, call.args[usize::from(arg & 3)] as i32),
+        Some(Action::File(class, arg)) => on_call(class, arg, number, &call.args),
         Some(action) => match other(call, number, action) {
             Some(frame) => frame,
             None => return true,
@@ -80,7 +80,7 @@ fn other(call: &mut Call, number: usize, action: Action) -> Option<Frame> {
             attach::sandboxing(make)
         }
         Action::Ring if attach::refuses_rings() => -ENOSYS,
-        _ => return Some(gate_action(action, args)),
+        _ => return Some(gate_action(number, action, args)),
     };
     None
 }

@@ -1,0 +1,149 @@
+//! Memory that chunks are read into: whole pages, a bounded number of them.
+
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
+
+/// Memory for one chunk, at a page's address, as O_DIRECT wants it.
+pub(super) struct Buffer {
+    at: *mut u8,
+    len: usize,
+}
+
+// SAFETY: it owns its memory, like a Box.
+unsafe impl Send for Buffer {}
+
+impl Buffer {
+    /// `len` bytes, which are there: nobody has to wait for the kernel to find them.
+    fn new(len: usize) -> rustix::io::Result<Buffer> {
+        let protection = ProtFlags::READ | ProtFlags::WRITE;
+        let flags = MapFlags::PRIVATE | MapFlags::POPULATE;
+        // SAFETY: no address is asked for: nothing that is there is replaced.
+        let at = unsafe { mmap_anonymous(std::ptr::null_mut(), len, protection, flags)? };
+        Ok(Buffer { at: at.cast(), len })
+    }
+
+    pub(super) fn bytes(&self) -> &[u8] {
+        // SAFETY: mapped, `len` bytes, and initialised by the kernel.
+        unsafe { std::slice::from_raw_parts(self.at, self.len) }
+    }
+
+    pub(super) fn bytes_mut(&mut self) -> &mut [u8] {
+        // SAFETY: likewise, and only ours.
+        unsafe { std::slice::from_raw_parts_mut(self.at, self.len) }
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        // SAFETY: mapped by `new`, and not referred to any more.
+        let _ = unsafe { munmap(self.at.cast(), self.len) };
+    }
+}
+
+/// The buffers of one capture.
+pub(super) struct Pool {
+    len: usize,
+    free: Mutex<Free>,
+    returned: Condvar,
+}
+
+struct Free {
+    buffers: Vec<Buffer>,
+    /// How many there are in all.
+    made: usize,
+    /// How many there may be: for the sweep, and for what was asked for.
+    limit: usize,
+    reserve: usize,
+}
+
+impl Pool {
+    /// Buffers of `len` bytes: as many as fit into `memory` for the sweep, half as many more
+    /// for what is asked for. The first `ahead` of them are made now.
+    pub(super) fn new(len: usize, memory: usize, ahead: usize) -> rustix::io::Result<Pool> {
+        let limit = (memory / len).max(4);
+        let ahead = ahead.min(limit);
+        let buffers: rustix::io::Result<Vec<Buffer>> =
+            (0..ahead).map(|_| Buffer::new(len)).collect();
+        Ok(Pool {
+            len,
+            free: Mutex::new(Free {
+                buffers: buffers?,
+                made: ahead,
+                limit,
+                reserve: limit / 2,
+            }),
+            returned: Condvar::new(),
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Free> {
+        self.free.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A buffer; waits for one for a while, `None` if there is none then. `is_asked`: for a
+    /// chunk that somebody waits for.
+    pub(super) fn take(&self, is_asked: bool) -> rustix::io::Result<Option<Buffer>> {
+        const WAIT: Duration = Duration::from_millis(20);
+        let mut free = self.lock();
+        loop {
+            let kept = if is_asked { 0 } else { free.reserve };
+            let spare = (free.limit + free.reserve - free.made) + free.buffers.len();
+            if spare > kept {
+                if let Some(buffer) = free.buffers.pop() {
+                    return Ok(Some(buffer));
+                }
+                free.made += 1;
+                drop(free);
+                return Buffer::new(self.len).map(Some);
+            }
+            let waited = self.returned.wait_timeout(free, WAIT);
+            let (again, time) = waited.unwrap_or_else(PoisonError::into_inner);
+            if time.timed_out() {
+                return Ok(None);
+            }
+            free = again;
+        }
+    }
+
+    /// Gives buffers back.
+    pub(super) fn give(&self, buffers: impl IntoIterator<Item = Buffer>) {
+        self.lock().buffers.extend(buffers);
+        self.returned.notify_all();
+    }
+
+    /// Bytes of all that were made.
+    pub(super) fn memory(&self) -> usize {
+        self.lock().made * self.len
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_asked_for_has_a_reserve() {
+        let pool = Pool::new(1 << 16, 4 << 16, 1).unwrap();
+        let taken: Vec<Buffer> = (0..4).map(|_| pool.take(false).unwrap().unwrap()).collect();
+        assert!(pool.take(false).unwrap().is_none());
+        let asked = pool.take(true).unwrap().unwrap();
+        let more = pool.take(true).unwrap().unwrap();
+        assert!(pool.take(true).unwrap().is_none());
+        assert_eq!(pool.memory(), 6 << 16);
+        pool.give([asked, more]);
+        assert!(pool.take(false).unwrap().is_none(), "the reserve is kept");
+        pool.give(taken);
+        assert!(pool.take(false).unwrap().is_some());
+    }
+
+    #[test]
+    fn whole_pages() {
+        let mut buffer = Buffer::new(1 << 16).unwrap();
+        assert_eq!(buffer.bytes().as_ptr() as usize % 4096, 0);
+        assert!(buffer.bytes().iter().all(|byte| *byte == 0));
+        buffer.bytes_mut()[65_535] = 1;
+        assert_eq!(buffer.bytes()[65_535], 1);
+    }
+}

@@ -1,0 +1,410 @@
+//! Capturing after the cut: chunks are read while programs run, those first that
+//! somebody is about to change.
+//!
+//! | thread | what it does |
+//! |---|---|
+//! | the caller's | sweeps over all chunks in order; ends the guard when the last one is read |
+//! | service | reads what calls ask for, and wakes them |
+//! | `writer` | writes what was read into the snapshot |
+//!
+//! A chunk counts as captured once it is in memory. Memory is bounded (`buffers`): where
+//! the store is slower than the programs write, calls wait for it, as long as they may.
+
+mod buffers;
+mod writer;
+
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use rustix::fs::{SeekFrom, seek};
+use rustix::io::Errno;
+use snapshim_gate::guard::{self, Ask, Guard, Span};
+use snapshim_gate::sys::{futex_wait, futex_wake_all};
+use std::sync::atomic::AtomicU64;
+
+use super::walk::unreadable;
+use crate::Result;
+use buffers::{Buffer, Pool};
+
+/// Memory for chunks that were read and not written yet.
+const MEMORY: usize = 64 << 20;
+/// Chunks read between looks whether to go on.
+const BATCH: u32 = 16;
+
+/// A file that is captured after the cut.
+#[derive(Debug)]
+pub(super) struct Source {
+    /// Of the live file, for messages.
+    pub(super) path: PathBuf,
+    pub(super) file: OwnedFd,
+    /// Its size at the cut, bytes.
+    pub(super) size: u64,
+    /// Number of its first chunk.
+    pub(super) first: u32,
+    pub(super) target: writer::Target,
+    /// Its entry, by index.
+    pub(super) entry: usize,
+}
+
+pub(super) use writer::Target;
+
+/// What a capture was like.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Swept {
+    /// Chunks that calls asked for before the sweep came to them.
+    pub asked: u32,
+    /// All chunks.
+    pub chunks: u32,
+    /// Memory used for chunks, bytes.
+    pub memory: usize,
+    /// A file was shorter than at the cut, though nobody had asked to cut it down.
+    pub is_short: bool,
+}
+
+/// The part of a gate that a sweep needs.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Asked<'a> {
+    pub(super) guard: &'a Guard,
+    /// What threads ask for.
+    pub(super) asks: &'a [AtomicU64],
+}
+
+/// Buffers for a sweep, made ahead.
+pub(super) struct Ready {
+    pool: Pool,
+    shift: u32,
+}
+
+impl std::fmt::Debug for Ready {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Ready").field("shift", &self.shift).finish()
+    }
+}
+
+/// Gets ready for chunks of 2 to the power of `shift` bytes, some `bytes` in all.
+pub(super) fn ready(shift: u32, bytes: u64) -> Result<Ready> {
+    let len = 1usize << shift;
+    let ahead = usize::try_from(guard::chunks_of(bytes, shift)).unwrap_or(usize::MAX);
+    let pool = Pool::new(len, MEMORY, ahead.min(MEMORY / len)).map_err(no_memory)?;
+    Ok(Ready { pool, shift })
+}
+
+fn no_memory(cause: Errno) -> crate::Error {
+    crate::Error::new(format!("there is no memory for the capture: {cause}"))
+}
+
+const FREE: u8 = 0;
+const CLAIMED: u8 = 1;
+
+/// What the threads share.
+struct Sweep<'a> {
+    asked: Asked<'a>,
+    sources: &'a [Source],
+    shift: u32,
+    pool: &'a Pool,
+    claims: Vec<AtomicU8>,
+    left: AtomicU32,
+    served: AtomicU32,
+    is_short: AtomicBool,
+    is_over: AtomicBool,
+    failed: Mutex<Option<crate::Error>>,
+}
+
+/// A chunk in memory.
+struct Read {
+    source: usize,
+    offset: u64,
+    len: usize,
+    buffer: Buffer,
+}
+
+/// Captures all chunks of `sources`, which are in the order of their chunks. `goes_on` says
+/// whether the guard stands; `end` ends it, when all chunks are in memory.
+pub(super) fn sweep(
+    ready: Ready,
+    asked: Asked<'_>,
+    sources: &[Source],
+    goes_on: &mut dyn FnMut() -> bool,
+    end: impl FnOnce() -> Result<()>,
+) -> Result<Swept> {
+    let chunks: u64 = sources
+        .iter()
+        .map(|source| guard::chunks_of(source.size, ready.shift))
+        .sum();
+    let chunks = chunks as u32; // the guard's table holds no more than 2^20
+    let sweep = Sweep {
+        asked,
+        sources,
+        shift: ready.shift,
+        pool: &ready.pool,
+        claims: (0..chunks).map(|_| AtomicU8::new(FREE)).collect(),
+        left: AtomicU32::new(chunks),
+        served: AtomicU32::new(0),
+        is_short: AtomicBool::new(false),
+        is_over: AtomicBool::new(false),
+        failed: Mutex::new(None),
+    };
+    std::thread::scope(|scope| {
+        let (to_writer, read) = channel();
+        let writing = scope.spawn(|| sweep.write(read));
+        let serving = {
+            let to_writer = to_writer.clone();
+            let sweep = &sweep;
+            scope.spawn(move || sweep.serve(&to_writer))
+        };
+        let swept = sweep.all(&to_writer, goes_on);
+        let ended = match swept && !sweep.has_failed() {
+            true => end(),
+            false => Err(sweep
+                .failure()
+                .unwrap_or_else(|| crate::Error::aborted("the capture was interrupted"))),
+        };
+        sweep.is_over.store(true, Relaxed);
+        asked.guard.requests.fetch_add(1, Relaxed);
+        futex_wake_all(&asked.guard.requests);
+        drop(to_writer);
+        let _ = serving.join();
+        let _ = writing.join();
+        ended
+    })?;
+    match sweep.failure() {
+        Some(failure) => Err(failure),
+        None => Ok(Swept {
+            asked: sweep.served.load(Relaxed),
+            chunks,
+            memory: ready.pool.memory(),
+            is_short: sweep.is_short.load(Relaxed),
+        }),
+    }
+}
+
+impl Sweep<'_> {
+    fn has_failed(&self) -> bool {
+        self.lock().is_some()
+    }
+
+    fn failure(&self) -> Option<crate::Error> {
+        self.lock().take()
+    }
+
+    fn fail(&self, error: crate::Error) {
+        self.lock().get_or_insert(error);
+        self.is_over.store(true, Relaxed);
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Option<crate::Error>> {
+        self.failed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes a chunk upon oneself; whether nobody had it.
+    fn claim(&self, chunk: u32) -> bool {
+        let cell = self.claims.get(chunk as usize);
+        cell.is_some_and(|cell| {
+            cell.compare_exchange(FREE, CLAIMED, AcqRel, Relaxed)
+                .is_ok()
+        })
+    }
+
+    /// The source of a chunk, by its place in the list.
+    fn source_of(&self, chunk: u32) -> usize {
+        // Of several that begin there, the last: those before it have no chunk.
+        self.sources.partition_point(|source| source.first <= chunk) - 1
+    }
+
+    /// All chunks, in order. `false`: it does not go on.
+    fn all(&self, to: &Sender<Read>, goes_on: &mut dyn FnMut() -> bool) -> bool {
+        let mut hole = 0..0;
+        for chunk in 0..self.claims.len() as u32 {
+            if chunk % BATCH == 0 && (self.is_over.load(Relaxed) || !goes_on()) {
+                return false;
+            }
+            if self.claims[chunk as usize].load(Relaxed) != FREE {
+                continue;
+            }
+            if !hole.contains(&chunk) {
+                hole = self.hole(chunk);
+            }
+            if hole.contains(&chunk) {
+                // Nothing to read: nobody has changed it, or he would have asked.
+                if self.claim(chunk) {
+                    self.done(chunk);
+                }
+                continue;
+            }
+            // The buffer first: a claim must not wait for one.
+            let buffer = loop {
+                match self.pool.take(false) {
+                    Ok(Some(buffer)) => break buffer,
+                    Ok(None) if goes_on() && !self.is_over.load(Relaxed) => {}
+                    Ok(None) => return false,
+                    Err(cause) => {
+                        self.fail(no_memory(cause));
+                        return false;
+                    }
+                }
+            };
+            if !self.claim(chunk) {
+                self.pool.give([buffer]);
+                continue;
+            }
+            if !self.read(chunk, buffer, to) {
+                return false;
+            }
+        }
+        // What the other thread has begun.
+        while self.left.load(Acquire) > 0 {
+            if self.is_over.load(Relaxed) || !goes_on() {
+                return false;
+            }
+            std::thread::yield_now();
+        }
+        true
+    }
+
+    /// The chunks from this one on that are all hole.
+    fn hole(&self, chunk: u32) -> std::ops::Range<u32> {
+        let source = &self.sources[self.source_of(chunk)];
+        if !source.target.is_sparse() {
+            return 0..0;
+        }
+        let begin = u64::from(chunk - source.first) << self.shift;
+        let data = match seek(&source.file, SeekFrom::Data(begin)) {
+            Ok(data) => data.min(source.size),
+            Err(Errno::NXIO) => source.size,
+            Err(_) => return 0..0,
+        };
+        let end = match data >= source.size {
+            true => guard::chunks_of(source.size, self.shift),
+            false => data >> self.shift,
+        };
+        chunk..source.first + end as u32
+    }
+
+    /// Reads a chunk that was claimed, and sends it to be written.
+    fn read(&self, chunk: u32, mut buffer: Buffer, to: &Sender<Read>) -> bool {
+        let index = self.source_of(chunk);
+        let source = &self.sources[index];
+        let offset = u64::from(chunk - source.first) << self.shift;
+        let len = (source.size - offset).min(1 << self.shift) as usize;
+        let mut done = 0;
+        while done < len {
+            let into = &mut buffer.bytes_mut()[done..len];
+            match rustix::io::pread(&source.file, &mut *into, offset + done as u64) {
+                Ok(0) => {
+                    into.fill(0);
+                    self.is_short.store(true, Relaxed);
+                    break;
+                }
+                Ok(got) => done += got,
+                Err(Errno::INTR) => {}
+                Err(cause) => {
+                    self.fail(unreadable(&source.path, cause));
+                    return false;
+                }
+            }
+        }
+        // To the end of its page, for O_DIRECT.
+        let padded = len.next_multiple_of(writer::ALIGNMENT);
+        buffer.bytes_mut()[len..padded].fill(0);
+        self.done(chunk);
+        let read = Read {
+            source: index,
+            offset,
+            len,
+            buffer,
+        };
+        // Who writes ends after us, or has said why not.
+        to.send(read).is_ok()
+    }
+
+    fn done(&self, chunk: u32) {
+        self.asked.guard.mark(chunk);
+        self.left.fetch_sub(1, AcqRel);
+    }
+
+    /// Reads what calls ask for until it is over.
+    fn serve(&self, to: &Sender<Read>) {
+        // Calls wait for this thread; the others can wait. Not everybody may.
+        let me = rustix::thread::gettid();
+        let _ = rustix::process::setpriority_process(Some(me), -10);
+        let requests = &self.asked.guard.requests;
+        while !self.is_over.load(Relaxed) {
+            let seen = requests.load(Acquire);
+            let mut is_any = false;
+            for ask in self.asked.asks {
+                if let Ask::Chunks(span) = Ask::unpack(ask.load(Acquire)) {
+                    is_any |= self.serve_one(span, to);
+                }
+            }
+            if is_any {
+                self.asked.guard.served.fetch_add(1, AcqRel);
+                futex_wake_all(&self.asked.guard.served);
+            } else {
+                // Again after a while: not every mistake of a program should make it wait.
+                futex_wait(requests, seen, 10_000_000);
+            }
+        }
+    }
+
+    /// Whether there was anything to do about it.
+    fn serve_one(&self, span: Span, to: &Sender<Read>) -> bool {
+        let mut is_any = false;
+        let range = span.range();
+        for chunk in range.start..range.end.min(self.claims.len() as u32) {
+            if self.asked.guard.has_chunk(chunk) {
+                continue;
+            }
+            is_any = true;
+            if self.claims[chunk as usize].load(Relaxed) == FREE {
+                let buffer = loop {
+                    match self.pool.take(true) {
+                        Ok(Some(buffer)) => break buffer,
+                        Ok(None) if !self.is_over.load(Relaxed) => {}
+                        Ok(None) => return false,
+                        Err(cause) => {
+                            self.fail(no_memory(cause));
+                            return false;
+                        }
+                    }
+                };
+                if self.claim(chunk) {
+                    self.served.fetch_add(1, Relaxed);
+                    if !self.read(chunk, buffer, to) {
+                        return false;
+                    }
+                    continue;
+                }
+                self.pool.give([buffer]);
+            }
+            // The sweep is just reading it.
+            while !self.asked.guard.has_chunk(chunk) && !self.is_over.load(Relaxed) {
+                std::thread::sleep(Duration::from_micros(5));
+            }
+        }
+        is_any
+    }
+
+    /// Writes what was read until there is no more.
+    fn write(&self, read: Receiver<Read>) {
+        let mut writer = writer::Writer::new(self.sources, self.pool);
+        while let Ok(first) = read.recv() {
+            let run = std::iter::once(first).chain(read.try_iter());
+            if let Err(error) = writer.write(run) {
+                self.fail(error);
+                // What is still read is not needed; nobody may wait for its buffers.
+                for rest in read {
+                    self.pool.give([rest.buffer]);
+                }
+                return;
+            }
+        }
+        if let Err(error) = writer.finish() {
+            self.fail(error);
+        }
+    }
+}

@@ -1,0 +1,369 @@
+//! While the gate is guarded: which bytes of the cut a call is about to change, asking
+//! for them, and what is compared when it returns.
+//!
+//! Nothing in here is done while the gate is open. What is asked for, and who answers,
+//! is in [`snapshim_gate::guard`].
+
+use core::ffi::c_char;
+use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
+
+use snapshim_gate::Shared;
+use snapshim_gate::abi::Gate;
+use snapshim_gate::guard::{self, Ask, Broken, Guard, Known, MAX_EXPECTED, METADATA, NAMES, Span};
+use snapshim_gate::slot::{Call, Class, Slot};
+use snapshim_gate::sys::{futex_wake_all, monotonic_ns};
+use snapshim_gate::table::FileId;
+use snapshim_gate::{passage, word};
+
+use crate::attach;
+use crate::member::Target;
+use crate::sys::{self, Stat, nr};
+
+/// What of the cut a call is about to change.
+pub(crate) enum Effect<'a> {
+    /// Nothing.
+    Nothing,
+    /// Nothing of any file's bytes: names ([`NAMES`]), metadata ([`METADATA`]) by path.
+    ByPath(u32),
+    /// These chunks of this file; none if it only changes what lies beyond the cut.
+    Chunks(Known<'a>, Span),
+    /// The same, if the file still stands where it stood: it begins at this byte.
+    FromPosition(Known<'a>, Span, u64),
+    /// The same, if the path still leads to this file.
+    ByName(Known<'a>, Span),
+    /// What cannot be told.
+    Everything,
+}
+
+/// Bytes of a file.
+enum Bytes {
+    /// None of those that are there.
+    None,
+    /// From one to before another.
+    Range(u64, u64),
+    /// So many from where the file stands.
+    Here(u64),
+    /// All that there are from where it stands.
+    Onwards,
+    /// All.
+    All,
+}
+
+/// What `call` on `target` changes. `is_nested`: inside another call of its thread, so
+/// that nothing can be noted for its return.
+pub(crate) fn effect<'a>(
+    call: Call,
+    target: Target,
+    is_nested: bool,
+    guard: &'a Guard,
+) -> Effect<'a> {
+    let (fd, bytes) = match target {
+        // Captured at the cut.
+        Target::Fd(fd) if call.class == Class::Meta => (fd, Bytes::None),
+        Target::Fd(fd) => (fd, Bytes::All),
+        Target::Stream(fd) => (fd, Bytes::Onwards),
+        Target::Call { fd, number, args } => {
+            // SAFETY: the call is on its way past the gate: see `Target::Call`.
+            let args = unsafe { &*args };
+            (fd, bytes_of(number, args))
+        }
+        Target::Truncate { path, len } => {
+            return by_name(sys::AT_FDCWD, path, u64::try_from(len).ok(), guard);
+        }
+        Target::Open {
+            dirfd,
+            path,
+            truncates: true,
+            ..
+        } => return by_name(dirfd, path, Some(0), guard),
+        // Makes a file: that is none of the cut's.
+        Target::Open { .. } => return Effect::ByPath(NAMES),
+        Target::Name if call.class == Class::Path => return Effect::ByPath(METADATA),
+        Target::Name | Target::Rename => return Effect::ByPath(NAMES),
+        Target::Any => return Effect::Everything,
+    };
+    let Some(stat) = sys::fstat(fd).filter(Stat::is_regular) else {
+        return Effect::Nothing;
+    };
+    let Some(known) = guard.find(id_of(&stat)) else {
+        return Effect::Nothing;
+    };
+    let (from, to) = match bytes {
+        Bytes::None => return Effect::Chunks(known, Span::default()),
+        Bytes::All => (0, u64::MAX),
+        Bytes::Range(from, to) => (from, to),
+        Bytes::Here(len) => match sys::appends(fd) {
+            // To the end, wherever that is: what the cut has there is captured, or the file
+            // could not have been cut down to it.
+            Some(true) => return Effect::Chunks(known, Span::default()),
+            Some(false) if !is_nested && call.class == Class::Write => {
+                let Some(at) = sys::position(fd).filter(|at| *at <= MAX_EXPECTED) else {
+                    return Effect::Everything;
+                };
+                let span = known.span(at, at.saturating_add(len));
+                return Effect::FromPosition(known, span, at);
+            }
+            _ => (0, u64::MAX),
+        },
+        Bytes::Onwards => match sys::appends(fd) {
+            Some(true) => return Effect::Chunks(known, Span::default()),
+            _ => (sys::position(fd).unwrap_or(0), u64::MAX),
+        },
+    };
+    Effect::Chunks(known, known.span(from, to))
+}
+
+fn id_of(stat: &Stat) -> FileId {
+    FileId {
+        dev: stat.dev,
+        ino: stat.ino,
+    }
+}
+
+/// What cutting the file behind a path down to `len` bytes changes.
+fn by_name(dirfd: i32, path: *const c_char, len: Option<u64>, guard: &Guard) -> Effect<'_> {
+    // SAFETY: the program passed the path; the kernel checks it.
+    let stat = unsafe { sys::fstatat(dirfd, path, 0) };
+    let (Ok(stat), Some(len)) = (stat, len) else {
+        return Effect::ByPath(NAMES); // it will fail, or make a file
+    };
+    match guard.find(id_of(&stat)) {
+        Some(known) => Effect::ByName(known, known.span(len, u64::MAX)),
+        None => Effect::Nothing,
+    }
+}
+
+const RWF_APPEND: usize = 0x10;
+
+/// Which bytes of its file a system call changes.
+fn bytes_of(number: usize, a: &[usize; 6]) -> Bytes {
+    match number {
+        nr::WRITE => Bytes::Here(a[2] as u64),
+        nr::PWRITE64 => range(a[3] as i64, Some(a[2] as u64)),
+        nr::WRITEV => parts(a[1], a[2]).map_or(Bytes::All, Bytes::Here),
+        nr::PWRITEV => range(a[3] as i64, parts(a[1], a[2])),
+        nr::PWRITEV2 if a[5] & RWF_APPEND != 0 => Bytes::None,
+        nr::PWRITEV2 if a[3] as i64 == -1 => parts(a[1], a[2]).map_or(Bytes::All, Bytes::Here),
+        nr::PWRITEV2 => range(a[3] as i64, parts(a[1], a[2])),
+        // With an offset that lies in memory, or from where it stands.
+        nr::COPY_FILE_RANGE | nr::SPLICE => match a[3] {
+            0 => Bytes::All,
+            at => sys::peek(at).map_or(Bytes::All, |at| range(at, Some(a[4] as u64))),
+        },
+        nr::FTRUNCATE => match u64::try_from(a[1] as i64) {
+            Ok(len) => Bytes::Range(len, u64::MAX),
+            Err(_) => Bytes::None, // it will fail
+        },
+        nr::FALLOCATE => allocated(a[1], a[2] as i64, a[3] as i64),
+        nr::FCHMOD | nr::FCHOWN | nr::FSETXATTR | nr::FREMOVEXATTR => Bytes::None,
+        _ => Bytes::All,
+    }
+}
+
+fn range(at: i64, len: Option<u64>) -> Bytes {
+    match (u64::try_from(at), len) {
+        (Ok(at), Some(len)) => Bytes::Range(at, at.saturating_add(len)),
+        (Ok(at), None) => Bytes::Range(at, u64::MAX),
+        (Err(_), _) => Bytes::None, // it will fail
+    }
+}
+
+/// What fallocate does to bytes that are there.
+fn allocated(mode: usize, at: i64, len: i64) -> Bytes {
+    const KEEP_SIZE: usize = 1;
+    const PUNCH_HOLE: usize = 2;
+    const ZERO_RANGE: usize = 0x10;
+    const UNSHARE_RANGE: usize = 0x40;
+    if mode & !(KEEP_SIZE | UNSHARE_RANGE) == 0 {
+        return Bytes::None;
+    }
+    if mode & !(KEEP_SIZE | PUNCH_HOLE | ZERO_RANGE) == 0 {
+        return range(at, u64::try_from(len).ok());
+    }
+    // COLLAPSE_RANGE, INSERT_RANGE, and what later kernels may have.
+    Bytes::All
+}
+
+/// Bytes in the parts of a writev; `None` if that cannot be read.
+fn parts(at: usize, count: usize) -> Option<u64> {
+    const IOV_MAX: usize = 1024;
+    /// Longer lists are not read one by one.
+    const FEW: usize = 64;
+    if count > IOV_MAX {
+        return Some(0); // it will fail
+    }
+    if count > FEW {
+        return None;
+    }
+    let mut sum = 0u64;
+    for part in 0..count {
+        let [_, len] = sys::peek::<[usize; 2]>(at.wrapping_add(part * size_of::<[usize; 2]>()))?;
+        sum = sum.saturating_add(len as u64);
+    }
+    Some(sum)
+}
+
+/// One call at a guarded gate.
+pub(crate) struct Asking {
+    /// What it waits for; `None`: for the end of the guard.
+    span: Option<Span>,
+}
+
+/// What became of a question.
+pub(crate) enum Answer {
+    /// It may go on; `true`: there is something to compare when it returns.
+    Granted(bool),
+    /// It has to wait.
+    Wait(Asking),
+}
+
+/// Asks for what `effect` changes, under the guard `seen`.
+pub(crate) fn ask(gate: &Gate, slot: Option<&Slot>, effect: Effect<'_>, seen: u32) -> Answer {
+    let guard = gate.guard();
+    let span = match &effect {
+        Effect::Nothing | Effect::ByPath(_) => Span::default(),
+        Effect::Chunks(_, span) | Effect::FromPosition(_, span, _) | Effect::ByName(_, span) => {
+            *span
+        }
+        Effect::Everything => return Answer::Wait(Asking { span: None }),
+    };
+    let is_captured = guard.has(span);
+    // What was read belongs to this guard only if that still stands.
+    core::sync::atomic::fence(Acquire);
+    if !guard.is_of(seen) || gate.header().word.load(Acquire) != seen {
+        return Answer::Wait(Asking { span: None });
+    }
+    let cell = slot.and_then(|slot| gate.ask(slot));
+    if !is_captured {
+        let Some(cell) = cell else {
+            return Answer::Wait(Asking { span: None });
+        };
+        cell.store(Ask::Chunks(span).pack(), Release);
+        guard.requests.fetch_add(1, AcqRel);
+        futex_wake_all(&guard.requests);
+        return Answer::Wait(Asking { span: Some(span) });
+    }
+    let expected = match effect {
+        Effect::Chunks(known, _) => {
+            known.touch();
+            Ask::None
+        }
+        Effect::FromPosition(known, _, at) => {
+            known.touch();
+            Ask::Expects(at)
+        }
+        Effect::ByName(known, _) => {
+            known.touch();
+            Ask::Expects(u64::from(known.index))
+        }
+        Effect::ByPath(what) => {
+            guard.note_by_path(what);
+            Ask::None
+        }
+        Effect::Nothing | Effect::Everything => Ask::None,
+    };
+    let Some(cell) = cell else {
+        // Nothing can be compared later.
+        return match expected {
+            Ask::None => Answer::Granted(false),
+            _ => Answer::Wait(Asking { span: None }),
+        };
+    };
+    if cell.load(Relaxed) != expected.pack() {
+        cell.store(expected.pack(), Release);
+    }
+    Answer::Granted(expected != Ask::None)
+}
+
+impl Asking {
+    /// Waits under the guard `seen` for at most `left_ns`, or until there may be an answer.
+    pub(crate) fn wait(&self, gate: &Gate, seen: u32, left_ns: u64) {
+        let guard = gate.guard();
+        let word = &gate.header().word;
+        let Some(span) = self.span else {
+            snapshim_gate::sys::futex_wait(word, seen, left_ns);
+            return;
+        };
+        let end = monotonic_ns().saturating_add(left_ns);
+        loop {
+            let served = guard.served.load(Acquire);
+            if word.load(Acquire) != seen || guard.has(span) {
+                return;
+            }
+            let left_ns = end.saturating_sub(monotonic_ns());
+            if left_ns == 0 {
+                return;
+            }
+            snapshim_gate::sys::futex_wait(&guard.served, served, left_ns);
+        }
+    }
+}
+
+/// After a call that was granted what it asked for: whether it has changed just that.
+/// `slot` is that of its thread, `result` what it returned.
+pub(crate) fn returned(gate: &Gate, slot: &Slot, result: isize) {
+    let Some(cell) = gate.ask(slot) else {
+        return;
+    };
+    let Ask::Expects(expected) = Ask::unpack(cell.load(Relaxed)) else {
+        return;
+    };
+    let guard = gate.guard();
+    let missed = match Class::from_raw(slot.class.load(Relaxed)) {
+        // Looking may be fatal now.
+        _ if attach::is_sandboxed() => true,
+        Some(Class::Write) if result > 0 => {
+            has_moved(guard, slot.fd.load(Relaxed) as i32, expected, result as u64)
+        }
+        // The descriptor that it got.
+        Some(Class::Open) if result >= 0 => opened_other(guard, result as i32, expected),
+        _ => false,
+    };
+    if missed {
+        guard.note_broken(Broken::Missed);
+        let seen = gate.header().word.load(Acquire);
+        if word::is_guarded(seen)
+            && passage::end_hold::<Shared>(&gate.header().word, seen)
+            && !attach::is_sandboxed()
+        {
+            futex_wake_all(&gate.header().word);
+            futex_wake_all(&guard.served);
+        }
+    }
+    // After the note: the coordinator looks at it when it finds this gone.
+    cell.store(Ask::None.pack(), Release);
+}
+
+/// Whether a write of `len` bytes may have changed chunks that were not granted, for it was to
+/// begin at `expected`, and another thread has moved the file's position meanwhile.
+fn has_moved(guard: &Guard, fd: i32, expected: u64, len: u64) -> bool {
+    let Some(known) = sys::fstat(fd).and_then(|stat| guard.find(id_of(&stat))) else {
+        return false;
+    };
+    let Some(now) = sys::position(fd) else {
+        return true;
+    };
+    if now == expected.saturating_add(len) {
+        return false;
+    }
+    // Others that write there, too, only move it on: it began between the two.
+    let begun = expected.min(now.saturating_sub(len));
+    let granted = known.span(expected, expected.saturating_add(len));
+    let changed = known.span(begun, now);
+    changed.count > 0
+        && (changed.first < granted.first || changed.range().end > granted.range().end)
+}
+
+/// Whether what was opened, and cut down to nothing, is another file of the cut than the one
+/// that was granted.
+fn opened_other(guard: &Guard, fd: i32, expected: u64) -> bool {
+    let opened = sys::fstat(fd).and_then(|stat| guard.find(id_of(&stat)));
+    opened.is_some_and(|known: Known<'_>| u64::from(known.index) != expected && known.size > 0)
+}
+
+/// Notes that a call has waited as long as it may, for what the guard `seen` has not captured.
+pub(crate) fn gives_up(gate: &Gate, seen: u32) {
+    if word::is_guarded(seen) {
+        gate.guard().note_broken(guard::Broken::TimeOut);
+    }
+}
