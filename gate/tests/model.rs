@@ -127,6 +127,8 @@ scenarios! {
     fork: FORK,
     jump: JUMP,
     other_members: OTHER_MEMBERS,
+    guarded_cut: GUARDED,
+    broken_guards: BROKEN_GUARDS,
 }
 
 macro_rules! mutations {
@@ -162,6 +164,9 @@ mutations! {
     AsideForEver: OTHER_MEMBERS,
     TableWithoutRecheck: OTHER_MEMBERS,
     LeaveWithoutGeneration: FORK,
+    GuardedAsOpen: GUARDED,
+    MarkRelaxed: GUARDED,
+    UnguardWithoutCompare: BROKEN_GUARDS,
 }
 
 #[test]

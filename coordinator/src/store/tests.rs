@@ -26,6 +26,8 @@ fn manifest(id: &str, verified: bool) -> Manifest {
         hold_us: 42,
         drain_us: 7,
         stop_us: None,
+        guard_us: None,
+        guard_asked: None,
         capture: "copy".to_owned(),
         hashed_bytes: None,
         checks: Vec::new(),

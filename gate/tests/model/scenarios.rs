@@ -176,6 +176,61 @@ pub(crate) const BROKEN_HOLDS: Scenario = Scenario {
     happens: &["published", "broken", "cut between A and B"],
 };
 
+/// What is captured after the cut is as it was at the cut: A is never behind B, and a call
+/// that changes something waits until that is captured.
+pub(crate) const GUARDED: Scenario = Scenario {
+    name: "guarded",
+    preemptions: 3,
+    size: "2 threads; 4 calls, 1 guarded cut",
+    cases: 1,
+    play: |_| {
+        let set = Set::new(1, guarded::<2>());
+        let writer = Writer::new(&set, 0, Patience::Endless);
+        let writing = thread::spawn(move || {
+            for k in 1..=2 {
+                writer.call(A, k);
+                writer.call(B, k);
+            }
+        });
+        let records = set.checkpoint_guarded(&[B, A]).expect("nobody breaks it");
+        assert_in_order(&[records[1], records[0]]);
+        writing.join().unwrap();
+        set.assert_quiet();
+    },
+    happens: &[
+        "published",
+        "cut between A and B",
+        "asked for a chunk",
+        "found its chunk captured",
+        "slept for a chunk",
+    ],
+};
+
+/// A call that waited for a chunk in vain ends that guard, and what was captured under it is
+/// not published.
+pub(crate) const BROKEN_GUARDS: Scenario = Scenario {
+    name: "broken guards",
+    preemptions: 2,
+    size: "2 threads; 2 calls, 2 guarded cuts",
+    cases: 1,
+    play: |_| {
+        let set = Set::new(1, exposed::<2>());
+        let writer = Writer::new(&set, 0, Patience::None);
+        let writing = thread::spawn(move || {
+            writer.call(A, 1);
+            writer.call(B, 1);
+        });
+        for _ in 0..2 {
+            if let Some(records) = set.checkpoint_guarded(&[B, A]) {
+                assert_in_order(&[records[1], records[0]]);
+            }
+        }
+        writing.join().unwrap();
+        set.assert_quiet();
+    },
+    happens: &["published", "broken guard"],
+};
+
 /// A thread that is killed in a call stays counted until somebody frees its slot.
 pub(crate) const DEAD_WRITER: Scenario = Scenario {
     name: "dead writer",

@@ -9,6 +9,7 @@ use loom::sync::atomic::AtomicU32;
 use loom::sync::atomic::Ordering::Relaxed;
 use loom::sync::{Condvar, Mutex};
 use loom::thread::yield_now;
+use snapshim_gate::guard;
 use snapshim_gate::hold;
 use snapshim_gate::memory::Cell;
 use snapshim_gate::passage::{self, Thread};
@@ -91,6 +92,8 @@ pub(crate) struct Set {
     files: Vec<File>,
     /// The two member tables, a bit for each file. As loosely ordered as the real ones.
     tables: [U32; 2],
+    /// The chunks that are captured after a cut: a bit for each file.
+    captured: U32,
     /// The futex: the kernel compares and falls asleep under a lock that a waker takes.
     lock: Mutex<()>,
     bell: Condvar,
@@ -112,6 +115,7 @@ impl Set {
             word: U32::new(word::OPEN),
             slots: (0..slots).map(|_| slot()).collect(),
             tables: [0, 0].map(U32::new),
+            captured: U32::new(0),
             lock: Mutex::new(()),
             bell: Condvar::new(),
             observer: Observer {
@@ -127,6 +131,15 @@ impl Set {
         let guard = self.lock.lock().unwrap();
         if self.word.peek() == seen {
             note("slept");
+            drop(self.bell.wait(guard).unwrap());
+        }
+    }
+
+    /// FUTEX_WAIT on what is captured.
+    fn sleep_for(&self, file: usize, seen: u32) {
+        let guard = self.lock.lock().unwrap();
+        if self.word.peek() == seen && self.captured.peek() & 1 << file == 0 {
+            note("slept for a chunk");
             drop(self.bell.wait(guard).unwrap());
         }
     }
@@ -183,6 +196,49 @@ impl Set {
             note("given up");
             return None;
         };
+        note("published");
+        let check = |(file, [first, second]): (usize, [u32; 2])| {
+            assert_eq!(first, second, "a call is half done");
+            assert!(
+                first >= earlier[file],
+                "a call that returned before the close is missing"
+            );
+            first
+        };
+        Some(captured.into_iter().map(check).collect())
+    }
+
+    /// Closes, drains, guards, and captures `members` while calls go on.
+    pub(crate) fn checkpoint_guarded(&self, members: &[usize]) -> Option<Vec<u32>> {
+        let earlier: Vec<u32> = self.observer.written.iter().map(StdCell::get).collect();
+        let closed = self.close(members);
+        if !self.drain(closed, Drain::Endless) {
+            note("broken");
+            assert!(!hold::open::<Modelled>(&self.word, closed, |_| self.wake()));
+            return None;
+        }
+        self.captured.store(0, Relaxed);
+        let guarded = hold::guard::<Modelled>(&self.word, closed, |_| self.wake());
+        let Some(guarded) = guarded else {
+            note("broken");
+            return None;
+        };
+        let capture = |file: &usize| {
+            let record = self.files[*file].read();
+            guard::mark::<Modelled>(&self.captured, *file as u32);
+            self.wake();
+            (*file, record)
+        };
+        let captured: Vec<(usize, [u32; 2])> = members.iter().map(capture).collect();
+        if !hold::unguard::<Modelled>(&self.word, guarded, |_| self.wake()) {
+            let given_up = self.observer.given_up.borrow();
+            assert!(
+                given_up.contains(&guarded),
+                "broken by a call that did not wait for it"
+            );
+            note("broken guard");
+            return None;
+        }
         note("published");
         let check = |(file, [first, second]): (usize, [u32; 2])| {
             assert_eq!(first, second, "a call is half done");
@@ -421,6 +477,30 @@ impl Thread<Modelled> for Visit<'_> {
     }
 
     fn watched(&mut self, _: u32, _: bool) {}
+
+    fn may_change(&mut self, _: u32, _: bool) -> bool {
+        let may = guard::is_marked::<Modelled>(&self.writer.set.captured, self.file as u32);
+        note(if may {
+            "found its chunk captured"
+        } else {
+            "asked for a chunk"
+        });
+        may
+    }
+
+    fn wait_for_chunks(&mut self, _: &U32, seen: u32) -> bool {
+        let set = &self.writer.set;
+        match self.writer.patience {
+            Patience::Endless => {
+                set.sleep_for(self.file, seen);
+                true
+            }
+            Patience::None => {
+                set.observer.given_up.borrow_mut().push(seen);
+                false
+            }
+        }
+    }
 
     fn wake_all(&mut self, _: &U32) {
         self.writer.set.wake();
