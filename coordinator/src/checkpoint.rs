@@ -3,11 +3,12 @@
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::Ordering::{Acquire, Relaxed};
 use std::time::{Duration, Instant};
 
 use snapshim_gate::abi::{Gate, MAX_HOLD_BOUND_MS};
 use snapshim_gate::guard;
+use snapshim_gate::slot::{FREE, Seen, Slot};
 use snapshim_gate::table::FileId;
 
 use crate::capture::{self, Captured, Member, Method, Moved, Prepared, Rehearsed, Scope};
@@ -643,7 +644,7 @@ fn take<W: Work>(subject: Subject<'_>, options: &Options, prepared: W) -> Result
     let mut notes = Vec::new();
     let mut work = match prepared.is_to_be_guarded() {
         false => Stage::Under(prepared),
-        true => match (gate, not_to_be_guarded(options, &seen)) {
+        true => match (gate, not_to_be_guarded(options, gate, &seen)) {
             (Some(gate), None) => {
                 gate.guard().clear();
                 Stage::After(prepared.rehearse()?)
@@ -794,9 +795,16 @@ enum Stage<W: Work> {
 }
 
 /// Why a cut cannot be guarded.
-fn not_to_be_guarded(options: &Options, seen: &Scan) -> Option<String> {
+fn not_to_be_guarded(options: &Options, gate: Option<&Gate>, seen: &Scan) -> Option<String> {
     if options.only.is_some() {
         return Some("only one file is asked for".into());
+    }
+    // Who can ask for nothing waits for everything.
+    let is_sandboxed = |slot: &Slot| {
+        slot.owner.load(Acquire) != FREE && slot.seen[Seen::Sandbox as usize].load(Relaxed) > 0
+    };
+    if gate.is_some_and(|gate| gate.used_slots().iter().any(is_sandboxed)) {
+        return Some("a program of the set has entered a sandbox".into());
     }
     seen.not_to_be_guarded()
 }
@@ -812,7 +820,12 @@ fn guarded<R: AfterCut>(
     let (held_for, firsts) = hold.guard(shift, members.into_iter())?;
     let stands = hold.watch();
     let mut goes_on = || stands.stands() && !Clock::is_asked_to_end();
-    let captured = rehearsed.sweep(gate, firsts, &mut goes_on, || hold.unguard())?;
+    let captured = rehearsed.sweep(gate, firsts, &mut goes_on, || hold.unguard());
+    // A call that ended the guard has left the reason there.
+    let captured = captured.map_err(|error| match gate.guard().why_broken() {
+        Some(why) => cut::guard_broken(why),
+        None => error,
+    })?;
     Ok((captured, held_for))
 }
 

@@ -277,11 +277,10 @@ impl Guard {
             if count >= MAX_FILES || u64::from(next) + chunks > u64::from(MAX_CHUNKS) {
                 return false;
             }
-            let mut at = place(member.id);
-            while self.files[at].ino.load(Relaxed) != 0 {
-                at = (at + 1) % PLACES;
-            }
-            let file = &self.files[at];
+            let is_free = |file: &&GuardedFile| file.ino.load(Relaxed) == 0;
+            let Some(file) = self.places(member.id).map(|(_, file)| file).find(is_free) else {
+                return false;
+            };
             file.dev.store(member.id.dev, Relaxed);
             file.size.store(member.size, Relaxed);
             file.first.store(next, Relaxed);
@@ -300,19 +299,24 @@ impl Guard {
 
     /// What is known of a file; `None` if it was not in the cut, and may be changed.
     pub fn find(&self, id: FileId) -> Option<Known<'_>> {
-        let mut at = place(id);
-        // Never round and round, whatever was written here.
-        for _ in 0..PLACES {
-            let file = &self.files[at];
+        for (at, file) in self.places(id) {
             match file.ino.load(Relaxed) {
                 0 => return None,
                 ino if ino == id.ino && file.dev.load(Relaxed) == id.dev => {
                     return Some(self.known(file, at as u32));
                 }
-                _ => at = (at + 1) % PLACES,
+                _ => {}
             }
         }
         None
+    }
+
+    /// The places in which a file may stand, in order; each once, whatever is written there.
+    fn places(&self, id: FileId) -> impl Iterator<Item = (usize, &GuardedFile)> {
+        let begin = place(id);
+        (0..PLACES)
+            .map(move |step| (begin + step) % PLACES)
+            .filter_map(|at| Some((at, self.files.get(at)?)))
     }
 
     /// The file in this place of the table.
@@ -398,7 +402,9 @@ impl Guard {
 
     /// Counts a wait.
     pub fn count_wait(&self, us: u64) {
-        self.waited[wait_class(us)].fetch_add(1, Relaxed);
+        if let Some(count) = self.waited.get(wait_class(us)) {
+            count.fetch_add(1, Relaxed);
+        }
     }
 }
 

@@ -111,6 +111,8 @@ pub struct Captured {
     absent_roots: Vec<PathBuf>,
     /// What was captured after the cut.
     sources: Vec<sweep::Source>,
+    /// As long as those are open.
+    raised: Option<rehearse::Raised>,
     swept: Option<Swept>,
 }
 

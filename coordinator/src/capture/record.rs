@@ -237,6 +237,7 @@ pub(super) fn record(
             vanished: recorder.vanished,
             absent_roots: recorder.absent_roots,
             sources: Vec::new(),
+            raised: None,
             swept: None,
         },
         plan: recorder.plan,

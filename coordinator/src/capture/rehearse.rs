@@ -7,6 +7,7 @@
 use std::collections::HashMap;
 
 use rustix::fs::AtFlags;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use snapshim_gate::guard::{self, Guard, METADATA, NAMES};
 
 use super::record::{Body, How, Pin, Pins, Recorded, Target};
@@ -26,25 +27,49 @@ pub struct Rehearsed {
     scope: Paths,
     recorded: Option<Recorded>,
     ready: Option<sweep::Ready>,
+    raised: Raised,
     shift: u32,
     devices: Vec<u64>,
 }
 
 /// How many files can be captured after the cut: two descriptors each.
 fn most_files() -> usize {
-    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    let limit = getrlimit(Resource::Nofile);
-    // Nothing of ours uses select(2), for which the soft limit is as low as it is.
-    let raised = Rlimit {
-        current: limit.maximum,
-        maximum: limit.maximum,
-    };
-    let _ = setrlimit(Resource::Nofile, raised);
-    let now = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
-    let files = now.saturating_sub(OTHER_DESCRIPTORS) / 2;
+    let limit = getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX);
+    let files = limit.saturating_sub(OTHER_DESCRIPTORS) / 2;
     usize::try_from(files)
         .unwrap_or(usize::MAX)
         .min(guard::MAX_FILES)
+}
+
+/// The limit of open files, raised for as long as this lives: programs that are started
+/// later are to have the one they are used to.
+#[derive(Debug)]
+pub(super) struct Raised(Option<Rlimit>);
+
+impl Raised {
+    fn for_files(count: usize) -> Raised {
+        let limit = getrlimit(Resource::Nofile);
+        let needed = (2 * count as u64).saturating_add(OTHER_DESCRIPTORS);
+        if limit.current.is_none_or(|current| current >= needed) {
+            return Raised(None);
+        }
+        // Nothing here uses select(2), for which the soft limit is as low as it is.
+        let raised = Rlimit {
+            current: limit
+                .maximum
+                .map_or(Some(needed), |most| Some(needed.min(most))),
+            maximum: limit.maximum,
+        };
+        Raised(setrlimit(Resource::Nofile, raised).is_ok().then_some(limit))
+    }
+}
+
+impl Drop for Raised {
+    fn drop(&mut self) {
+        if let Some(limit) = self.0.take() {
+            let _ = setrlimit(Resource::Nofile, limit);
+        }
+    }
 }
 
 /// Whether so many files of these sizes can be guarded; else why not.
@@ -92,12 +117,14 @@ impl Prepared {
         let ready = sweep::ready(shift, bytes)?;
         let devices = scan.devices.iter().copied().collect();
         let pins = Some(Pins::default());
+        let raised = Raised::for_files(scan.members.len());
         let expected = scan.members.len();
         let recorded = record::record(&scope, plan, target, ahead, expected, pins, &mut || true)?;
         Ok(Rehearsed {
             scope,
             recorded: Some(recorded),
             ready: Some(ready),
+            raised,
             shift,
             devices,
         })
@@ -197,6 +224,7 @@ impl Rehearsed {
         };
         let swept = sweep::sweep(ready, asked, &sources, goes_on, end)?;
         captured.sources = sources;
+        captured.raised = Some(self.raised);
         captured.swept = Some(swept);
         Ok(captured)
     }

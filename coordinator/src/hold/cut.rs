@@ -523,7 +523,8 @@ fn settle(gate: &Gate) -> Result<()> {
     }
 }
 
-fn guard_broken(why: Broken) -> Error {
+/// The error of a guard that a call has ended.
+pub(crate) fn guard_broken(why: Broken) -> Error {
     match why {
         Broken::TimeOut => Error::aborted(
             "a program waited as long as it may for something that was not captured yet",
