@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use snapshim_gate::abi::MAX_HOLD_BOUND_MS;
 use snapshim_gate::table::FileId;
 
-use crate::capture::{self, Captured, Member, Method, Moved, Prepared, Scope};
+use crate::capture::{self, Member, Method, Moved, Prepared, Scope, Taken};
 use crate::commit::judge::Ground;
 use crate::commit::reach::{self, Asked, Reached};
 use crate::commit::{CommitPoint, Otherwise};
@@ -115,6 +115,17 @@ pub(crate) trait Work {
     ///
     /// [`Exit::Aborted`] if it may not.
     fn run(self, goes_on: &mut dyn FnMut() -> bool) -> Result<Self::Done>;
+    /// Is told that calls may be in flight at the cut which nothing holds up.
+    ///
+    /// # Errors
+    ///
+    /// It cannot get ready for that.
+    fn needs_locks(self) -> Result<Self>
+    where
+        Self: Sized,
+    {
+        Ok(self)
+    }
 }
 
 /// What was done while programs were held.
@@ -123,10 +134,22 @@ pub(crate) trait Done {
     fn members(&self) -> Vec<Member>;
     /// What changed meanwhile.
     fn moved(&self) -> Vec<Moved>;
+    /// Does what can wait until nobody is held; what that shows to have changed meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// That fails.
+    fn settle(self, goes_on: &mut dyn FnMut() -> bool) -> Result<(Self, Vec<Moved>)>
+    where
+        Self: Sized,
+    {
+        let _ = goes_on;
+        Ok((self, Vec::new()))
+    }
 }
 
 impl Work for Prepared {
-    type Done = Captured;
+    type Done = Taken;
 
     fn devices(&self) -> Vec<u64> {
         self.devices()
@@ -136,18 +159,27 @@ impl Work for Prepared {
         self.members()
     }
 
-    fn run(self, goes_on: &mut dyn FnMut() -> bool) -> Result<Captured> {
-        self.capture(goes_on)
+    fn run(self, goes_on: &mut dyn FnMut() -> bool) -> Result<Taken> {
+        self.take(goes_on)
+    }
+
+    fn needs_locks(self) -> Result<Prepared> {
+        self.needs_locks()
     }
 }
 
-impl Done for Captured {
+impl Done for Taken {
     fn members(&self) -> Vec<Member> {
         self.members()
     }
 
     fn moved(&self) -> Vec<Moved> {
         self.moved()
+    }
+
+    fn settle(self, goes_on: &mut dyn FnMut() -> bool) -> Result<(Taken, Vec<Moved>)> {
+        let (captured, moved) = self.read(goes_on)?;
+        Ok((Taken::Captured(Box::new(captured)), moved))
     }
 }
 
@@ -513,7 +545,7 @@ impl Bound<'_> {
 }
 
 /// One hold: everything in here until [`Bound::end`] makes programs wait.
-fn take<W: Work>(subject: Subject<'_>, options: &Options, prepared: W) -> Result<Cut<W::Done>> {
+fn take<W: Work>(subject: Subject<'_>, options: &Options, mut prepared: W) -> Result<Cut<W::Done>> {
     let bound_ms = options
         .max_hold
         .as_millis()
@@ -537,6 +569,9 @@ fn take<W: Work>(subject: Subject<'_>, options: &Options, prepared: W) -> Result
     let mut seen = evidence::scan(view.tries(patience), &members)?;
     let held = seen.held();
     let mut targets = seen.outside();
+    if seen.may_hide(|target| targets.contains(&target)).is_some() {
+        prepared = prepared.needs_locks()?;
+    }
     if outside.is_enabled() && !targets.is_empty() {
         // What it cannot do, it will say when it is asked to stop somebody.
         let _ = outside.prepare();
@@ -586,7 +621,7 @@ fn take<W: Work>(subject: Subject<'_>, options: &Options, prepared: W) -> Result
     let time = jiff::Timestamp::now();
     let mut reasons = hold.hidden_calls(&held, &outside);
     let begun = Instant::now();
-    let captured = match prepared.run(&mut || hold.goes_on() && outside.stands()) {
+    let mut captured = match prepared.run(&mut || hold.goes_on() && outside.stands()) {
         // Not the hold's bound: `release` knows what became of the guardian.
         Err(cause) if hold.goes_on() && !outside.stands() => {
             outside.release()?;
@@ -596,12 +631,18 @@ fn take<W: Work>(subject: Subject<'_>, options: &Options, prepared: W) -> Result
     };
     let capture = begun.elapsed();
     let mut moved = captured.moved();
-    moved.retain(|m| !rebuilt::is_rebuilt(&m.path));
+    let look = |tries, members: &Members| evidence::scan(view.tries(tries), members);
     // Children of those that were stopped, made the moment they go on, are no evidence
-    // against the hold: so this look comes before its end. Otherwise it can wait.
-    let captured_members = Members::new(captured.members());
-    let look = |tries| evidence::scan(view.tries(tries), &captured_members);
-    let early = outside.is_used().then(|| look(View::ONCE)).transpose()?;
+    // against the hold: so this look comes before its end, and all it is about has to be
+    // known by then. Otherwise both can wait.
+    let mut early = None;
+    if outside.is_used() {
+        let (settled, more) = captured.settle(&mut || hold.goes_on() && outside.stands())?;
+        captured = settled;
+        moved.extend(more);
+        let members = Members::new(captured.members());
+        early = Some((look(View::ONCE, &members)?, members));
+    }
     let held_for = hold.end(&mut outside)?;
 
     if options.witness.as_deref().is_some_and(has_ended) {
@@ -613,12 +654,24 @@ fn take<W: Work>(subject: Subject<'_>, options: &Options, prepared: W) -> Result
     }
     // Whoever came since the first look, and files that did.
     let after = match early {
-        Some(mut after) => {
-            after.settle(view, &captured_members, outside.report());
+        Some((mut after, members)) => {
+            after.settle(view, &members, outside.report());
             after
         }
-        None => look(View::PATIENT)?,
+        None => {
+            let known = captured.members();
+            let after = look(View::PATIENT, &Members::new(known.clone()))?;
+            let (settled, more) = captured.settle(&mut || true)?;
+            captured = settled;
+            moved.extend(more);
+            // What is known only now was not looked for.
+            match captured.members() {
+                all if all == known => after,
+                all => after.and(look(View::PATIENT, &Members::new(all))?),
+            }
+        }
     };
+    moved.retain(|m| !rebuilt::is_rebuilt(&m.path));
     let report = outside.into_report();
     let scan = seen.and(after);
     // What the gate does not see done cannot have reached a point of the program's.
@@ -752,6 +805,18 @@ fn certify<D>(
     // FICLONE waits for direct I/O in flight on its file.
     let aio_is_done = matches!(capture, "reflink" | "none");
     reasons.extend(scan.reasons(&report, aio_is_done));
+    if capture == "subvolume"
+        && let Some((pid, name)) = scan.may_hide(|target| report.held(target).is_some())
+    {
+        reasons.push(reason(
+            "hidden-call",
+            format!(
+                "{name} ({pid}) may have been in the middle of a call that is not held, and \
+                 a snapshot of a subvolume does not wait for it, as --capture reflink does"
+            ),
+            Some(pid),
+        ));
+    }
     // One entry for each file would bury the cause.
     if let Some(first) = moved.first() {
         reasons.push(reason(

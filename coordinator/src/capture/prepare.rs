@@ -11,7 +11,7 @@ use rustix::io::Errno;
 use super::ahead::Ahead;
 use super::record::Target;
 use super::walk::{At, Found, Paths, Visitor, unreadable, walk};
-use super::{Member, Method, Prepared, Scope};
+use super::{Member, Method, Prepared, Scope, subvolume};
 use crate::store::fault;
 use crate::tree::dirs::{Dirs, Node, as_path};
 use crate::tree::reflink;
@@ -59,7 +59,9 @@ impl Plan {
     pub(super) fn way(&self, dev: u64) -> Way {
         match self.method {
             Method::Copy => Way::Copy,
-            Method::Auto | Method::Reflink => *self.ways.get(&dev).unwrap_or(&Way::Unknown),
+            Method::Auto | Method::Reflink | Method::Subvolume => {
+                *self.ways.get(&dev).unwrap_or(&Way::Unknown)
+            }
         }
     }
 
@@ -87,6 +89,11 @@ impl Scan {
         self.dirs.path(member.dir).join(as_path(&member.name))
     }
 
+    /// A directory on the device.
+    pub(super) fn place_of(&self, dev: u64) -> PathBuf {
+        self.places.get(&dev).cloned().unwrap_or_default()
+    }
+
     fn place(&mut self, dev: u64, path: impl FnOnce() -> PathBuf) {
         if self.devices.insert(dev) || !self.places.contains_key(&dev) {
             self.places.insert(dev, path());
@@ -110,13 +117,18 @@ pub(super) fn prepare(scope: &Scope, tree: &Path, method: Method) -> Result<Prep
     let plan = plan(&scan, &target, method)?;
     let mut ahead = Ahead::default();
     ahead.make(&scan, &mut target)?;
-    flush_ahead(&scan, &plan)?;
+    let subvolumes = subvolume::plan(&scan, &paths, &target, method)?;
+    // With a plan, everything was flushed.
+    if subvolumes.is_none() {
+        flush_ahead(&scan, &plan)?;
+    }
     Ok(Prepared {
         scope: paths,
         scan,
         plan,
         target,
         ahead,
+        subvolumes,
     })
 }
 

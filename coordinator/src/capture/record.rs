@@ -167,6 +167,7 @@ pub(super) fn capture(prepared: Prepared, go_on: &mut dyn FnMut() -> bool) -> Re
         plan,
         target,
         ahead,
+        ..
     } = prepared;
     let expected = scan.members().len();
     drop(scan);
@@ -191,6 +192,7 @@ pub(super) fn capture(prepared: Prepared, go_on: &mut dyn FnMut() -> bool) -> Re
         entries: recorder.entries,
         vanished: recorder.vanished,
         absent_roots: recorder.absent_roots,
+        is_subvolume: false,
     })
 }
 

@@ -341,6 +341,7 @@ impl MeansArgs {
             Capture::Auto => Method::Auto,
             Capture::Reflink => Method::Reflink,
             Capture::Copy => Method::Copy,
+            Capture::Subvolume => Method::Subvolume,
         }
     }
 }
@@ -348,13 +349,17 @@ impl MeansArgs {
 /// A way to capture that can be asked for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum Capture {
-    /// Reflink where the file system can, else copy
+    /// Reflink where the file system can, else copy; of very many files on btrfs, a snapshot of
+    /// the subvolume
     #[default]
     Auto,
     /// Reflink, or fail
     Reflink,
     /// Copy while the program is held
     Copy,
+    /// A snapshot of the btrfs subvolume while the program is held, and clones of that after it,
+    /// or fail
+    Subvolume,
 }
 
 impl HowArgs {
