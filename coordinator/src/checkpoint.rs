@@ -11,7 +11,7 @@ use snapshim_gate::guard;
 use snapshim_gate::slot::{FREE, Seen, Slot};
 use snapshim_gate::table::FileId;
 
-use crate::capture::{self, Captured, Member, Method, Moved, Prepared, Rehearsed, Scope};
+use crate::capture::{self, Member, Method, Moved, Prepared, Rehearsed, Scope, Taken};
 use crate::commit::judge::Ground;
 use crate::commit::reach::{self, Asked, Reached};
 use crate::commit::{CommitPoint, Otherwise};
@@ -119,6 +119,14 @@ pub(crate) trait Work: Sized {
     ///
     /// [`Exit::Aborted`] if it may not.
     fn run(self, goes_on: &mut dyn FnMut() -> bool) -> Result<Self::Done>;
+    /// Is told that calls may be in flight at the cut which nothing holds up.
+    ///
+    /// # Errors
+    ///
+    /// It cannot get ready for that.
+    fn needs_locks(self) -> Result<Self> {
+        Ok(self)
+    }
     /// Whether it is to be done after the cut, if that is possible.
     fn is_to_be_guarded(&self) -> bool;
     /// Gets ready for that.
@@ -165,10 +173,22 @@ pub(crate) trait Done {
     fn moved_unasked(&self, gate: &Gate) -> Vec<Moved>;
     /// Chunks that were asked for, if it was done after the cut.
     fn asked(&self) -> Option<u64>;
+    /// Does what can wait until nobody is held; what that shows to have changed meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// That fails.
+    fn settle(self, goes_on: &mut dyn FnMut() -> bool) -> Result<(Self, Vec<Moved>)>
+    where
+        Self: Sized,
+    {
+        let _ = goes_on;
+        Ok((self, Vec::new()))
+    }
 }
 
 impl AfterCut for Rehearsed {
-    type Done = Captured;
+    type Done = Taken;
 
     fn cut(&mut self, goes_on: &mut dyn FnMut() -> bool) -> Result<()> {
         self.cut(goes_on)
@@ -184,13 +204,14 @@ impl AfterCut for Rehearsed {
         firsts: Vec<u32>,
         goes_on: &mut dyn FnMut() -> bool,
         end: impl FnOnce() -> Result<()>,
-    ) -> Result<Captured> {
-        self.sweep(gate, firsts, goes_on, end)
+    ) -> Result<Taken> {
+        let captured = self.sweep(gate, firsts, goes_on, end)?;
+        Ok(Taken::Captured(Box::new(captured)))
     }
 }
 
 impl Work for Prepared {
-    type Done = Captured;
+    type Done = Taken;
     type Rehearsed = Rehearsed;
 
     fn is_to_be_guarded(&self) -> bool {
@@ -209,12 +230,16 @@ impl Work for Prepared {
         self.members()
     }
 
-    fn run(self, goes_on: &mut dyn FnMut() -> bool) -> Result<Captured> {
-        self.capture(goes_on)
+    fn run(self, goes_on: &mut dyn FnMut() -> bool) -> Result<Taken> {
+        self.take(goes_on)
+    }
+
+    fn needs_locks(self) -> Result<Prepared> {
+        self.needs_locks()
     }
 }
 
-impl Done for Captured {
+impl Done for Taken {
     fn members(&self) -> Vec<Member> {
         self.members()
     }
@@ -224,11 +249,22 @@ impl Done for Captured {
     }
 
     fn moved_unasked(&self, gate: &Gate) -> Vec<Moved> {
-        self.moved_unasked(gate.guard())
+        match self {
+            Taken::Captured(captured) => captured.moved_unasked(gate.guard()),
+            Taken::Frozen(_) => Vec::new(),
+        }
     }
 
     fn asked(&self) -> Option<u64> {
-        self.swept().map(|swept| u64::from(swept.asked))
+        match self {
+            Taken::Captured(captured) => captured.swept().map(|swept| u64::from(swept.asked)),
+            Taken::Frozen(_) => None,
+        }
+    }
+
+    fn settle(self, goes_on: &mut dyn FnMut() -> bool) -> Result<(Taken, Vec<Moved>)> {
+        let (captured, moved) = self.read(goes_on)?;
+        Ok((Taken::Captured(Box::new(captured)), moved))
     }
 }
 
@@ -606,7 +642,7 @@ impl Bound<'_> {
 }
 
 /// One hold: everything in here until [`Bound::end`] makes programs wait.
-fn take<W: Work>(subject: Subject<'_>, options: &Options, prepared: W) -> Result<Cut<W::Done>> {
+fn take<W: Work>(subject: Subject<'_>, options: &Options, mut prepared: W) -> Result<Cut<W::Done>> {
     let bound_ms = options
         .max_hold
         .as_millis()
@@ -630,6 +666,9 @@ fn take<W: Work>(subject: Subject<'_>, options: &Options, prepared: W) -> Result
     let mut seen = evidence::scan(view.tries(patience), &members)?;
     let held = seen.held();
     let mut targets = seen.outside();
+    if seen.may_hide(|target| targets.contains(&target)).is_some() {
+        prepared = prepared.needs_locks()?;
+    }
     if outside.is_enabled() && !targets.is_empty() {
         // What it cannot do, it will say when it is asked to stop somebody.
         let _ = outside.prepare();
@@ -704,14 +743,18 @@ fn take<W: Work>(subject: Subject<'_>, options: &Options, prepared: W) -> Result
     if let Stage::After(rehearsed) = &mut work {
         rehearsed.cut(&mut || hold.goes_on() && outside.stands())?;
     }
-    let look = |members: &Members, tries| evidence::scan(view.tries(tries), members);
+    let look = |tries, members: &Members| evidence::scan(view.tries(tries), members);
     let begun = Instant::now();
-    let (captured, capture, mut moved, early, held_for, guarded) = match (work, hold, gate) {
+    // Children of those that were stopped, made the moment they go on, are no evidence
+    // against the hold: so the look at them comes before its end, and all it is about has to be
+    // known by then. Otherwise both can wait.
+    let mut early = None;
+    let (mut captured, capture, mut moved, held_for, guarded) = match (work, hold, gate) {
         (Stage::After(rehearsed), Bound::Gate(hold), Some(gate)) if is_guardable => {
             let (captured, held_for) = guarded(rehearsed, hold, gate)?;
             let guarded = begun.elapsed().saturating_sub(held_for);
             let moved = captured.moved_unasked(gate);
-            (captured, guarded, moved, None, held_for, Some(guarded))
+            (captured, guarded, moved, held_for, Some(guarded))
         }
         (work, hold, _) => {
             let mut goes_on = || hold.goes_on() && outside.stands();
@@ -719,7 +762,7 @@ fn take<W: Work>(subject: Subject<'_>, options: &Options, prepared: W) -> Result
                 Stage::Under(prepared) => prepared.run(&mut goes_on),
                 Stage::After(rehearsed) => under_hold(rehearsed, gate, &mut goes_on),
             };
-            let captured = match captured {
+            let mut captured = match captured {
                 // Not the hold's bound: `release` knows what became of the guardian.
                 Err(cause) if hold.goes_on() && !outside.stands() => {
                     outside.release()?;
@@ -728,18 +771,18 @@ fn take<W: Work>(subject: Subject<'_>, options: &Options, prepared: W) -> Result
                 captured => captured?,
             };
             let capture = begun.elapsed();
-            let moved = captured.moved();
-            // Children of those that were stopped, made the moment they go on, are no evidence
-            // against the hold: so this look comes before its end. Otherwise it can wait.
-            let members = Members::new(captured.members());
-            let early = outside.is_used().then(|| look(&members, View::ONCE));
-            let early = early.transpose()?;
+            let mut moved = captured.moved();
+            if outside.is_used() {
+                let (settled, more) = captured.settle(&mut || hold.goes_on() && outside.stands())?;
+                captured = settled;
+                moved.extend(more);
+                let members = Members::new(captured.members());
+                early = Some((look(View::ONCE, &members)?, members));
+            }
             let held_for = hold.end(&mut outside)?;
-            (captured, capture, moved, early, held_for, None)
+            (captured, capture, moved, held_for, None)
         }
     };
-    moved.retain(|m| !rebuilt::is_rebuilt(&m.path));
-    let captured_members = Members::new(captured.members());
 
     if options.witness.as_deref().is_some_and(has_ended) {
         reasons.push(reason(
@@ -750,12 +793,24 @@ fn take<W: Work>(subject: Subject<'_>, options: &Options, prepared: W) -> Result
     }
     // Whoever came since the first look, and files that did.
     let after = match early {
-        Some(mut after) => {
-            after.settle(view, &captured_members, outside.report());
+        Some((mut after, members)) => {
+            after.settle(view, &members, outside.report());
             after
         }
-        None => look(&captured_members, View::PATIENT)?,
+        None => {
+            let known = captured.members();
+            let after = look(View::PATIENT, &Members::new(known.clone()))?;
+            let (settled, more) = captured.settle(&mut || true)?;
+            captured = settled;
+            moved.extend(more);
+            // What is known only now was not looked for.
+            match captured.members() {
+                all if all == known => after,
+                all => after.and(look(View::PATIENT, &Members::new(all))?),
+            }
+        }
     };
+    moved.retain(|m| !rebuilt::is_rebuilt(&m.path));
     let report = outside.into_report();
     let scan = seen.and(after);
     // What the gate does not see done cannot have reached a point of the program's.
@@ -961,6 +1016,18 @@ fn certify<D: Done>(
         )
     }));
     reasons.extend(scan.reasons(&report, aio_is_done));
+    if capture == "subvolume"
+        && let Some((pid, name)) = scan.may_hide(|target| report.held(target).is_some())
+    {
+        reasons.push(reason(
+            "hidden-call",
+            format!(
+                "{name} ({pid}) may have been in the middle of a call that is not held, and \
+                 a snapshot of a subvolume does not wait for it, as --capture reflink does"
+            ),
+            Some(pid),
+        ));
+    }
     // One entry for each file would bury the cause.
     if let Some(first) = moved.first() {
         reasons.push(reason(

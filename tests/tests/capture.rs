@@ -114,7 +114,11 @@ fn everything(fs_kind: Fs) {
     furnish(&data, fs_kind);
     let mut idle = lab.run(&[], Path::new("/bin/sleep"), &["600"]);
     lab_is_ready(&lab, &mut idle);
-    for options in [&[][..], &["--capture", "copy"]] {
+    let mut ways = vec![&[][..], &["--capture", "copy"]];
+    if fs_kind == Fs::Btrfs {
+        ways.push(&["--capture", "subvolume"]);
+    }
+    for options in ways {
         let outcome = lab.checkpoint(options);
         let certificate = outcome.verified();
         let copy = certificate.copy_of(&data);
@@ -143,6 +147,9 @@ fn everything(fs_kind: Fs) {
         );
         if options.is_empty() && fs_kind.has_reflink() {
             assert_eq!(certificate.capture(), "reflink");
+        }
+        if let ["--capture", "subvolume"] = options {
+            assert_eq!(certificate.capture(), "subvolume");
         }
     }
 }

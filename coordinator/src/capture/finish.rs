@@ -22,7 +22,8 @@ const FEW: usize = 64;
 pub(super) fn finish(captured: Captured) -> Result<Vec<FileRecord>> {
     captured.ahead.remove_unused(&captured.target)?;
     let tree = Tree {
-        sync_each: captured.entries.len() <= FEW,
+        // Of frozen subvolumes only `syncfs` tells whether all was written back.
+        sync_each: captured.entries.len() <= FEW && !captured.is_subvolume,
         captured: &captured,
     };
     let is_dir = |entry: &&Entry| matches!(entry.body, Body::Dir(_));

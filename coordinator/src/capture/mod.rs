@@ -9,6 +9,9 @@
 //! | [`Prepared::capture`] | shut | walks again; bytes, metadata, link targets, extended attributes |
 //! | [`Captured::finish`] | open again | links, owners, modes, times into the tree; makes all of it durable |
 //!
+//! On btrfs the second may be one snapshot of the subvolume instead, from which the bytes are
+//! cloned when the gate is open again ([`Prepared::take`], [`Frozen::read`]).
+//!
 //! Between the last two, still under the hold, [`Captured::moved`] looks for evidence
 //! against the cut: anything that changed although it was held.
 //!
@@ -33,6 +36,7 @@ mod predict;
 mod prepare;
 mod record;
 mod rehearse;
+mod subvolume;
 mod sweep;
 #[cfg(test)]
 mod tests;
@@ -49,6 +53,7 @@ use crate::tree::dirs;
 pub use look::{Live, look};
 pub use moved::Moved;
 pub use rehearse::Rehearsed;
+pub use subvolume::Frozen;
 pub use sweep::Swept;
 
 /// What is captured.
@@ -67,7 +72,8 @@ pub struct Scope {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Method {
     /// Reflink where the file system can, else copy; but never a copy to another file
-    /// system, which would be a surprise under a hold.
+    /// system, which would be a surprise under a hold. Of very many files on btrfs, a
+    /// snapshot of the subvolume, if that can be made.
     Auto,
     /// `FICLONE`: the file's extents are shared with the clone.
     Reflink,
@@ -76,6 +82,8 @@ pub enum Method {
     /// The bytes are read and written after the cut, while programs run; what one is about to
     /// change is read before. Needs programs that the gate holds.
     CopyBeforeWrite,
+    /// One snapshot of the btrfs subvolume under the hold, and clones of that after it.
+    Subvolume,
 }
 
 /// A regular file under the roots.
@@ -97,6 +105,17 @@ pub struct Prepared {
     ahead: ahead::Ahead,
     /// Whether it can be captured after the cut: see [`Prepared::rehearse`].
     guard: bool,
+    /// Whether subvolumes are to be frozen.
+    subvolumes: Option<subvolume::Plan>,
+}
+
+/// What a hold brought.
+#[derive(Debug)]
+pub enum Taken {
+    /// Everything.
+    Captured(Box<Captured>),
+    /// Frozen subvolumes, to be read when nobody waits any more.
+    Frozen(Box<Frozen>),
 }
 
 /// Everything read; see [`Prepared::capture`].
@@ -114,6 +133,8 @@ pub struct Captured {
     /// As long as those are open.
     raised: Option<rehearse::Raised>,
     swept: Option<Swept>,
+    /// It was read from frozen subvolumes.
+    is_subvolume: bool,
 }
 
 /// Gets ready for capturing `scope` into the directory `tree`, which exists and is empty.
@@ -164,6 +185,85 @@ impl Prepared {
     }
 }
 
+impl Prepared {
+    /// The same, or freezes what there is, to be read after the hold: see [`Method::Subvolume`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Prepared::capture`]; a subvolume cannot be frozen, though nothing else was asked for.
+    pub fn take(self, go_on: &mut dyn FnMut() -> bool) -> Result<Taken> {
+        Ok(match subvolume::freeze(self, go_on)? {
+            Ok(frozen) => Taken::Frozen(Box::new(frozen)),
+            Err(prepared) => Taken::Captured(Box::new(prepared.capture(go_on)?)),
+        })
+    }
+
+    /// Says that calls may be in flight at the cut which nothing has held up: what waits for
+    /// them is a clone of each file, so only if it was asked for is a subvolume frozen.
+    ///
+    /// # Errors
+    ///
+    /// What is not needed cannot be removed from the tree.
+    pub fn needs_locks(mut self) -> Result<Prepared> {
+        if self
+            .subvolumes
+            .as_ref()
+            .is_some_and(|plan| !plan.is_required())
+        {
+            self.subvolumes = None;
+            subvolume::forget(&self.target)?;
+        }
+        Ok(self)
+    }
+}
+
+impl Taken {
+    /// The regular files it is about; of what is frozen, those there were before the hold.
+    pub fn members(&self) -> Vec<Member> {
+        match self {
+            Taken::Captured(captured) => captured.members(),
+            Taken::Frozen(frozen) => frozen.prepared().members(),
+        }
+    }
+
+    /// See [`Captured::moved`]. What is frozen tells when it is read.
+    pub fn moved(&self) -> Vec<Moved> {
+        match self {
+            Taken::Captured(captured) => captured.moved(),
+            Taken::Frozen(_) => Vec::new(),
+        }
+    }
+
+    /// Everything read, and what of it changed although it was held.
+    ///
+    /// # Errors
+    ///
+    /// As [`Frozen::read`].
+    pub fn read(self, go_on: &mut dyn FnMut() -> bool) -> Result<(Captured, Vec<Moved>)> {
+        match self {
+            Taken::Captured(captured) => Ok((*captured, Vec::new())),
+            Taken::Frozen(frozen) => frozen.read(go_on),
+        }
+    }
+
+    /// See [`Captured::method`].
+    pub fn method(&self) -> String {
+        match self {
+            Taken::Captured(captured) => captured.method(),
+            Taken::Frozen(_) => subvolume::NAME.to_owned(),
+        }
+    }
+
+    /// See [`Captured::finish`].
+    ///
+    /// # Errors
+    ///
+    /// As there; as [`Frozen::read`], if it was not read yet.
+    pub fn finish(self) -> Result<Vec<FileRecord>> {
+        self.read(&mut || true)?.0.finish()
+    }
+}
+
 impl Captured {
     /// The regular files captured, each name of each.
     pub fn members(&self) -> Vec<Member> {
@@ -205,10 +305,13 @@ impl Captured {
         self.swept
     }
 
-    /// `reflink`, `copy`, `copy-before-write`, `mixed`, or `none` if there was no file.
+    /// `reflink`, `copy`, `copy-before-write`, `mixed`, `subvolume`, or `none` if there was no file.
     pub fn method(&self) -> String {
         if self.swept.is_some() {
             return "copy-before-write".to_owned();
+        }
+        if self.is_subvolume {
+            return subvolume::NAME.to_owned();
         }
         let used = |how| {
             self.entries

@@ -30,7 +30,7 @@ pub(super) fn is_better_guarded(method: Method, expected: Expected) -> bool {
     match method {
         Method::CopyBeforeWrite => true,
         Method::Auto => expected.hold > SHORT && !expected.is_btrfs,
-        Method::Reflink | Method::Copy => false,
+        Method::Reflink | Method::Copy | Method::Subvolume => false,
     }
 }
 

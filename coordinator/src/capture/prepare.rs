@@ -12,7 +12,7 @@ use super::ahead::Ahead;
 use super::record::Target;
 use super::rehearse::can_be_guarded;
 use super::walk::{At, Found, Paths, Visitor, unreadable, walk};
-use super::{Member, Method, Prepared, Scope, predict};
+use super::{Member, Method, Prepared, Scope, predict, subvolume};
 use crate::store::fault;
 use crate::tree::dirs::{Dirs, Node, as_path};
 use crate::tree::reflink;
@@ -60,7 +60,9 @@ impl Plan {
     pub(super) fn way(&self, dev: u64) -> Way {
         match self.method {
             Method::Copy | Method::CopyBeforeWrite => Way::Copy,
-            Method::Auto | Method::Reflink => *self.ways.get(&dev).unwrap_or(&Way::Unknown),
+            Method::Auto | Method::Reflink | Method::Subvolume => {
+                *self.ways.get(&dev).unwrap_or(&Way::Unknown)
+            }
         }
     }
 
@@ -88,6 +90,11 @@ impl Scan {
         self.dirs.path(member.dir).join(as_path(&member.name))
     }
 
+    /// A directory on the device.
+    pub(super) fn place_of(&self, dev: u64) -> PathBuf {
+        self.places.get(&dev).cloned().unwrap_or_default()
+    }
+
     fn place(&mut self, dev: u64, path: impl FnOnce() -> PathBuf) {
         if self.devices.insert(dev) || !self.places.contains_key(&dev) {
             self.places.insert(dev, path());
@@ -111,17 +118,14 @@ pub(super) fn prepare(scope: &Scope, tree: &Path, method: Method) -> Result<Prep
     let plan = plan(&scan, &target, method)?;
     let mut ahead = Ahead::default();
     ahead.make(&scan, &mut target)?;
-    flush_ahead(&scan, &plan)?;
-    let guard = predict::is_better_guarded(method, predict::expect(&scan, &plan));
-    let sizes = scan.members.iter().map(|known| known.seen.size);
-    let guard = guard
-        && match can_be_guarded(sizes) {
-            Ok(()) => true,
-            Err(why) if method == Method::CopyBeforeWrite => {
-                return Err(Error::new(why).next("pass --capture auto"));
-            }
-            Err(_) => false,
-        };
+    let subvolumes = subvolume::plan(&scan, &paths, &target, method)?;
+    // With a plan, everything was flushed.
+    if subvolumes.is_none() {
+        flush_ahead(&scan, &plan)?;
+    }
+    let guard = subvolumes.is_none()
+        && predict::is_better_guarded(method, predict::expect(&scan, &plan))
+        && fits(&scan, method)?;
     Ok(Prepared {
         guard,
         scope: paths,
@@ -129,7 +133,20 @@ pub(super) fn prepare(scope: &Scope, tree: &Path, method: Method) -> Result<Prep
         plan,
         target,
         ahead,
+        subvolumes,
     })
+}
+
+/// Whether there is room for all of it in the gate's table.
+fn fits(scan: &Scan, method: Method) -> Result<bool> {
+    let sizes = scan.members.iter().map(|known| known.seen.size);
+    match can_be_guarded(sizes) {
+        Ok(()) => Ok(true),
+        Err(why) if method == Method::CopyBeforeWrite => {
+            Err(Error::new(why).next("pass --capture auto"))
+        }
+        Err(_) => Ok(false),
+    }
 }
 
 struct Scanner<'a> {

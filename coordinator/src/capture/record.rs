@@ -239,6 +239,7 @@ pub(super) fn record(
             sources: Vec::new(),
             raised: None,
             swept: None,
+            is_subvolume: false,
         },
         plan: recorder.plan,
         pins: recorder.pins.unwrap_or_default().pins,

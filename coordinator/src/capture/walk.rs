@@ -28,6 +28,16 @@ pub(super) struct Paths {
     excluded_names: HashMap<PathBuf, HashSet<OsString>>,
     /// The excluded directories that exist, and the tree itself.
     excluded_dirs: HashSet<FileId>,
+    elsewhere: Option<Elsewhere>,
+}
+
+/// Where the roots are read, if not where they are: in a frozen copy.
+#[derive(Debug, Default)]
+pub(super) struct Elsewhere {
+    /// The directory each root is in there, under its own name.
+    pub(super) parents: HashMap<PathBuf, OwnedFd>,
+    /// Devices there, and those that they stand for.
+    pub(super) devices: HashMap<u64, u64>,
 }
 
 impl Paths {
@@ -55,6 +65,7 @@ impl Paths {
                 .collect::<Result<_>>()?,
             excluded_names: HashMap::new(),
             excluded_dirs: HashSet::from_iter(tree),
+            elsewhere: None,
         };
         for exclude in &paths.excludes {
             if let (Some(parent), Some(name)) = (exclude.parent(), exclude.file_name()) {
@@ -70,10 +81,46 @@ impl Paths {
         Ok(paths)
     }
 
-    fn is_excluded(&self, path: &Path) -> bool {
+    /// The paths to begin at; none is inside another.
+    pub(super) fn roots(&self) -> &[PathBuf] {
+        &self.roots
+    }
+
+    pub(super) fn is_excluded(&self, path: &Path) -> bool {
         self.excludes
             .iter()
             .any(|exclude| path.starts_with(exclude))
+    }
+
+    /// From now on walks read there. Paths stay those of the roots.
+    pub(super) fn read_from(&mut self, elsewhere: Elsewhere) {
+        self.elsewhere = Some(elsewhere);
+    }
+
+    /// What stands for which device where walks read.
+    pub(super) fn stands_for(&self) -> HashMap<u64, u64> {
+        let devices = self.elsewhere.as_ref().map(|e| e.devices.clone());
+        devices.unwrap_or_default()
+    }
+
+    /// Opens the directory that a root is in.
+    fn open_parent(&self, root: &Path, parent: &Path) -> rustix::io::Result<OwnedFd> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        match &self.elsewhere {
+            None => rustix::fs::open(parent, flags, Mode::empty()),
+            Some(elsewhere) => {
+                let parent = elsewhere.parents.get(root).ok_or(Errno::NOENT)?;
+                rustix::fs::openat(parent, c".", flags, Mode::empty())
+            }
+        }
+    }
+
+    /// Whether this directory is left out, by whatever path it is reached.
+    fn is_excluded_dir(&self, mut id: FileId) -> bool {
+        if let Some(elsewhere) = &self.elsewhere {
+            id.dev = *elsewhere.devices.get(&id.dev).unwrap_or(&id.dev);
+        }
+        self.excluded_dirs.contains(&id)
     }
 }
 
@@ -172,8 +219,7 @@ impl<V: Visitor> Walk<'_, V> {
             return Ok(());
         }
         let name = CString::new(name.as_bytes()).unwrap_or_default(); // `Paths` has refused NUL
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let fd = match rustix::fs::open(parent, flags, Mode::empty()) {
+        let fd = match self.paths.open_parent(root, parent) {
             Ok(fd) => fd,
             Err(Errno::NOENT | Errno::NOTDIR) => return self.visitor.absent(root, None),
             Err(cause) => return Err(unreadable(parent, cause)),
@@ -240,7 +286,7 @@ impl<V: Visitor> Walk<'_, V> {
         };
         let seen = rustix::fs::fstat(&fd).map_err(|cause| unreadable(&path(), cause))?;
         let seen = Seen::of(&seen);
-        if self.paths.excluded_dirs.contains(&seen.id) {
+        if self.paths.is_excluded_dir(seen.id) {
             return Ok(());
         }
         let at = At {

@@ -342,6 +342,7 @@ impl MeansArgs {
             Capture::Reflink => Method::Reflink,
             Capture::Copy => Method::Copy,
             Capture::CopyBeforeWrite => Method::CopyBeforeWrite,
+            Capture::Subvolume => Method::Subvolume,
         }
     }
 }
@@ -350,7 +351,7 @@ impl MeansArgs {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum Capture {
     /// Whatever holds programs for the shortest time: reflink where the file system can and it
-    /// is quick, else after the cut
+    /// is quick, of very many files on btrfs a snapshot of the subvolume, else after the cut
     #[default]
     Auto,
     /// Reflink, or fail
@@ -359,6 +360,9 @@ pub enum Capture {
     Copy,
     /// Copy after the cut, while the program goes on; what it is about to change comes first
     CopyBeforeWrite,
+    /// A snapshot of the btrfs subvolume while the program is held, and clones of that after it,
+    /// or fail
+    Subvolume,
 }
 
 impl HowArgs {

@@ -487,6 +487,19 @@ impl Scan {
         self.outside().into_iter().map(name).collect()
     }
 
+    /// A process with calls that may be in flight at the cut although nothing holds them up: they
+    /// are made inside libc, by code that no table knows, or by the kernel. Not those that are
+    /// `stopped`, unless the kernel works for them.
+    pub fn may_hide(&self, stopped: impl Fn(Target) -> bool) -> Option<(Pid, &str)> {
+        let hides = |(pid, f): &(&Pid, &Found)| {
+            let sites = |l: &Layer| l.not_sites.is_none() && l.notes.is_empty();
+            let is_whole = f.layer.as_ref().is_some_and(sites) || stopped(f.target(**pid));
+            f.is_held && !is_whole || f.ring.is_some() || f.aio
+        };
+        let (pid, found) = self.found.iter().find(hides)?;
+        Some((*pid, &found.name))
+    }
+
     /// The processes that have an io_uring, and whether what they submit waits at the gate.
     pub fn rings(&self) -> BTreeMap<Target, bool> {
         let has =

@@ -14,6 +14,7 @@ use super::fault;
 use super::pace::Pace;
 use super::read::names_in;
 use crate::Error;
+use crate::tree::subvolume;
 
 /// Bytes of a file that go at once: what is freed by one unlink is one transaction of
 /// the file system, and everybody's fsync may have to wait for it.
@@ -43,7 +44,7 @@ pub(super) fn remove_paced(
     use std::os::unix::ffi::OsStrExt;
     let name = std::ffi::CString::new(name.as_bytes()).map_err(|_| Errno::INVAL)?;
     let parent = parent.as_fd();
-    if !remove_if_file(parent, &name, pace)? {
+    if !remove_if_file(parent, &name, pace)? || remove_if_subvolume(parent, &name) {
         return Ok(());
     }
     let top = open_to_empty(parent, &name)?;
@@ -81,7 +82,7 @@ fn remove_entry(
     moved_up: &mut u64,
     pace: &mut Pace<'_>,
 ) -> rustix::io::Result<()> {
-    if !remove_if_file(top.as_fd(), name, pace)? {
+    if !remove_if_file(top.as_fd(), name, pace)? || remove_if_subvolume(top.as_fd(), name) {
         return Ok(());
     }
     let dir = open_to_empty(top.as_fd(), name)?;
@@ -89,7 +90,9 @@ fn remove_entry(
         if !remove_if_file(dir.as_fd(), &entry, pace)? {
             continue;
         }
-        if rustix::fs::unlinkat(&dir, &entry, AtFlags::REMOVEDIR).is_ok() {
+        if rustix::fs::unlinkat(&dir, &entry, AtFlags::REMOVEDIR).is_ok()
+            || remove_if_subvolume(dir.as_fd(), &entry)
+        {
             continue;
         }
         move_up(&dir, &entry, top, moved_up)?;
@@ -117,6 +120,21 @@ fn remove_if_file(
         Err(Errno::ISDIR) => Ok(true),
         Err(cause) => Err(cause),
     }
+}
+
+/// Removes the directory `name` at once if it is a btrfs subvolume: what a capture froze is
+/// read-only, and cannot be emptied. Whether it is gone; one that may not be removed so is
+/// writable now, if it is this user's, and is emptied like any directory.
+fn remove_if_subvolume(dir: rustix::fd::BorrowedFd<'_>, name: &CStr) -> bool {
+    let is_top = |stat: Stat| stat.st_ino == subvolume::TOP;
+    if !rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW).is_ok_and(is_top) {
+        return false;
+    }
+    // A mount point may have that number, too.
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::NO_XDEV | ResolveFlags::BENEATH;
+    let opened = rustix::fs::openat2(dir, name, flags, Mode::empty(), resolve);
+    opened.is_ok_and(subvolume::is_top) && subvolume::destroy(dir, name).is_ok()
 }
 
 /// Whether this is a file of many bytes on disk, and this its only name: by another name

@@ -6,6 +6,7 @@
 //! | [`seen`] | what a stat said |
 //! | [`metadata`] | reading and setting owners, modes, times and extended attributes |
 //! | [`reflink`] | cloning a file's extents |
+//! | [`subvolume`] | the ioctls of btrfs subvolumes |
 //! | [`copy`] | copying a file's bytes, its holes left out |
 
 pub(crate) mod copy;
@@ -13,6 +14,7 @@ pub(crate) mod dirs;
 pub(crate) mod metadata;
 pub(crate) mod reflink;
 pub(crate) mod seen;
+pub(crate) mod subvolume;
 
 /// The name of the directory in which a restore gets ready what it puts into place, and
 /// keeps what it takes away. Never captured, never restored.
