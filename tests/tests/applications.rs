@@ -105,6 +105,12 @@ fn lmdb() {
     sound("lmdb", 15, "write");
 }
 
+/// Mapped by whoever has it open: not when its lock is given up.
+#[test]
+fn gdbm_opened_for_each_update() {
+    sound("gdbm", 15, "lock");
+}
+
 #[test]
 fn gdbm_kept_open() {
     sound("gdbm-nommap", 15, "sync");

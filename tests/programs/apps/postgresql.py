@@ -68,7 +68,7 @@ def check(data, scratch):
         at = [(int(m[1], 16) << 32) + int(m[2], 16) for m in (starts, ends)]
         replayed = at[1] - at[0]
     common.recovery(replayed // 1024, "KiB of WAL replayed")
-    common.run(tool("pg_amcheck", "-h", scratch, "--all", "--heapallindexed", "--install-missing"))
+    common.run(tool("pg_amcheck", "-h", scratch, "-d", "postgres", "--heapallindexed"))
     accounts, tellers, branches, deltas, rows = map(int, ask(
         scratch, """select (select sum(abalance) from pgbench_accounts), (select sum(tbalance) from pgbench_tellers),
             (select sum(bbalance) from pgbench_branches), coalesce(sum(delta), 0), count(*) from pgbench_history"""

@@ -162,7 +162,7 @@ pub const ALL: &[Application] = &[
         is_bar: true,
         script: ("postgresql", ""),
         load: "pgbench, 4 clients, 150 transactions a second; a checkpoint every 30 s or 64 MB",
-        checker: "recovery, `pg_amcheck --all --heapallindexed`, page checksums",
+        checker: "recovery, `pg_amcheck --heapallindexed`, page checksums",
         user: Some("postgres"),
         needs: &[("psql", "postgresql")],
         version: "psql --version | sed 's/psql (PostgreSQL)/PostgreSQL/; s/ (.*//'",
