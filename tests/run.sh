@@ -9,7 +9,8 @@ cd "$(dirname "$0")/.."
 
 packages=(build-essential gcc-multilib xfsprogs btrfs-progs e2fsprogs util-linux strace rsync attr
     acl sqlite3 redis-server python3 perl git musl-tools libaio-dev liburing-dev libseccomp-dev
-    libgdbm-dev liblmdb-dev python3-lmdb lmdb-utils rrdtool libkyotocabinet-dev kyotocabinet-utils
+    libgdbm-dev liblmdb-dev python3-lmdb lmdb-utils python3-bsddb3 db5.3-util rocksdb-tools
+    rrdtool libkyotocabinet-dev kyotocabinet-utils
     openjdk-17-jdk-headless libh2-java golang-go nodejs erlang-base qemu-utils postgresql
     mariadb-server tzdata zsh fish man-db groff-base patch bubblewrap restic
     systemd procps)

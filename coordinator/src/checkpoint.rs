@@ -704,6 +704,7 @@ fn take<W: Work>(subject: Subject<'_>, options: &Options, mut prepared: W) -> Re
                 gate: &set.gate,
                 roots: &subject.config.roots,
                 members: &listed,
+                seen: &seen,
             };
             let asked = asked(options, limit, &seen)?;
             let Reached { hold, drain, point } = reach::reach(&ground, set.gate_id, shut, asked)?;
@@ -715,6 +716,7 @@ fn take<W: Work>(subject: Subject<'_>, options: &Options, mut prepared: W) -> Re
         }
     };
     let mapped = evidence::mapped_since(&mut seen, view, &members);
+    targets = seen.outside();
     targets.extend(mapped.iter().map(|m| m.target));
     for _ in 0..ROUNDS {
         if !outside.stop(&targets, hold.left()) {
@@ -804,10 +806,12 @@ fn take<W: Work>(subject: Subject<'_>, options: &Options, mut prepared: W) -> Re
             captured = settled;
             moved.extend(more);
             // What is known only now was not looked for.
-            match captured.members() {
+            let mut after = match captured.members() {
                 all if all == known => after,
                 all => after.and(look(View::PATIENT, &Members::new(all))?),
-            }
+            };
+            after.forget_later_mappings(&seen, &mapped);
+            after
         }
     };
     moved.retain(|m| !rebuilt::is_rebuilt(&m.path));
@@ -928,7 +932,10 @@ fn cannot_be_told(point: CommitPoint, scan: &Scan) -> Error {
 /// What is asked of the commit point, if there are these writers.
 fn asked(options: &Options, limit: Duration, seen: &Scan) -> Result<Asked> {
     let mut at = options.at;
-    if at != CommitPoint::Write && !seen.outside().is_empty() {
+    // Whoever has a member mapped between two of its points has it no more when one is reached; at
+    // the cut it is looked at again.
+    let may_pass = at.may_have_been_mapped() && !seen.is_outside_for_good();
+    if at != CommitPoint::Write && !seen.outside().is_empty() && !may_pass {
         match options.otherwise {
             Otherwise::At(CommitPoint::Write) => at = CommitPoint::Write,
             _ => return Err(cannot_be_told(at, seen)),

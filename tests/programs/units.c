@@ -4,6 +4,7 @@
  *   sync     fsync of each file
  *   lock     all of it under a write lock (fcntl) on a file "lock"
  *   flock    the same with flock
+ *   map      the same with stores into a mapping, which is made for each of them
  *   close    the files are opened for each update and closed after it
  *   rename   one file, written aside and put in place by rename
  *   unit     snapshim_begin and snapshim_end
@@ -22,6 +23,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include "../../include/snapshim.h"
@@ -53,6 +55,15 @@ static void put(int fd, int piece, uint64_t unit) {
     if (pwrite(fd, &unit, 8, piece * 8) != 8) die("pwrite");
 }
 
+/* A store into a mapping that is there for a while, and gone when the lock is still held. */
+static void store(int fd, int pieces, int piece, uint64_t unit, useconds_t pause) {
+    volatile uint64_t *at = mmap(0, pieces * 8, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    if (at == MAP_FAILED) die("mmap");
+    at[piece] = unit;
+    if (pause) usleep(pause);
+    munmap((void *)at, pieces * 8);
+}
+
 int main(int argc, char **argv) {
     if (argc < 6) return 2;
     const char *mode = argv[1];
@@ -62,12 +73,15 @@ int main(int argc, char **argv) {
     uint64_t units = argc > 6 ? strtoull(argv[6], 0, 10) : UINT64_MAX;
     int is_lock = !strcmp(mode, "lock"), is_flock = !strcmp(mode, "flock");
     int is_close = !strcmp(mode, "close"), is_rename = !strcmp(mode, "rename");
-    int is_unit = !strcmp(mode, "unit");
+    int is_unit = !strcmp(mode, "unit"), is_map = !strcmp(mode, "map");
     int is_sync = !strcmp(mode, "sync");
     if (files > MOST) return 2;
     int fds[MOST], guard = -1;
+    if (is_map) is_lock = 1;
     if (is_lock || is_flock) guard = open_file("lock", 0);
     for (int i = 0; i < files && !is_close && !is_rename; i++) fds[i] = open_file("f", i);
+    for (int i = 0; i < files && is_map; i++)
+        if (ftruncate(fds[i], pieces * 8) != 0) die("ftruncate");
     for (uint64_t unit = 1; unit <= units; unit++) {
         if (is_lock) lock(guard, F_WRLCK);
         if (is_flock && flock(guard, LOCK_EX) != 0) die("flock");
@@ -78,7 +92,8 @@ int main(int argc, char **argv) {
         }
         for (int piece = 0; piece < pieces; piece++)
             for (int i = 0; i < files; i++) {
-                put(fds[i], piece, unit);
+                if (is_map) store(fds[i], pieces, piece, unit, pause);
+                else put(fds[i], piece, unit);
                 if (pause) usleep(pause);
             }
         for (int i = 0; i < files; i++) {

@@ -141,6 +141,14 @@ fn lock_is_between_units() {
     units("flock", "lock", Fs::Tmpfs, FILES);
 }
 
+/// A mapping that is gone when the point is reached is no reason to stop the program, nor to be
+/// content with `write`; stores into one that came and went since are changes.
+#[test]
+fn lock_is_between_units_of_stores() {
+    let _serial = lab::serial();
+    units("map", "lock", Fs::Xfs, FILES);
+}
+
 #[test]
 fn close_rename_and_unit_are_between_units() {
     let _serial = lab::serial();

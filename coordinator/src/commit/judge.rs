@@ -12,23 +12,26 @@ use snapshim_gate::watch::{self, Noted, Watch};
 
 use super::{CommitPoint, files};
 use crate::capture::Member;
+use crate::hold::evidence::{self, Scan};
 use crate::hold::process::{self, Pid};
 
 /// What is known of the ground on which a point is judged.
 #[derive(Debug)]
-pub struct Ground<'a> {
+pub struct Ground<'a, 's> {
     /// The gate of the set.
     pub gate: &'a Gate,
     /// What is watched.
     pub roots: &'a [PathBuf],
     /// The files there were when the checkpoint began.
     pub members: &'a [Member],
+    /// Who could change them then.
+    pub seen: &'s Scan,
 }
 
 /// Judges one point, again and again.
 #[derive(Debug)]
 pub struct Judge<'a> {
-    ground: &'a Ground<'a>,
+    ground: &'a Ground<'a, 'a>,
     point: CommitPoint,
     /// Identity and ctime of each member when the gate was armed.
     ctimes: HashMap<PathBuf, (FileId, i64, i64)>,
@@ -45,7 +48,7 @@ const MAX_STATS: usize = 5_000;
 
 impl<'a> Judge<'a> {
     /// Under the hold after which the gate is armed.
-    pub fn new(ground: &'a Ground<'a>, point: CommitPoint) -> Judge<'a> {
+    pub fn new(ground: &'a Ground<'a, 'a>, point: CommitPoint) -> Judge<'a> {
         let ctimes = match point {
             CommitPoint::Sync | CommitPoint::Rename | CommitPoint::Idle(_) => ctimes(ground),
             _ => HashMap::new(),
@@ -157,6 +160,7 @@ impl<'a> Judge<'a> {
             return false;
         };
         let mut is_free = !self.watch().has_vanished(watch::LOCK);
+        let mappers = evidence::mappers(self.ground.seen, self.ground.gate);
         let is_settled = workers.values().all(|worker| !worker.is_unsettled);
         let mut looked_at = Vec::new();
         for (key, worker) in workers {
@@ -177,8 +181,9 @@ impl<'a> Judge<'a> {
                 continue;
             }
             // Granted since it was seen without any, and nothing changed since, by nobody: a
-            // lock may be one process's and the changes under it another's.
-            is_free &= is_settled && known == Some(&worker.changes);
+            // lock may be one process's and the changes under it another's. Stores into a mapping, also
+            // one that is gone by now, are changes that were not counted.
+            is_free &= is_settled && known == Some(&worker.changes) && !mappers.contains(&pid);
             self.locked.insert(key, worker.changes);
         }
         is_free && self.uses_locks(is_quiet) && self.nobody(&looked_at, |file| file.is_write_locked)
@@ -193,7 +198,7 @@ impl<'a> Judge<'a> {
     }
 }
 
-fn ctimes(ground: &Ground<'_>) -> HashMap<PathBuf, (FileId, i64, i64)> {
+fn ctimes(ground: &Ground<'_, '_>) -> HashMap<PathBuf, (FileId, i64, i64)> {
     let stat = |member: &Member| {
         let meta = std::fs::symlink_metadata(&member.path).ok()?;
         let times = (member.id, meta.ctime(), meta.ctime_nsec());

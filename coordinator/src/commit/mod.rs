@@ -55,6 +55,16 @@ impl CommitPoint {
         }
     }
 
+    /// Whether it can be told though members were mapped before it was reached, if they are not any
+    /// more: what was stored into them counts as no change that was seen. [`CommitPoint::Auto`] may
+    /// choose such a one.
+    pub fn may_have_been_mapped(self) -> bool {
+        matches!(
+            self,
+            CommitPoint::Lock | CommitPoint::Close | CommitPoint::Unit | CommitPoint::Auto
+        )
+    }
+
     /// What is claimed of a snapshot at this point, and what is not.
     pub fn claim(self) -> &'static str {
         match self {

@@ -49,14 +49,17 @@ pub struct Asked {
 ///
 /// The point was not reached in time ([`Exit::NotReached`]); the hold was broken.
 pub fn reach<'a>(
-    ground: &Ground<'a>,
+    ground: &Ground<'a, '_>,
     gate_id: FileId,
     shut: Shut,
     asked: Asked,
 ) -> Result<Reached<'a>> {
     let mut refused = 0;
     let at = match asked.at {
-        CommitPoint::Auto => choose(ground, gate_id, shut.clone(), asked)?,
+        CommitPoint::Auto => match choose(ground, gate_id, shut.clone(), asked)? {
+            at if at.may_have_been_mapped() || ground.seen.outside().is_empty() => at,
+            _ => CommitPoint::Write,
+        },
         at => at,
     };
     let asked = Asked { at, ..asked };
@@ -75,7 +78,7 @@ pub fn reach<'a>(
 
 /// `None`: the time is over, and the gate open.
 fn try_for<'a>(
-    ground: &Ground<'a>,
+    ground: &Ground<'a, '_>,
     gate_id: FileId,
     shut: Shut,
     asked: Asked,
@@ -101,7 +104,12 @@ fn try_for<'a>(
 }
 
 /// The strongest point the program was seen to offer; watches it for a while if it never was.
-fn choose(ground: &Ground<'_>, gate_id: FileId, shut: Shut, asked: Asked) -> Result<CommitPoint> {
+fn choose(
+    ground: &Ground<'_, '_>,
+    gate_id: FileId,
+    shut: Shut,
+    asked: Asked,
+) -> Result<CommitPoint> {
     let watch = &ground.gate.header().watch;
     let offered = || {
         let has = |what| watch.counted(what) > 0;

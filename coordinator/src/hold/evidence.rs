@@ -299,22 +299,41 @@ fn may_store(pid: Pid, maps: &Mappings, members: &Members) -> BTreeSet<PathBuf> 
         .collect()
 }
 
-/// Looks, at the cut, at the mappings of processes that have made a shared writable
-/// one since `before`: what was mapped and stored into then, and is unmapped before
-/// the next look, would leave no other trace. New ones wait at the gate. Whoever cannot be
-/// looked at now is added to `before` as such.
-pub fn mapped_since(before: &mut Scan, view: View<'_>, members: &Members) -> Vec<Mapped> {
-    let Some((gate, gate_id)) = view.gate else {
-        return Vec::new();
-    };
+/// The processes that have made a shared writable mapping since a look.
+fn mappers_since(before: &Scan, gate: &Gate) -> BTreeSet<Pid> {
     let locator = Locator::default();
     let is_new = |(i, now): &(usize, (u64, u32))| now.1 > 0 && before.maps.get(*i) != Some(now);
-    let pids: BTreeSet<Pid> = map_counts(gate)
+    map_counts(gate)
         .into_iter()
         .enumerate()
         .filter(is_new)
         .filter_map(|(_, (owner, _))| locator.process(Owner::unpack(owner)?))
-        .collect();
+        .collect()
+}
+
+/// Looks, at the cut, at the mappings of processes that have made a shared writable
+/// one since `before`: what was mapped and stored into then, and is unmapped before
+/// the next look, would leave no other trace. New ones wait at the gate. Whoever cannot be
+/// looked at now is added to `before` as such.
+///
+/// Of processes that had a member mapped in `before`, and whose every mapping waits at the gate, what they
+/// have mapped now takes the place of it: what they have unmapped they cannot store into.
+pub fn mapped_since(before: &mut Scan, view: View<'_>, members: &Members) -> Vec<Mapped> {
+    let Some((gate, gate_id)) = view.gate else {
+        return Vec::new();
+    };
+    for (pid, found) in &mut before.found {
+        if found.mapped.is_empty() || !found.submits_at_gate() {
+            continue;
+        }
+        // What cannot be read stays as it was.
+        if let Ok(maps) = process::mappings(*pid, gate_id)
+            && process::start_time(*pid) == Some(found.start)
+        {
+            found.mapped = may_store(*pid, &maps, members);
+        }
+    }
+    let pids = mappers_since(before, gate);
     let mut found = Vec::new();
     for pid in pids {
         let mapped = match process::mappings(pid, gate_id) {
@@ -336,6 +355,15 @@ pub fn mapped_since(before: &mut Scan, view: View<'_>, members: &Members) -> Vec
         }
     }
     found
+}
+
+/// The processes that had a member mapped in a look, or may have had one since: their
+/// stores are changes that nobody has counted.
+pub fn mappers(before: &Scan, gate: &Gate) -> BTreeSet<Pid> {
+    let mapped = before.found.iter().filter(|(_, f)| !f.mapped.is_empty());
+    let mut pids = mappers_since(before, gate);
+    pids.extend(mapped.map(|(pid, _)| *pid));
+    pids
 }
 
 /// A process that has mapped a member since the first look.
@@ -476,6 +504,35 @@ impl Scan {
             (is_out || escapes || submits && !f.submits_at_gate()).then(|| f.target(*pid))
         };
         self.found.iter().filter_map(needs).collect()
+    }
+
+    /// Whether some of [`Scan::outside`] stay so: others only have a member mapped, by calls that all
+    /// wait at the gate, and may have unmapped it when it is shut.
+    pub fn is_outside_for_good(&self) -> bool {
+        let is_passing = |target: &Target| {
+            let found = self.found.get(&target.pid);
+            found.is_some_and(|f| {
+                f.open_unheld.is_empty() && f.submits_at_gate() && f.ring.is_none() && !f.aio
+            })
+        };
+        !self.outside().iter().all(is_passing)
+    }
+
+    /// Leaves out what was mapped by the time of this look, after the gate was opened, but not when it
+    /// was shut, as `at_cut` has it: of processes whose every mapping waits at the gate.
+    pub fn forget_later_mappings(&mut self, at_cut: &Scan, mapped: &[Mapped]) {
+        for (pid, found) in &mut self.found {
+            let Some(then) = at_cut.found.get(pid) else {
+                continue;
+            };
+            let is_known = then.start == found.start
+                && then.submits_at_gate()
+                && found.submits_at_gate()
+                && !mapped.iter().any(|m| m.target.pid == *pid);
+            if is_known {
+                found.mapped.retain(|path| then.mapped.contains(path));
+            }
+        }
     }
 
     /// The names of [`Scan::outside`], with their ids.
