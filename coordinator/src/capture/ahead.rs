@@ -99,10 +99,14 @@ impl Ahead {
     }
 
     /// Says that the capture has given `node` to the directory `path` of the live tree.
+    /// One that was not there ahead has a set, too: what is made in it now is there for a
+    /// capture that begins again.
     pub(super) fn enter(&mut self, node: Node, path: &Path) {
-        if let Some(set) = self.by_path.get(path.as_os_str()) {
-            self.by_node.insert(node, *set);
-        }
+        let set = match self.by_path.get(path.as_os_str()) {
+            Some(set) => *set,
+            None => self.set_of(path.to_owned()),
+        };
+        self.by_node.insert(node, set);
     }
 
     /// Whether something of this name was made ahead and not used. Now it is.
@@ -141,16 +145,21 @@ impl Ahead {
             }
         }
         let made = make_file(fd, name)?;
-        // Made by this capture; there for the next one.
+        self.made(dir, name);
+        Ok(made)
+    }
+
+    /// Made by this capture; there for the next one.
+    fn made(&mut self, dir: Node, name: &CStr) {
         if let Some(set) = self.by_node.get(&dir) {
             self.used.push((*set, name.into()));
         }
-        Ok(made)
     }
 
     /// Makes way for a directory; whether one was made ahead.
     pub(super) fn dir(&mut self, dir: Node, fd: &OwnedFd, name: &CStr) -> rustix::io::Result<bool> {
         if !self.take(dir, name) {
+            self.made(dir, name);
             return Ok(false);
         }
         match rustix::fs::unlinkat(fd, name, AtFlags::empty()) {

@@ -1,0 +1,378 @@
+//! Capturing after the cut (`--capture copy-before-write`): what programs change while the
+//! snapshot is still being read must not be in it.
+//!
+//! `scribble` changes files in every way there is; what its operations do follows from their
+//! number. So a snapshot can be compared, byte by byte, with the state after exactly as many
+//! operations as it says were made, which another `scribble` has made again elsewhere.
+//!
+//! `SNAPSHIM_TEST_FULL=1` takes 2,000 snapshots, and kills the coordinator 200 times.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use snapshim_tests::lab::Certificate;
+use snapshim_tests::process::Proc;
+use snapshim_tests::stats::distribution;
+use snapshim_tests::{Fs, Lab, lab, process, product, rounds};
+
+const GUARD: [&str; 2] = ["--capture", "copy-before-write"];
+/// Of the test's numbers; any will do.
+const SEED: &str = "7";
+
+/// A workload of `scribble`.
+#[derive(Clone, Copy)]
+struct Load {
+    threads: usize,
+    processes: usize,
+    /// The large file.
+    big_kib: usize,
+    pace_us: usize,
+}
+
+/// Two threads in each of two processes.
+const LOAD: Load = Load {
+    threads: 2,
+    processes: 2,
+    big_kib: 64 << 10,
+    pace_us: 300,
+};
+
+impl Load {
+    fn lanes(self) -> usize {
+        self.threads * self.processes
+    }
+
+    fn args(self, dir: &Path) -> Vec<String> {
+        let mut args = vec!["run".to_owned(), dir.display().to_string(), SEED.to_owned()];
+        let numbers = [
+            self.threads,
+            self.processes,
+            self.big_kib,
+            self.pace_us,
+            3000,
+        ];
+        args.extend(numbers.map(|n| n.to_string()));
+        args
+    }
+}
+
+/// The files of one lane, made again.
+struct Replay {
+    dir: PathBuf,
+    child: Child,
+    to: ChildStdin,
+    from: BufReader<ChildStdout>,
+    made: u64,
+}
+
+impl Replay {
+    fn new(dir: PathBuf, lane: usize, load: Load) -> Replay {
+        let kib = if lane == 0 {
+            load.big_kib
+        } else {
+            load.big_kib / 8
+        };
+        let mut command = Command::new(product::program("scribble"));
+        command
+            .arg("replay")
+            .arg(&dir)
+            .args([SEED, &lane.to_string(), &kib.to_string()])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped());
+        process::dies_with_us(&mut command);
+        let mut child = command.spawn().expect("a replay");
+        Replay {
+            dir,
+            to: child.stdin.take().expect("its input"),
+            from: BufReader::new(child.stdout.take().expect("its output")),
+            child,
+            made: 0,
+        }
+    }
+
+    /// Goes on until `to` operations are made.
+    fn go_on(&mut self, to: u64) {
+        writeln!(self.to, "{to}").expect("the replay");
+        let mut line = String::new();
+        self.from.read_line(&mut line).expect("the replay");
+        self.made = line.trim().parse().expect("a number from the replay");
+    }
+}
+
+impl Drop for Replay {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// What lanes have noted: how many operations were made, and how many the next lane had made.
+fn head(dir: &Path) -> Option<(u64, u64)> {
+    let bytes = fs::read(dir.join("head")).ok()?;
+    let word = |at| Some(u64::from_le_bytes(bytes.get(at..at + 8)?.try_into().ok()?));
+    Some((word(0)?, word(8)?))
+}
+
+/// How the entries below two directories differ, if they do.
+fn difference(here: &Path, there: &Path) -> Option<String> {
+    let names = |dir: &Path| {
+        let entries = fs::read_dir(dir).map(|entries| {
+            let mut names: Vec<_> = entries.flatten().map(|e| e.file_name()).collect();
+            names.retain(|name| name.as_bytes() != b"head");
+            names.sort();
+            names
+        });
+        entries.unwrap_or_default()
+    };
+    let (ours, theirs) = (names(here), names(there));
+    if ours != theirs {
+        return Some(format!("{ours:?} instead of {theirs:?}"));
+    }
+    ours.iter().find_map(|name| {
+        let (a, b) = (here.join(name), there.join(name));
+        let found = entry_difference(&a, &b)?;
+        Some(format!("{}: {found}", name.display()))
+    })
+}
+
+fn entry_difference(a: &Path, b: &Path) -> Option<String> {
+    let (Ok(ours), Ok(theirs)) = (fs::symlink_metadata(a), fs::symlink_metadata(b)) else {
+        return Some("is gone".to_owned());
+    };
+    if ours.mode() != theirs.mode() {
+        return Some(format!(
+            "mode {:o} instead of {:o}",
+            ours.mode(),
+            theirs.mode()
+        ));
+    }
+    if ours.is_dir() {
+        return difference(a, b);
+    }
+    if ours.nlink() != theirs.nlink() {
+        return Some(format!("{} names of {}", ours.nlink(), theirs.nlink()));
+    }
+    if ours.is_symlink() {
+        let (ours, theirs) = (fs::read_link(a).ok(), fs::read_link(b).ok());
+        return (ours != theirs).then(|| format!("leads to {ours:?} instead of {theirs:?}"));
+    }
+    if ours.len() != theirs.len() {
+        return Some(format!("{} bytes instead of {}", ours.len(), theirs.len()));
+    }
+    if attribute(a) != attribute(b) {
+        return Some("another attribute".to_owned());
+    }
+    let (mut a, mut b) = (fs::File::open(a).ok()?, fs::File::open(b).ok()?);
+    let (mut ours, mut theirs) = (vec![0; 1 << 20], vec![0; 1 << 20]);
+    let mut at = 0;
+    loop {
+        let len = a.read(&mut ours).ok()?;
+        b.read_exact(&mut theirs[..len]).ok()?;
+        if ours[..len] != theirs[..len] {
+            let first = (0..len).find(|i| ours[*i] != theirs[*i]).unwrap_or(0);
+            return Some(format!("byte {} is another", at + first));
+        }
+        if len == 0 {
+            return None;
+        }
+        at += len;
+    }
+}
+
+fn attribute(path: &Path) -> Option<[u8; 8]> {
+    let path = std::ffi::CString::new(path.as_os_str().as_bytes()).ok()?;
+    let mut value = [0u8; 8];
+    // SAFETY: both names end with NUL, and there is room for eight bytes.
+    let got = unsafe {
+        libc::lgetxattr(
+            path.as_ptr(),
+            c"user.scribble".as_ptr(),
+            value.as_mut_ptr().cast(),
+            8,
+        )
+    };
+    (got == 8).then_some(value)
+}
+
+/// Everything that is wrong with a copy of what `scribble` writes.
+fn faults(copy: &Path, replays: &mut [Replay]) -> Vec<String> {
+    let mut faults = Vec::new();
+    let heads: Vec<Option<(u64, u64)>> = (0..replays.len())
+        .map(|lane| head(&copy.join(format!("lane-{lane}"))))
+        .collect();
+    for (lane, replay) in replays.iter_mut().enumerate() {
+        let Some((made, seen)) = heads[lane] else {
+            faults.push(format!("lane {lane} has no head"));
+            continue;
+        };
+        let next = (lane + 1) % heads.len();
+        if heads[next].is_none_or(|(made, _)| made < seen) {
+            faults.push(format!(
+                "lane {lane} has seen {seen} operations of lane {next}, which has made {:?}",
+                heads[next]
+            ));
+        }
+        if replay.made > made + 1 {
+            faults.push(format!("lane {lane} went back to {made}"));
+            continue;
+        }
+        let copy = copy.join(format!("lane-{lane}"));
+        if replay.made < made {
+            replay.go_on(made);
+        }
+        let Some(first) = difference(&copy, &replay.dir) else {
+            continue;
+        };
+        // The operation was made, and not yet counted.
+        if replay.made == made {
+            replay.go_on(made + 1);
+        }
+        if let Some(second) = difference(&copy, &replay.dir) {
+            faults.push(format!(
+                "lane {lane} after {made} operations: {first}; after one more: {second}"
+            ));
+        }
+    }
+    faults
+}
+
+fn replays(lab: &Lab, name: &str, load: Load) -> Vec<Replay> {
+    let base = lab.beside(name);
+    fs::create_dir_all(&base).expect("a directory for replays");
+    (0..load.lanes())
+        .map(|lane| Replay::new(base.join(format!("lane-{lane}")), lane, load))
+        .collect()
+}
+
+/// Copies without a gate, of which at least one must show something that never was; how many
+/// of how many.
+fn control(lab: &Lab) -> (usize, usize) {
+    let load = Load {
+        big_kib: 8 << 10,
+        ..LOAD
+    };
+    let (live, copy) = (lab.beside("control"), lab.beside("control-copy"));
+    fs::create_dir_all(&live).unwrap();
+    let mut command = lab.command(product::program("scribble"));
+    command.args(load.args(&live));
+    let mut writer = Proc::piped(command);
+    lab.wait_for_beats(&mut writer, 50);
+    let mut replays = replays(lab, "control-replay", load);
+    let (mut bad, mut copies) = (0, 0);
+    while copies < 3 || (bad == 0 && copies < 50) {
+        let _ = fs::remove_dir_all(&copy);
+        let mut command = Command::new("cp");
+        // What vanishes meanwhile is a failure of cp, too.
+        command.arg("-a").arg(&live).arg(&copy);
+        process::run(command, Duration::from_secs(60));
+        copies += 1;
+        bad += usize::from(!faults(&copy, &mut replays).is_empty());
+    }
+    writer.end();
+    drop(replays);
+    for dir in [live, copy, lab.beside("control-replay")] {
+        fs::remove_dir_all(dir).unwrap();
+    }
+    fs::remove_file(lab.stats().path()).unwrap();
+    (bad, copies)
+}
+
+fn number(certificate: &Certificate, field: &str) -> u64 {
+    certificate.0[field].as_u64().unwrap_or(0)
+}
+
+/// `count` snapshots of everything `scribble` can do.
+fn consistent(fs: Fs, count: usize) {
+    let _alone = lab::serial();
+    let Some(lab) = Lab::new("guarded", fs, Duration::from_secs(3000)) else {
+        return;
+    };
+    let (bad, controls) = control(&lab);
+    let args = LOAD.args(&lab.data());
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    let options = ["--keep-last", "2", "--max-hold", "5s"];
+    let mut writer = lab.run(&options, &product::program("scribble"), &args);
+    lab.wait_for_beats(&mut writer, 50);
+    let mut replays = replays(&lab, "replay", LOAD);
+    let (mut published, mut verified, mut asked, mut inconsistent) = (0, 0, 0, 0);
+    let (mut holds, mut guards) = (Vec::new(), Vec::new());
+    let mut others = BTreeMap::new();
+    for _ in 0..count {
+        let outcome = lab.checkpoint(&[&GUARD[..], &["--no-digest"]].concat());
+        let Some(certificate) = &outcome.certificate else {
+            let error = outcome.stderr.lines().next().unwrap_or_default();
+            *others
+                .entry(format!("exit {}: {error}", outcome.code))
+                .or_insert(0) += 1;
+            assert_eq!(outcome.code, 4, "{}", outcome.stderr);
+            continue;
+        };
+        published += 1;
+        assert_eq!(certificate.capture(), "copy-before-write");
+        assert!(
+            certificate.0["guard_us"].is_u64(),
+            "captured under the hold: {}",
+            outcome.stderr
+        );
+        asked += number(certificate, "guard_asked");
+        holds.push(certificate.hold_us());
+        guards.push(number(certificate, "guard_us") as f64);
+        for (code, text) in certificate.reasons() {
+            *others.entry(format!("{code}: {text}")).or_insert(0) += 1;
+        }
+        let faults = faults(&certificate.copy_of(&lab.data()), &mut replays);
+        for fault in &faults {
+            eprintln!("{} ({}): {fault}", certificate.id(), fs.name());
+        }
+        if certificate.is_verified() {
+            verified += 1;
+            inconsistent += usize::from(!faults.is_empty());
+        }
+    }
+    let longest = lab.stats().longest();
+    writer.signal(Signal::SIGTERM);
+    writer.wait(Duration::from_secs(30)).ok("the writer");
+    println!(
+        "{}: {count} snapshots: {published} published, {verified} verified, {inconsistent} of them \
+         inconsistent; {asked} chunks asked for; hold {}; guard {}; longest operation {:.1} ms; without \
+         the gate {bad} of {controls} copies inconsistent; else {others:?}",
+        fs.name(),
+        distribution(&holds),
+        distribution(&guards),
+        longest.as_secs_f64() * 1e3,
+    );
+    assert_eq!(inconsistent, 0);
+    assert!(bad > 0, "the control shows nothing");
+    assert!(
+        verified * 10 >= count * 9,
+        "{verified} of {count}: {others:?}"
+    );
+    assert!(asked >= 10 * count as u64, "asked for {asked} chunks only");
+}
+
+#[test]
+fn on_tmpfs() {
+    consistent(Fs::Tmpfs, rounds(600, 15));
+}
+
+#[test]
+fn on_ext4() {
+    consistent(Fs::Ext4, rounds(500, 10));
+}
+
+#[test]
+fn on_xfs() {
+    consistent(Fs::Xfs, rounds(600, 15));
+}
+
+#[test]
+fn on_btrfs() {
+    consistent(Fs::Btrfs, rounds(300, 6));
+}
