@@ -12,6 +12,7 @@
 //!
 //! | module | what it holds |
 //! |---|---|
+//! | [`bench`] | the benchmark against every other way to copy |
 //! | [`coverage`] | what holds see of each of the ways to change a file |
 //! | [`effect`] | a script with the shim and without, compared |
 //! | [`fs`] | XFS, btrfs, ext4 and tmpfs mounts |
@@ -24,6 +25,7 @@
 //! | [`stats`] | what a program measured about itself; percentiles |
 //! | [`tree`] | comparing directory trees |
 
+pub mod bench;
 pub mod coverage;
 pub mod effect;
 pub mod fs;
