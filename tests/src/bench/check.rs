@@ -107,16 +107,21 @@ pub fn log(dir: &Path) -> bool {
     index.len() % 32 == 0 && entries.len() as u64 / 4 <= records
 }
 
-/// A SQLite database, which is opened, and so recovered, in the copy.
-pub fn sqlite(dir: &Path) -> bool {
+/// A SQLite database. It is opened, and so recovered, in a copy of the copy at `scratch`, which is
+/// not there yet: recovery writes, and the copy may be read-only, or one to keep.
+pub fn sqlite(dir: &Path, scratch: &Path) -> bool {
+    let mut command = Command::new("cp");
+    command.arg("-a").arg(dir).arg(scratch);
+    let copied = process::run(command, Duration::from_secs(60)).code() == 0;
     let mut command = Command::new("sqlite3");
-    command.arg(dir.join("app.db")).arg(
+    command.arg(scratch.join("app.db")).arg(
         "pragma integrity_check; select (select count(*) from a) = (select count(*) from b) \
          and (select sum(amount) from account) = 0 \
          and (select count(*) from a) = (select coalesce(max(n), 0) from a);",
     );
     let ended = process::run(command, Duration::from_secs(60));
-    ended.code() == 0 && ended.out().trim() == "ok\n1"
+    let _ = fs::remove_dir_all(scratch);
+    copied && ended.code() == 0 && ended.out().trim() == "ok\n1"
 }
 
 #[cfg(test)]

@@ -32,7 +32,7 @@ pub struct Row {
 /// Names of the columns of [`Row::line`].
 pub const COLUMNS: &str = "part\tfs\tworkload\tstate\tmib\tround\tmethod\tgated\tstall_us\tnoise_us\t\
 seconds\tcalls\tduring_per_s\tbetween_per_s\tcopies\twall_ms\twritten\tdevice\tspace\tallocated\thold_us\t\
-drain_us\tverified\tcapture\tlooked\tinconsistent\tfailed";
+drain_us\tguard_us\tasked\tverified\tcapture\tlooked\tinconsistent\tfailed";
 
 fn mean(values: impl Iterator<Item = f64>) -> f64 {
     let values: Vec<f64> = values.collect();
@@ -83,7 +83,7 @@ impl Row {
         );
         let _ = write!(
             line,
-            "\t{:.0}\t{:.0}\t{:.3}\t{}\t{:.0}\t{:.0}\t{}\t{:.1}\t{:.0}\t{}\t{}\t{}\t{}\t{}\t{}\t{}\t{}\t{}\t{}",
+            "\t{:.0}\t{:.0}\t{:.3}\t{}\t{}\t{}\t{:.0}\t{:.0}\t{}\t{:.1}\t{:.0}\t{}\t{}\t{}\t{}\t{}\t{}\t{}\t{}\t{}\t{}",
             w.stall_us,
             w.noise_us,
             w.seconds,
@@ -98,6 +98,8 @@ impl Row {
             w.allocated,
             number(self.hold_us()),
             number(last.and_then(|t| t.drain_us)),
+            number(last.and_then(|t| t.guard_us)),
+            number(last.and_then(|t| t.asked)),
             last.and_then(|t| t.verified)
                 .map_or("-".into(), |v| v.to_string()),
             last.map_or("-", |t| if t.capture.is_empty() {
@@ -219,6 +221,23 @@ pub struct Step {
 
 /// Names of the columns of [`Step::line`].
 pub const STEP_COLUMNS: &str = "fs\tmethod\tnumber\twall_ms\thold_us\twritten\textents";
+
+impl Waits {
+    /// Names of the columns of [`Waits::line`].
+    pub const COLUMNS: &str = "fs\tmethod\twaits\ttotal_us\tlongest_us";
+
+    /// One line, tab-separated.
+    pub fn line(&self) -> String {
+        format!(
+            "{}\t{}\t{}\t{}\t{}",
+            self.fs.name(),
+            self.method,
+            self.count,
+            self.total_us,
+            self.longest_us
+        )
+    }
+}
 
 impl Step {
     /// One line, tab-separated.

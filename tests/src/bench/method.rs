@@ -56,6 +56,10 @@ pub struct Taken {
     pub hold_us: Option<f64>,
     /// From shutting the gate to the last call's return, µs.
     pub drain_us: Option<f64>,
+    /// How long files were captured after the hold, µs, if they were.
+    pub guard_us: Option<f64>,
+    /// Pieces of files that programs waited for meanwhile.
+    pub asked: Option<f64>,
     /// Whether snapshim calls it verified.
     pub verified: Option<bool>,
     /// How snapshim says it was captured.
@@ -539,6 +543,8 @@ fn checkpoint(lab: &Lab, capture: &str, from: &Path) -> Taken {
         ..Taken::default()
     };
     if value["id"].is_string() {
+        taken.guard_us = value["guard_us"].as_f64();
+        taken.asked = value["guard_asked"].as_f64();
         let certificate = Certificate(value);
         taken.hold_us = Some(certificate.hold_us());
         taken.drain_us = Some(certificate.drain_us());

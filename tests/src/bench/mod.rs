@@ -160,7 +160,7 @@ impl Run {
                     every: None,
                 };
                 self.cell(fs, shape, &methods, &|m| match m {
-                    Some(m) if !ours(m) && *m != Method::Sigstop => amounts.peer_rounds,
+                    Some(m) if !quick(m) && *m != Method::Sigstop => amounts.peer_rounds,
                     _ => amounts.rounds,
                 });
             }
@@ -202,9 +202,12 @@ impl Run {
                     length: Duration::from_secs(1),
                     every: None,
                 };
-                self.cell(fs, shape, &methods, &|m| {
-                    m.map_or(0, |_| amounts.hold_rounds)
-                });
+                // A large one takes its time; what is asked is only whether that matters.
+                let rounds = match mib {
+                    0..=1024 => amounts.hold_rounds,
+                    _ => amounts.hold_rounds.div_ceil(2),
+                };
+                self.cell(fs, shape, &methods, &|m| m.map_or(0, |_| rounds));
             }
         }
         for workload in [
@@ -226,7 +229,12 @@ impl Run {
                 length: Duration::from_millis(500),
                 every: None,
             };
-            self.cell(fs, shape, &methods, &|_| amounts.consistency_rounds);
+            // A server has to be started on each copy.
+            let rounds = match workload {
+                Workload::Pgbench => amounts.consistency_rounds.div_ceil(2),
+                _ => amounts.consistency_rounds,
+            };
+            self.cell(fs, shape, &methods, &|_| rounds);
         }
         if is_main {
             for (workload, methods) in [
@@ -312,6 +320,8 @@ impl Run {
             length: shape.length,
             every: shape.every,
             state: shape.state,
+            // Many times what there is to copy has to fit into memory.
+            look: shape.mib <= 1024,
         };
         let mut turns: Vec<(Option<&Method>, usize)> =
             (0..sessions.len()).map(|s| (None, s)).collect();
@@ -423,6 +433,13 @@ impl Run {
                 fs::write(docs().join(&name), &picture).expect("a picture");
             }
         }
+        let waits = self.waits.iter().map(Waits::line);
+        let waits: Vec<String> = std::iter::once(Waits::COLUMNS.to_owned())
+            .chain(waits)
+            .collect();
+        fs::write(out.join("waits.tsv"), waits.join("\n") + "\n").expect("a file of results");
+        fs::write(out.join("machine.txt"), self.machine.join("\n") + "\n")
+            .expect("a file of results");
         fs::write(out.join("report.md"), &report).expect("the report");
         if self.options.docs {
             let path = docs().join("benchmarks.md");

@@ -21,7 +21,8 @@ bench peers [OPTIONS]      the benchmark against every other way to copy; needs 
   --method NAME     only this: cp, ficlone, sigstop, fsfreeze, btrfs-snapshot, rsync, restic,
                     snapshim-CAPTURE
   --size MIB        of the file of blocks in stall and throughput
-  --windows N       windows of each method in stall; others than snapshim and SIGSTOP get N/2
+  --windows N       windows of each method in stall; others than snapshim and SIGSTOP, and
+                    snapshim-copy, get N/2
   --checkpoints N   copies in a row
 ";
 
@@ -233,7 +234,7 @@ impl Amounts {
             sizes: vec![256, 1024, 4096],
             hold_rounds: 5,
             consistency_rounds: 4,
-            many_rounds: 5,
+            many_rounds: 3,
             checkpoints: 100,
             growth_mib: 256,
             growth_pause: Duration::from_millis(100),

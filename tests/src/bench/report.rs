@@ -112,6 +112,20 @@ fn intro(run: &Run, o: &mut String) {
 
 fn against_the_bars(run: &Run, o: &mut String) {
     let bars = bars::bars(run);
+    let verified: Vec<bool> = run
+        .rows
+        .iter()
+        .flat_map(|r| &r.window.taken)
+        .filter_map(|t| t.verified)
+        .collect();
+    if !verified.is_empty() {
+        let _ = writeln!(
+            o,
+            "\nOf {} checkpoints in these windows {} were verified.",
+            verified.len(),
+            verified.iter().filter(|v| **v).count()
+        );
+    }
     if bars.is_empty() {
         return;
     }
@@ -151,7 +165,7 @@ fn stalls(run: &Run, o: &mut String) {
     for cell in cells(run, "stall") {
         let _ = writeln!(
             o,
-            "\n### {}: {} of {} MiB, {}\n\n{} calls a second; {} windows of snapshim, of SIGSTOP and without, {} of the others\n",
+            "\n### {}: {} of {} MiB, {}\n\n{} calls a second; {} windows of snapshim (but for `--capture copy`), of SIGSTOP and without, {} of the others\n",
             cell.fs.name(),
             Workload::Pages.describe(),
             cell.mib,
@@ -328,8 +342,9 @@ fn holds(run: &Run, o: &mut String) {
         return;
     }
     o.push_str(
-        "\n### The hold and the size of the file\n\n\
-         | file system | file, MiB | state | method | captured by | hold, µs: median (extremes) | drain, µs | wall, ms |\n|---|---|---|---|---|---|---|---|\n",
+        "\n### The hold and the size of the file\n\nAsked for: pieces of the file that the program was about to change, \
+         and waited for. Where the file is captured under the hold, nothing is done after the cut.\n\n\
+         | file system | file, MiB | state | method | captured by | hold, µs: median (extremes) | drain, µs | after the cut, ms | asked for | wall, ms |\n|---|---|---|---|---|---|---|---|---|---|\n",
     );
     for cell in cells {
         for (name, group, _) in lines(run, cell) {
@@ -344,10 +359,15 @@ fn holds(run: &Run, o: &mut String) {
                     .and_then(|t| t.drain_us)
                     .unwrap_or(0.0)
             };
+            let after = |of: fn(&super::method::Taken) -> Option<f64>| {
+                let taken = group.0.iter().filter_map(|r| r.window.taken.last());
+                let values: Vec<f64> = taken.filter_map(of).collect();
+                (!values.is_empty()).then(|| median(&values))
+            };
             let capture = group.0.last().and_then(|r| r.window.taken.last());
             let _ = writeln!(
                 o,
-                "| {} | {} | {} | {name} | {} | {:.0} ({:.0} … {:.0}) | {:.0} | {:.0} |",
+                "| {} | {} | {} | {name} | {} | {:.0} ({:.0} … {:.0}) | {:.0} | {} | {} | {:.0} |",
                 cell.fs.name(),
                 cell.mib,
                 if cell.state == State::Dirty.name() {
@@ -360,6 +380,8 @@ fn holds(run: &Run, o: &mut String) {
                 percentile(&holds, 0.0),
                 percentile(&holds, 100.0),
                 group.median(drain).unwrap_or(0.0),
+                dash(after(|t| t.guard_us).map(|us| format!("{:.0}", us / 1e3))),
+                dash(after(|t| t.asked).map(|n| format!("{n:.0}"))),
                 group.median(Row::wall_ms).unwrap_or(0.0)
             );
         }

@@ -140,7 +140,7 @@ impl Workload {
                 check::ordered(dir, self.files().0, self.files().1)
             }
             Workload::Log => check::log(dir),
-            Workload::Sqlite => check::sqlite(dir),
+            Workload::Sqlite => check::sqlite(dir, &lab.shm().join("opened")),
             Workload::Pgbench => pgbench::check(lab, dir),
         }
     }
