@@ -105,8 +105,10 @@ impl Run {
         for fs in run.fs.clone() {
             run.on(fs);
             crate::fs::unmount_all();
+            run.took = begun.elapsed();
+            // So that a run that is ended later leaves what it has.
+            run.publish(false);
         }
-        run.took = begun.elapsed();
         run
     }
 
@@ -416,8 +418,9 @@ impl Run {
         session.pause(control::now_ns());
     }
 
-    /// Writes the report, the pictures and the timelines; returns the report.
-    pub fn publish(&self) -> String {
+    /// Writes the report, the pictures and the timelines, into docs/, too, if `docs`; returns
+    /// the report.
+    pub fn publish(&self, docs_too: bool) -> String {
         let out = &self.options.out;
         let mut report = report::markdown(self);
         let text = svg::timelines(self);
@@ -429,7 +432,7 @@ impl Run {
                 "\n![Latency of the writer over a window on {}, for each method]({name})\n",
                 fs.name()
             ));
-            if self.options.docs {
+            if docs_too {
                 fs::write(docs().join(&name), &picture).expect("a picture");
             }
         }
@@ -441,7 +444,7 @@ impl Run {
         fs::write(out.join("machine.txt"), self.machine.join("\n") + "\n")
             .expect("a file of results");
         fs::write(out.join("report.md"), &report).expect("the report");
-        if self.options.docs {
+        if docs_too {
             let path = docs().join("benchmarks.md");
             let before = fs::read_to_string(&path).expect("docs/benchmarks.md");
             let after = report::between_markers(&before, &report)

@@ -123,7 +123,7 @@ fn peers() -> ExitCode {
     };
     if std::env::var_os(MEASURES).is_some() {
         let run = Run::measure(options);
-        print!("{}", run.publish());
+        print!("{}", run.publish(run.options.docs));
         return ExitCode::SUCCESS;
     }
     let mut command = Command::new(std::env::current_exe().expect("own path"));
