@@ -106,19 +106,32 @@ pub struct Options {
     pub methods: Vec<String>,
     /// How much.
     pub amounts: Amounts,
+    /// What was asked for, as it was said, but for where results go.
+    pub line: String,
 }
 
 impl Options {
     /// Reads the arguments after `peers`.
     pub fn parse(args: impl Iterator<Item = String>) -> Result<Options, String> {
-        let mut args = args.peekable();
+        let all: Vec<String> = args.collect();
+        let mut said = Vec::new();
+        let mut args = all.into_iter();
         let (mut full, mut quick, mut docs) = (false, false, None);
         let mut out = product::target_dir().join("bench");
         let (mut kinds, mut parts, mut workloads, mut methods) =
             (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         let (mut size, mut windows, mut checkpoints) = (None, None, None);
         while let Some(arg) = args.next() {
-            let mut value = || args.next().ok_or(format!("{arg} needs a value"));
+            if !["--out", "--docs", "--no-docs"].contains(&arg.as_str()) {
+                said.push(arg.clone());
+            }
+            let mut value = || {
+                let value = args.next().ok_or(format!("{arg} needs a value"))?;
+                if arg != "--out" {
+                    said.push(value.clone());
+                }
+                Ok::<String, String>(value)
+            };
             let number = |text: String| -> Result<u64, String> {
                 let number = text.parse().ok().filter(|n| *n > 0);
                 number.ok_or(format!("not a number: {text}"))
@@ -193,6 +206,7 @@ impl Options {
             workloads,
             methods,
             amounts,
+            line: said.join(" "),
         })
     }
 
@@ -289,6 +303,7 @@ mod tests {
         assert!(parse("").unwrap().docs && parse("--full").unwrap().docs);
         assert!(!parse("--quick").unwrap().docs && !parse("--fs xfs").unwrap().docs);
         assert!(parse("--fs xfs --docs").unwrap().docs && !parse("--no-docs").unwrap().docs);
+        assert_eq!(parse("--out x --fs xfs --docs").unwrap().line, "--fs xfs");
     }
 
     #[test]

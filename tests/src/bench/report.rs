@@ -84,14 +84,12 @@ pub fn markdown(run: &Run) -> String {
 fn intro(run: &Run, o: &mut String) {
     o.push_str("## Against every other way to copy\n\n");
     o.push_str("    cargo run --release -p snapshim-tests --bin bench -- peers");
-    if run.options.full {
-        o.push_str(" --full");
-    } else if run.options.quick {
-        o.push_str(" --quick");
+    if !run.options.line.is_empty() {
+        let _ = write!(o, " {}", run.options.line);
     }
     let _ = writeln!(
         o,
-        "\n\nOne run of {:.0} minutes, as root. Machine: {}.\n",
+        "\n\nOne run, {:.0} min, as root. Machine: {}.\n",
         (run.took.as_secs_f64() / 60.0).max(1.0),
         run.machine.join("; ")
     );
