@@ -4,6 +4,7 @@ use std::fs;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, Once};
 use std::time::Duration;
 
@@ -30,7 +31,38 @@ pub const ALL: [Fs; 4] = [Fs::Xfs, Fs::Btrfs, Fs::Ext4, Fs::Tmpfs];
 const PREFIX: &str = "snapshim-test-";
 
 /// Size of an image; sparse.
-const IMAGE_BYTES: u64 = 4 << 30;
+static IMAGE_BYTES: AtomicU64 = AtomicU64::new(4 << 30);
+
+/// Makes the images that are mounted from now on this large; a tmpfs gets the half of it.
+pub fn set_image_bytes(bytes: u64) {
+    IMAGE_BYTES.store(bytes, Ordering::Relaxed);
+}
+
+/// Unmounts what this process has mounted, so that the next kind has the disk for itself.
+pub fn unmount_all() {
+    mounts().clear();
+}
+
+/// Ends what the test process `pid`, which is gone, has left running: processes whose
+/// environment names its directories. They would keep its mounts busy.
+pub fn kill_users_of(pid: i32) {
+    let tag = format!("SNAPSHIM_DIR=/dev/shm/{PREFIX}{pid}-");
+    let users = || process::with_environment_like(&tag);
+    for user in users() {
+        let _ = nix::sys::signal::kill(
+            nix::unistd::Pid::from_raw(user),
+            nix::sys::signal::Signal::SIGKILL,
+        );
+    }
+    process::wait_until(Duration::from_secs(5), || users().is_empty());
+}
+
+/// Cleans up after processes of tests and benchmarks that are gone.
+pub fn sweep_leftovers() {
+    for dir in [std::env::temp_dir(), PathBuf::from("/dev/shm")] {
+        sweep(&dir, is_leftover);
+    }
+}
 
 static MOUNTS: Mutex<Vec<(Fs, Mount)>> = Mutex::new(Vec::new());
 
@@ -81,11 +113,8 @@ impl Fs {
             Mount { point, image: None }
         } else {
             // Of memory there is less than of sparse files.
-            let bytes = if self == Fs::Tmpfs {
-                IMAGE_BYTES / 2
-            } else {
-                IMAGE_BYTES
-            };
+            let image = IMAGE_BYTES.load(Ordering::Relaxed);
+            let bytes = if self == Fs::Tmpfs { image / 2 } else { image };
             self.make(&tag(), bytes)
         };
         let point = mount.point.clone();
@@ -241,9 +270,7 @@ fn prepare() {
         // Orphans of a test come to us, so that ids are not reused under it.
         // SAFETY: sets an attribute of this process.
         unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1 as libc::c_ulong) };
-        for dir in [std::env::temp_dir(), PathBuf::from("/dev/shm")] {
-            sweep(&dir, is_leftover);
-        }
+        sweep_leftovers();
     });
 }
 

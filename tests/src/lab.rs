@@ -217,6 +217,11 @@ impl Lab {
         &self.gates
     }
 
+    /// A directory on tmpfs for what is not to be on the file system under test.
+    pub fn shm(&self) -> &Path {
+        &self.shm
+    }
+
     /// The gate file of the set.
     pub fn gate(&self) -> PathBuf {
         self.gates.join(self.set()).join("gate")

@@ -238,6 +238,12 @@ pub fn start_time(pid: i32) -> Option<u64> {
     stat(pid)?.get(19)?.parse().ok()
 }
 
+/// The name of a process.
+pub fn name(pid: i32) -> String {
+    let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    name.trim_end().to_owned()
+}
+
 /// The state letter of a process.
 pub fn state(pid: i32) -> Option<char> {
     stat(pid)?.first()?.chars().next()
@@ -333,14 +339,19 @@ pub fn descendants(pid: i32) -> Vec<i32> {
 
 /// The processes whose environment holds `entry` ("NAME=value").
 pub fn with_environment(entry: &str) -> Vec<i32> {
+    with_entry(|e| e == entry.as_bytes())
+}
+
+/// The processes whose environment holds an entry that begins so.
+pub fn with_environment_like(beginning: &str) -> Vec<i32> {
+    with_entry(|e| e.starts_with(beginning.as_bytes()))
+}
+
+fn with_entry(which: impl Fn(&[u8]) -> bool) -> Vec<i32> {
     all_pids()
         .into_iter()
         .filter(|pid| *pid != std::process::id() as i32)
-        .filter(|pid| {
-            environment(*pid)
-                .split(|b| *b == 0)
-                .any(|e| e == entry.as_bytes())
-        })
+        .filter(|pid| environment(*pid).split(|b| *b == 0).any(&which))
         .collect()
 }
 

@@ -2,7 +2,11 @@
 //!
 //! ```text
 //! cargo run --release -p snapshim-tests --bin bench [-- [--check] [--quick] [PART…]]
+//! cargo run --release -p snapshim-tests --bin bench -- peers [OPTIONS]
 //! ```
+//!
+//! `peers` is the benchmark against every other way to copy the files of a running program
+//! (`peers --help`); the rest of this is about the other form.
 //!
 //! Parts: `calls`, `start`, `stdio`, `cut`; all by default.
 //!
@@ -13,11 +17,13 @@
 use std::fs;
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
+use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::{SigHandler, Signal, kill};
 use nix::sys::stat::Mode;
 use nix::unistd::Pid;
+use snapshim_tests::bench::{self, Run, method::stop, options::Options};
 use snapshim_tests::process;
 use snapshim_tests::stats::{median, percentile};
 use snapshim_tests::{Fs, Lab, Proc, product, tree};
@@ -55,6 +61,9 @@ struct Amounts {
 }
 
 fn main() -> ExitCode {
+    if std::env::args().nth(1).as_deref() == Some("peers") {
+        return peers();
+    }
     let has = |flag: &str| std::env::args().any(|a| a == flag);
     let amounts = if has("--quick") {
         Amounts {
@@ -92,6 +101,63 @@ fn main() -> ExitCode {
         return ExitCode::FAILURE;
     }
     ExitCode::SUCCESS
+}
+
+/// Set for the process that measures.
+const MEASURES: &str = "SNAPSHIM_BENCH_MEASURES";
+
+/// The benchmark against every other way to copy. A child measures, so that its mounts
+/// are undone also if it panics (which aborts) or is killed.
+fn peers() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(2).collect();
+    if args.iter().any(|a| a == "--help" || a == "-h") {
+        print!("{}", bench::options::USAGE);
+        return ExitCode::SUCCESS;
+    }
+    let options = match Options::parse(args.into_iter()) {
+        Ok(options) => options,
+        Err(mistake) => {
+            eprintln!("bench: {mistake}");
+            return ExitCode::from(2);
+        }
+    };
+    if std::env::var_os(MEASURES).is_some() {
+        let run = Run::measure(options);
+        print!("{}", run.publish(run.options.docs));
+        return ExitCode::SUCCESS;
+    }
+    let mut command = Command::new(std::env::current_exe().expect("own path"));
+    command.args(std::env::args().skip(1)).env(MEASURES, "1");
+    process::dies_with_us(&mut command);
+    // Not killed by a ^C ourselves: we stay for what the child leaves.
+    let handler = SigHandler::Handler(pass_on);
+    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
+        // SAFETY: the handler makes one system call, and touches one atomic.
+        unsafe { nix::sys::signal::signal(signal, handler) }.expect("a signal handler");
+    }
+    let mut child = command.spawn().expect("this program once more");
+    let pid = child.id() as i32;
+    CHILD.store(pid, Ordering::SeqCst);
+    let status = child.wait().expect("wait");
+    CHILD.store(0, Ordering::SeqCst);
+    snapshim_tests::fs::kill_users_of(pid);
+    snapshim_tests::fs::sweep_leftovers();
+    if status.success() {
+        ExitCode::SUCCESS
+    } else {
+        eprintln!("bench: {status}");
+        ExitCode::FAILURE
+    }
+}
+
+static CHILD: AtomicI32 = AtomicI32::new(0);
+
+extern "C" fn pass_on(signal: i32) {
+    let pid = CHILD.load(Ordering::SeqCst);
+    if pid > 0 {
+        // SAFETY: takes no pointer; the child is not waited for while its id is here.
+        unsafe { libc::kill(pid, signal) };
+    }
 }
 
 /// "median [quartiles; extremes]".
@@ -297,18 +363,6 @@ fn stdio(amounts: &Amounts) -> Vec<String> {
     }
     println!();
     Vec::new()
-}
-
-/// Pauses all of `pids` with signals and waits until they stand.
-fn stop(pids: &[i32]) {
-    for pid in pids {
-        kill(Pid::from_raw(*pid), Signal::SIGSTOP).expect("SIGSTOP");
-    }
-    for pid in pids {
-        while process::state(*pid) != Some('T') {
-            std::hint::spin_loop();
-        }
-    }
 }
 
 fn cut(amounts: &Amounts) -> Vec<String> {
