@@ -129,12 +129,12 @@ pub(crate) trait Work: Sized {
     }
     /// Whether it is to be done after the cut, if that is possible.
     fn is_to_be_guarded(&self) -> bool;
-    /// Gets ready for that.
+    /// Gets ready for that. `settled`: every call that was in flight when it was made has ended.
     ///
     /// # Errors
     ///
     /// As [`Work::run`].
-    fn rehearse(self) -> Result<Self::Rehearsed>;
+    fn rehearse(self, settled: bool) -> Result<Self::Rehearsed>;
 }
 
 /// What is done after the cut, while programs go on.
@@ -147,6 +147,14 @@ pub(crate) trait AfterCut {
     ///
     /// As [`Work::run`].
     fn cut(&mut self, goes_on: &mut dyn FnMut() -> bool) -> Result<()>;
+    /// Whether there is room in the gate for what is to be guarded.
+    fn fits(&self) -> bool;
+    /// Under the hold: what was done ahead does not count.
+    ///
+    /// # Errors
+    ///
+    /// As [`Work::run`].
+    fn trust_nothing(&mut self) -> Result<()>;
     /// Chunks are 2 to the power of this, bytes; what is to be guarded.
     fn guarded(&self) -> (u32, Vec<guard::Member>);
     /// Captures; `end` is called when programs need ask no more.
@@ -170,7 +178,7 @@ pub(crate) trait Done {
     /// What changed meanwhile.
     fn moved(&self) -> Vec<Moved>;
     /// What changed while programs went on, and had not been asked for.
-    fn moved_unasked(&self, gate: &Gate) -> Vec<Moved>;
+    fn moved_unasked(&self) -> Vec<Moved>;
     /// Chunks that were asked for, if it was done after the cut.
     fn asked(&self) -> Option<u64>;
     /// Does what can wait until nobody is held; what that shows to have changed meanwhile.
@@ -192,6 +200,14 @@ impl AfterCut for Rehearsed {
 
     fn cut(&mut self, goes_on: &mut dyn FnMut() -> bool) -> Result<()> {
         self.cut(goes_on)
+    }
+
+    fn fits(&self) -> bool {
+        self.fits()
+    }
+
+    fn trust_nothing(&mut self) -> Result<()> {
+        self.trust_nothing()
     }
 
     fn guarded(&self) -> (u32, Vec<guard::Member>) {
@@ -218,8 +234,8 @@ impl Work for Prepared {
         self.is_to_be_guarded()
     }
 
-    fn rehearse(self) -> Result<Rehearsed> {
-        self.rehearse()
+    fn rehearse(self, settled: bool) -> Result<Rehearsed> {
+        self.rehearse(settled)
     }
 
     fn devices(&self) -> Vec<u64> {
@@ -248,9 +264,9 @@ impl Done for Taken {
         self.moved()
     }
 
-    fn moved_unasked(&self, gate: &Gate) -> Vec<Moved> {
+    fn moved_unasked(&self) -> Vec<Moved> {
         match self {
-            Taken::Captured(captured) => captured.moved_unasked(gate.guard()),
+            Taken::Captured(captured) => captured.moved_unasked().to_vec(),
             Taken::Frozen(_) => Vec::new(),
         }
     }
@@ -686,7 +702,7 @@ fn take<W: Work>(subject: Subject<'_>, options: &Options, mut prepared: W) -> Re
         true => match (gate, not_to_be_guarded(options, gate, &seen)) {
             (Some(gate), None) => {
                 gate.guard().clear();
-                Stage::After(prepared.rehearse()?)
+                Stage::After(prepared.rehearse(cut::settled(gate))?)
             }
             (_, why) => {
                 if options.capture == Method::CopyBeforeWrite {
@@ -742,8 +758,13 @@ fn take<W: Work>(subject: Subject<'_>, options: &Options, mut prepared: W) -> Re
         _ => held,
     };
     let mut reasons = hold.hidden_calls(&hidden, &outside);
+    let mut is_guarded = is_guardable;
     if let Stage::After(rehearsed) = &mut work {
         rehearsed.cut(&mut || hold.goes_on() && outside.stands())?;
+        is_guarded = is_guardable && rehearsed.fits();
+        if !is_guardable {
+            rehearsed.trust_nothing()?;
+        }
     }
     let look = |tries, members: &Members| evidence::scan(view.tries(tries), members);
     let begun = Instant::now();
@@ -752,10 +773,10 @@ fn take<W: Work>(subject: Subject<'_>, options: &Options, mut prepared: W) -> Re
     // known by then. Otherwise both can wait.
     let mut early = None;
     let (mut captured, capture, mut moved, held_for, guarded) = match (work, hold, gate) {
-        (Stage::After(rehearsed), Bound::Gate(hold), Some(gate)) if is_guardable => {
+        (Stage::After(rehearsed), Bound::Gate(hold), Some(gate)) if is_guarded => {
             let (captured, held_for) = guarded(rehearsed, hold, gate)?;
             let guarded = begun.elapsed().saturating_sub(held_for);
-            let moved = captured.moved_unasked(gate);
+            let moved = captured.moved_unasked();
             (captured, guarded, moved, held_for, Some(guarded))
         }
         (work, hold, _) => {
@@ -775,7 +796,8 @@ fn take<W: Work>(subject: Subject<'_>, options: &Options, mut prepared: W) -> Re
             let capture = begun.elapsed();
             let mut moved = captured.moved();
             if outside.is_used() {
-                let (settled, more) = captured.settle(&mut || hold.goes_on() && outside.stands())?;
+                let (settled, more) =
+                    captured.settle(&mut || hold.goes_on() && outside.stands())?;
                 captured = settled;
                 moved.extend(more);
                 let members = Members::new(captured.members());

@@ -90,6 +90,14 @@ impl AfterCut for Never {
         match *self {}
     }
 
+    fn fits(&self) -> bool {
+        match *self {}
+    }
+
+    fn trust_nothing(&mut self) -> Result<()> {
+        match *self {}
+    }
+
     fn guarded(&self) -> (u32, Vec<guard::Member>) {
         match *self {}
     }
@@ -113,7 +121,7 @@ impl Work for Held {
         false
     }
 
-    fn rehearse(self) -> Result<Never> {
+    fn rehearse(self, _: bool) -> Result<Never> {
         Err(Error::new("a command is run under the hold"))
     }
 
@@ -170,7 +178,7 @@ impl Ran {
 }
 
 impl Done for Ran {
-    fn moved_unasked(&self, _: &Gate) -> Vec<Moved> {
+    fn moved_unasked(&self) -> Vec<Moved> {
         Vec::new()
     }
 

@@ -110,7 +110,7 @@ const _: () = {
     assert!(offset_of!(Slot, ticket) == 124);
     assert!(size_of::<Slot>().is_multiple_of(align_of::<Guard>()));
     assert!(HEADER_SIZE.is_multiple_of(align_of::<Guard>()));
-    assert!(size_of::<Guard>() == 262_720);
+    assert!(size_of::<Guard>() == 1_180_224);
 };
 
 /// Where the guard of a gate with `slots` slots lies.

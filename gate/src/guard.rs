@@ -28,7 +28,7 @@ use crate::memory::{Cell, Memory, Mutation, Shared};
 use crate::table::FileId;
 
 /// Most files one guard can be about.
-pub const MAX_FILES: usize = 2048;
+pub const MAX_FILES: usize = 16_384;
 /// Places in the table of files: twice as many, so that looking one up is short.
 const PLACES: usize = 2 * MAX_FILES;
 /// Most chunks of all files together.

@@ -353,6 +353,11 @@ impl<M: Memory> Slot<M> {
         count == 0 || self.is_aside(closed)
     }
 
+    /// Whether no call is in flight here, in the same order as [`Slot::is_quiet`].
+    pub fn is_empty(&self) -> bool {
+        self.count.load_sc() == 0
+    }
+
     /// Whether no call is in flight here.
     pub fn is_idle(&self) -> bool {
         self.count.load(Acquire) == 0

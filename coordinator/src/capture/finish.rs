@@ -163,7 +163,7 @@ fn record(captured: &Captured, entry: &Entry) -> FileRecord {
     let capture = match entry.body {
         Body::File(How::Reflink) => Some("reflink"),
         Body::File(How::Copy) => Some("copy"),
-        Body::File(How::Guarded) => Some("copy-before-write"),
+        Body::File(How::Guarded | How::Ahead) => Some("copy-before-write"),
         Body::HardLink(_) if entry.seen.kind() == Kind::File => Some("hardlink"),
         Body::HardLink(_) | Body::Dir(_) | Body::Symlink(_) | Body::Special => None,
     };

@@ -128,11 +128,10 @@ pub struct Captured {
     /// Names that were gone when they were looked at.
     vanished: Vec<PathBuf>,
     absent_roots: Vec<PathBuf>,
-    /// What was captured after the cut.
-    sources: Vec<sweep::Source>,
-    /// As long as those are open.
-    raised: Option<rehearse::Raised>,
+    /// How the capture after the cut went, if there was one, and what changed meanwhile without
+    /// having asked.
     swept: Option<Swept>,
+    moved_unasked: Vec<Moved>,
     /// It was read from frozen subvolumes.
     is_subvolume: bool,
 }
@@ -298,6 +297,11 @@ impl Captured {
     /// The store cannot take it: full, read-only, no extended attributes, an I/O error.
     pub fn finish(self) -> Result<Vec<FileRecord>> {
         finish::finish(self)
+    }
+
+    /// What changed without having asked while it was captured after the cut: evidence against it.
+    pub fn moved_unasked(&self) -> &[Moved] {
+        &self.moved_unasked
     }
 
     /// How the capture after the cut went, if there was one.

@@ -9,7 +9,7 @@ use rustix::fs::{Advice, AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::ahead::Ahead;
-use super::record::Target;
+use super::record::{SMALL, Target};
 use super::rehearse::can_be_guarded;
 use super::walk::{At, Found, Paths, Visitor, unreadable, walk};
 use super::{Member, Method, Prepared, Scope, predict, subvolume};
@@ -139,8 +139,9 @@ pub(super) fn prepare(scope: &Scope, tree: &Path, method: Method) -> Result<Prep
 
 /// Whether there is room for all of it in the gate's table.
 fn fits(scan: &Scan, method: Method) -> Result<bool> {
+    // The others are copied before the hold.
     let sizes = scan.members.iter().map(|known| known.seen.size);
-    match can_be_guarded(sizes) {
+    match can_be_guarded(sizes.filter(|size| *size > SMALL)) {
         Ok(()) => Ok(true),
         Err(why) if method == Method::CopyBeforeWrite => {
             Err(Error::new(why).next("pass --capture auto"))

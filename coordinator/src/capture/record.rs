@@ -18,7 +18,7 @@ use crate::store::fault;
 use crate::store::manifest::Kind;
 use crate::tree::dirs::{Dirs, Node};
 use crate::tree::metadata::{Xattr, XattrReader};
-use crate::tree::seen::Seen;
+use crate::tree::seen::{Seen, nanoseconds};
 use crate::tree::{copy, reflink};
 use crate::{Error, Result};
 
@@ -66,7 +66,15 @@ pub(super) enum How {
     Copy,
     /// After the cut, see [`super::sweep`].
     Guarded,
+    /// Before the hold. At the cut it was what it was then.
+    Ahead,
 }
+
+/// Files up to this size, bytes, are copied before the hold, if they seem to be left alone: what
+/// has changed by the time of the cut is captured after it.
+pub(super) const SMALL: u64 = 256 << 10;
+/// For so long, ns.
+const LEFT_ALONE: i64 = 50_000_000;
 
 /// A file that is to be captured after the cut: open, so that it stays, whatever becomes of
 /// its name.
@@ -84,6 +92,12 @@ pub(super) struct Pins {
     pub(super) pins: Vec<Pin>,
     /// By identity, with the path.
     earlier: HashMap<FileId, (PathBuf, Pin)>,
+    /// Files that were copied ahead, by the path.
+    copied: HashMap<PathBuf, Seen>,
+    /// What files were when they were first looked at, by identity. If that is what they still
+    /// are, they may be copied ahead. Of a walk under a hold, none.
+    known: HashMap<FileId, Seen>,
+    is_late: bool,
 }
 
 impl Entry {
@@ -236,9 +250,8 @@ pub(super) fn record(
             entries: recorder.entries,
             vanished: recorder.vanished,
             absent_roots: recorder.absent_roots,
-            sources: Vec::new(),
-            raised: None,
             swept: None,
+            moved_unasked: Vec::new(),
             is_subvolume: false,
         },
         plan: recorder.plan,
@@ -247,15 +260,30 @@ pub(super) fn record(
 }
 
 impl Pins {
+    /// Pins files, and copies such as are what is `known` of them.
+    pub(super) fn first(known: HashMap<FileId, Seen>) -> Pins {
+        Pins {
+            known,
+            ..Pins::default()
+        }
+    }
+
     /// Pins files of a tree that has been walked before; those in the same place stay pinned.
     pub(super) fn again(pins: Vec<Pin>, captured: &Captured) -> Pins {
         let earlier = pins.into_iter().map(|pin| {
             let entry = &captured.entries[pin.entry];
             (entry.seen.id, (captured.path_of(entry), pin))
         });
+        let is_copied = |entry: &&Entry| matches!(entry.body, Body::File(How::Ahead));
+        let copied = captured.entries.iter().filter(is_copied);
         Pins {
             pins: Vec::new(),
             earlier: earlier.collect(),
+            copied: copied
+                .map(|entry| (captured.path_of(entry), entry.seen))
+                .collect(),
+            known: HashMap::new(),
+            is_late: true,
         }
     }
 }
@@ -375,6 +403,46 @@ fn open_file(at: &At<'_>, name: &CStr) -> Result<Option<OwnedFd>> {
     }
 }
 
+/// Bytes that a file takes.
+pub(super) fn allocated(stat: &Stat) -> u64 {
+    u64::try_from(stat.st_blocks)
+        .unwrap_or(0)
+        .saturating_mul(512)
+}
+
+/// Copies a file before the hold, if that is worth it; whether it was the same all the time.
+/// No call may be in flight that began before it was `seen`.
+fn copy_ahead(
+    to: &OwnedFd,
+    file: &OwnedFd,
+    seen: &Seen,
+    buffer: &mut Vec<u8>,
+    put_at: &Path,
+) -> Result<bool> {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
+    let age = nanoseconds(now.tv_sec, now.tv_nsec).saturating_sub(seen.ctime_ns);
+    if seen.size > SMALL || age < LEFT_ALONE {
+        return Ok(false);
+    }
+    buffer.resize(copy::CHUNK, 0);
+    let copied = copy::copy(to, file, seen.size, buffer, &mut || true);
+    match copied {
+        Ok(()) => {}
+        Err(copy::Failed::Write(cause)) => return Err(fault("write to", put_at, cause)),
+        // The capture itself will say what is wrong with it.
+        Err(copy::Failed::Stopped | copy::Failed::Read(_)) => return empty(to, put_at),
+    }
+    match rustix::fs::fstat(file).map(|stat| Seen::of(&stat)) {
+        Ok(now) if now == *seen => Ok(true),
+        _ => empty(to, put_at),
+    }
+}
+
+fn empty(to: &OwnedFd, put_at: &Path) -> Result<bool> {
+    rustix::fs::ftruncate(to, 0).map_err(|cause| fault("write to", put_at, cause))?;
+    Ok(false)
+}
+
 impl Recorder<'_> {
     /// Captures an open file. What was opened counts, whatever the name leads to by now.
     fn file(&mut self, at: &At<'_>, name: &CStr, file: OwnedFd) -> Result<Found> {
@@ -410,6 +478,10 @@ impl Recorder<'_> {
         let Some(pins) = &mut self.pins else {
             return Ok(How::Guarded);
         };
+        // Its copy is in place, and still what it is.
+        if pins.copied.get(&live) == Some(&seen) && self.ahead.take(at.node, name) {
+            return Ok(How::Ahead);
+        }
         let pin = match pins.earlier.remove(&seen.id) {
             // Its empty file is in place.
             Some((path, pin)) if path == live && self.ahead.take(at.node, name) => {
@@ -422,13 +494,19 @@ impl Recorder<'_> {
                     .map_err(|cause| fault("open", &put_at, cause))?;
                 let to = self.ahead.file(at.node, &dir, name);
                 let to = to.map_err(|cause| fault("make", &put_at, cause))?;
-                let allocated = u64::try_from(stat.st_blocks)
-                    .unwrap_or(0)
-                    .saturating_mul(512);
+                if pins.is_late {
+                    // It may have been copied into.
+                    rustix::fs::ftruncate(&to, 0)
+                        .map_err(|cause| fault("write to", &put_at, cause))?;
+                } else if pins.known.get(&seen.id) == Some(&seen)
+                    && copy_ahead(&to, &file, &seen, &mut self.buffer, &put_at)?
+                {
+                    return Ok(How::Ahead);
+                }
                 Pin {
                     entry,
                     file,
-                    target: sweep::Target::new(put_at, to, seen.size, allocated)?,
+                    target: sweep::Target::new(put_at, to, seen.size, allocated(stat))?,
                 }
             }
         };

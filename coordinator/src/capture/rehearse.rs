@@ -6,13 +6,15 @@
 
 use std::collections::HashMap;
 
-use rustix::fs::AtFlags;
+use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use snapshim_gate::guard::{self, Guard, METADATA, NAMES};
 
-use super::record::{Body, How, Pin, Pins, Recorded, Target};
+use super::moved::Moved;
+use super::record::{Body, Entry, How, Pin, Pins, Recorded, Target};
 use super::walk::{Paths, unreadable};
 use super::{Captured, Member, Prepared, record, sweep};
+use crate::store::fault;
 use crate::tree::dirs::Dirs;
 use crate::tree::metadata::XattrReader;
 use crate::tree::seen::Seen;
@@ -95,12 +97,18 @@ impl Prepared {
         self.guard
     }
 
-    /// Reads everything but the bytes of files, and opens those. To be called before the hold.
+    /// Reads everything but the bytes of files, and opens those; small ones that are left alone
+    /// are copied, if `settled`: every call that was in flight when this was prepared has ended. To be
+    /// called before the hold.
+    ///
+    /// A call moves the ctime of a file once, when it begins to write. One that was in flight
+    /// when the file was first looked at might write on, unseen, while it is copied; so none may be
+    /// left.
     ///
     /// # Errors
     ///
     /// As [`Prepared::capture`].
-    pub fn rehearse(self) -> Result<Rehearsed> {
+    pub fn rehearse(self, settled: bool) -> Result<Rehearsed> {
         let Prepared {
             scope,
             scan,
@@ -116,8 +124,12 @@ impl Prepared {
         let shift = guard::shift_for(grown).unwrap_or(guard::MAX_SHIFT);
         let ready = sweep::ready(shift, bytes)?;
         let devices = scan.devices.iter().copied().collect();
-        let pins = Some(Pins::default());
-        let raised = Raised::for_files(scan.members.len());
+        let known = scan.members.iter().map(|known| (known.seen.id, known.seen));
+        let pins = Some(Pins::first(match settled {
+            true => known.collect(),
+            false => HashMap::new(),
+        }));
+        let raised = Raised::for_files(scan.members.len().min(guard::MAX_FILES));
         let expected = scan.members.len();
         let recorded = record::record(&scope, plan, target, ahead, expected, pins, &mut || true)?;
         Ok(Rehearsed {
@@ -155,11 +167,33 @@ impl Rehearsed {
         let Some(mut recorded) = self.recorded.take() else {
             return Err(Error::new("nothing was rehearsed"));
         };
-        if !recorded.captured.refresh(&recorded.pins)? {
+        if !recorded.captured.refresh(&mut recorded.pins)? {
             recorded = again(&self.scope, recorded, go_on)?;
         }
         self.recorded = Some(recorded);
         Ok(())
+    }
+
+    /// Nothing that was copied before the hold counts: somebody may change files without a trace. To
+    /// be called under the hold.
+    ///
+    /// # Errors
+    ///
+    /// As [`Prepared::capture`].
+    pub fn trust_nothing(&mut self) -> Result<()> {
+        match &mut self.recorded {
+            Some(recorded) => recorded.captured.pin_all(&mut recorded.pins),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether the gate has room for what is to be guarded.
+    pub fn fits(&self) -> bool {
+        self.recorded.as_ref().is_some_and(|recorded| {
+            recorded.pins.len() <= guard::MAX_FILES
+                && guard::shift_for(self.guarded().map(|member| member.size))
+                    .is_some_and(|shift| shift <= self.shift)
+        })
     }
 
     /// Chunks are 2 to the power of this, bytes.
@@ -168,7 +202,7 @@ impl Rehearsed {
     }
 
     /// What is to be guarded, with the sizes at the cut.
-    pub fn guarded(&self) -> impl Iterator<Item = guard::Member> {
+    pub fn guarded(&self) -> std::vec::IntoIter<guard::Member> {
         let pinned = |recorded: &'_ Recorded| {
             let entries = &recorded.captured.entries;
             let member = |pin: &Pin| {
@@ -222,10 +256,22 @@ impl Rehearsed {
             guard: gate.guard(),
             asks: gate.used_asks(),
         };
-        let swept = sweep::sweep(ready, asked, &sources, goes_on, end)?;
-        captured.sources = sources;
-        captured.raised = Some(self.raised);
+        let mut moved = Vec::new();
+        let swept = sweep::sweep(ready, asked, &sources, goes_on, || {
+            moved = moved_unasked(&captured.entries, &sources, gate.guard());
+            end()
+        })?;
+        if let Some(source) = swept.short.and_then(|index| sources.get(index)) {
+            moved.push(Moved {
+                path: source.path.clone(),
+                what: "became shorter".to_owned(),
+            });
+        }
+        captured.moved_unasked = moved;
         captured.swept = Some(swept);
+        // Once the files are closed.
+        drop(sources);
+        drop(self.raised);
         Ok(captured)
     }
 }
@@ -254,7 +300,7 @@ fn again(scope: &Paths, recorded: Recorded, go_on: &mut dyn FnMut() -> bool) -> 
 
 impl Captured {
     /// Brings what was recorded up to date, where only files have changed; `false` if more has.
-    fn refresh(&mut self, pins: &[Pin]) -> Result<bool> {
+    fn refresh(&mut self, pins: &mut Vec<Pin>) -> Result<bool> {
         if !self.vanished.is_empty()
             || self
                 .absent_roots
@@ -264,8 +310,11 @@ impl Captured {
             return Ok(false);
         }
         let mut xattrs = XattrReader::default();
-        let pinned: HashMap<usize, &Pin> = pins.iter().map(|pin| (pin.entry, pin)).collect();
+        let mut late = Vec::new();
+        // In the order of their entries.
+        let mut pinned_files = pins.iter().peekable();
         for index in 0..self.entries.len() {
+            let pinned = pinned_files.next_if(|pin| pin.entry == index);
             let entry = &self.entries[index];
             let is_top = self.source.place(entry.dir).is_none();
             let by_name = || {
@@ -273,7 +322,7 @@ impl Captured {
                 rustix::fs::statat(&dir, &*entry.name, AtFlags::SYMLINK_NOFOLLOW)
             };
             // Its name is what it was, as its directory has not changed.
-            let pin = pinned.get(&index).filter(|_| !is_top);
+            let pin = pinned.filter(|_| !is_top);
             let stat = match pin {
                 Some(pin) => rustix::fs::fstat(&pin.file),
                 None => by_name(),
@@ -284,7 +333,7 @@ impl Captured {
             if now == entry.seen {
                 continue;
             }
-            let is_file = matches!(entry.body, Body::File(How::Guarded));
+            let is_file = matches!(entry.body, Body::File(How::Guarded | How::Ahead));
             if now.id != entry.seen.id
                 || now.mode & nix::libc::S_IFMT != entry.seen.mode & nix::libc::S_IFMT
                 || !is_file
@@ -292,8 +341,15 @@ impl Captured {
             {
                 return Ok(false);
             }
-            let Some(pin) = pinned.get(&index) else {
-                return Ok(false);
+            let pin = match pinned {
+                Some(pin) => pin,
+                None => match self.pin_late(index)? {
+                    Some(pin) => {
+                        late.push(pin);
+                        &late[late.len() - 1]
+                    }
+                    None => return Ok(false),
+                },
             };
             let read = xattrs.read(&pin.file);
             let read =
@@ -301,41 +357,87 @@ impl Captured {
             let entry = &mut self.entries[index];
             entry.seen = now;
             entry.xattrs = read;
+            entry.body = Body::File(How::Guarded);
         }
+        pins.extend(late);
         Ok(true)
     }
 
-    /// What changed since the cut without having asked: evidence against a capture that went on
-    /// while programs ran. To be called when the guard has ended.
-    pub fn moved_unasked(&self, guard: &Guard) -> Vec<super::Moved> {
-        let by_path = guard.changed_by_path();
-        let mut moved = Vec::new();
-        for source in &self.sources {
-            let then = &self.entries[source.entry].seen;
-            let Ok(now) = rustix::fs::fstat(&source.file).map(|stat| Seen::of(&stat)) else {
-                continue;
-            };
-            if now.ctime_ns == then.ctime_ns || guard.was_touched(then.id) {
+    /// Pins a file that was copied ahead: what was copied is not what it is. `None`: its name
+    /// leads to something else.
+    fn pin_late(&self, index: usize) -> Result<Option<Pin>> {
+        let entry = &self.entries[index];
+        let flags = OFlags::NONBLOCK | OFlags::NOCTTY;
+        let opened = self.source.open(entry.dir).and_then(|dir| {
+            let file = self.source.open_at(&dir, &entry.name, flags)?;
+            let stat = rustix::fs::fstat(&file)?;
+            Ok((file, stat))
+        });
+        let (file, stat) = match opened {
+            Ok((file, stat)) if Seen::of(&stat).id == entry.seen.id => (file, stat),
+            _ => return Ok(None),
+        };
+        let put_at = self.target.path_of(&self.path_of(entry));
+        let flags = OFlags::WRONLY | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let to = self
+            .target
+            .dirs
+            .open(entry.dir)
+            .and_then(|dir| rustix::fs::openat(&dir, &*entry.name, flags, Mode::empty()));
+        let to = to.map_err(|cause| fault("open", &put_at, cause))?;
+        let size = Seen::of(&stat).size;
+        let target = sweep::Target::new(put_at, to, size, record::allocated(&stat))?;
+        Ok(Some(Pin {
+            entry: index,
+            file,
+            target,
+        }))
+    }
+
+    /// Pins everything that was copied ahead: it is not sure that it is what it was.
+    fn pin_all(&mut self, pins: &mut Vec<Pin>) -> Result<()> {
+        for index in 0..self.entries.len() {
+            if !matches!(self.entries[index].body, Body::File(How::Ahead)) {
                 continue;
             }
-            // Names and metadata that were changed by path move a ctime; only the latter an mtime.
-            let has_content_moved = now.size != then.size || now.mtime_ns != then.mtime_ns;
-            let is_explained =
-                by_path & METADATA != 0 || by_path & NAMES != 0 && !has_content_moved;
-            if !is_explained {
-                moved.push(super::Moved {
-                    path: source.path.clone(),
-                    what: "was written to or had its metadata changed (ctime moved)".to_owned(),
-                });
+            if let Some(pin) = self.pin_late(index)? {
+                pins.push(pin);
+                self.entries[index].body = Body::File(How::Guarded);
+            } else {
+                let path = self.path_of(&self.entries[index]);
+                return Err(Error::by_chance(format!(
+                    "{} was replaced while it was captured",
+                    path.display()
+                )));
             }
         }
-        if self.swept.is_some_and(|swept| swept.is_short) {
-            let first = self.sources.first().map(|source| source.path.clone());
-            moved.push(super::Moved {
-                path: first.unwrap_or_default(),
-                what: "or another file became shorter".to_owned(),
+        Ok(())
+    }
+}
+
+/// What has changed since the cut without having asked: evidence against a capture that went on
+/// while programs ran. To be called while the gate is guarded still, for afterwards nobody asks.
+fn moved_unasked(entries: &[Entry], sources: &[sweep::Source], guard: &Guard) -> Vec<Moved> {
+    let mut moved = Vec::new();
+    for source in sources {
+        let then = &entries[source.entry].seen;
+        // First the file, then what is noted: a call is noted before it changes anything.
+        let Ok(now) = rustix::fs::fstat(&source.file).map(|stat| Seen::of(&stat)) else {
+            continue;
+        };
+        if now.ctime_ns == then.ctime_ns || guard.was_touched(then.id) {
+            continue;
+        }
+        // Names and metadata that were changed by path move a ctime; only the latter an mtime.
+        let by_path = guard.changed_by_path();
+        let has_content_moved = now.size != then.size || now.mtime_ns != then.mtime_ns;
+        let is_explained = by_path & METADATA != 0 || by_path & NAMES != 0 && !has_content_moved;
+        if !is_explained {
+            moved.push(Moved {
+                path: source.path.clone(),
+                what: "was written to or had its metadata changed (ctime moved)".to_owned(),
             });
         }
-        moved
     }
+    moved
 }

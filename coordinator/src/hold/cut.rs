@@ -523,6 +523,31 @@ fn settle(gate: &Gate) -> Result<()> {
     }
 }
 
+/// Waits for every call that is in flight now, without holding anybody; `false` if one goes on.
+pub fn settled(gate: &Gate) -> bool {
+    const PATIENCE: Duration = Duration::from_millis(50);
+    let since = Instant::now();
+    // Sequentially consistent, like a drain: a call that is not counted yet has done nothing
+    // yet when we look.
+    let in_flight = |slot: &&'static Slot| !slot.is_empty();
+    let mut calls: Vec<(&'static Slot, u32)> = gate
+        .used_slots()
+        .iter()
+        .filter(in_flight)
+        .map(|slot| (slot, slot.seq.load(Acquire)))
+        .collect();
+    loop {
+        calls.retain(|(slot, seq)| !slot.is_empty() && slot.seq.load(Acquire) == *seq);
+        if calls.is_empty() {
+            return true;
+        }
+        if since.elapsed() > PATIENCE {
+            return false;
+        }
+        std::thread::sleep(Duration::from_micros(50));
+    }
+}
+
 /// The error of a guard that a call has ended.
 pub(crate) fn guard_broken(why: Broken) -> Error {
     match why {

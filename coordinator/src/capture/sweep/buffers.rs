@@ -59,9 +59,14 @@ struct Free {
 }
 
 impl Pool {
-    /// Buffers of `len` bytes: as many as fit into `memory` for the sweep, half as many more
-    /// for what is asked for. The first `ahead` of them are made now.
-    pub(super) fn new(len: usize, memory: usize, ahead: usize) -> rustix::io::Result<Pool> {
+    /// Buffers of `len` bytes: as many as fit into `memory` for the sweep, and into `reserve`
+    /// for what is asked for. The first `ahead` of them, of the sweep's, are made now.
+    pub(super) fn new(
+        len: usize,
+        memory: usize,
+        reserve: usize,
+        ahead: usize,
+    ) -> rustix::io::Result<Pool> {
         let limit = (memory / len).max(4);
         let ahead = ahead.min(limit);
         let buffers: rustix::io::Result<Vec<Buffer>> =
@@ -72,7 +77,7 @@ impl Pool {
                 buffers: buffers?,
                 made: ahead,
                 limit,
-                reserve: limit / 2,
+                reserve: (reserve / len).max(2),
             }),
             returned: Condvar::new(),
         })
@@ -125,7 +130,7 @@ mod tests {
 
     #[test]
     fn what_is_asked_for_has_a_reserve() {
-        let pool = Pool::new(1 << 16, 4 << 16, 1).unwrap();
+        let pool = Pool::new(1 << 16, 4 << 16, 2 << 16, 1).unwrap();
         let taken: Vec<Buffer> = (0..4).map(|_| pool.take(false).unwrap().unwrap()).collect();
         assert!(pool.take(false).unwrap().is_none());
         let asked = pool.take(true).unwrap().unwrap();

@@ -16,7 +16,7 @@ mod writer;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed};
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -25,14 +25,15 @@ use rustix::fs::{SeekFrom, seek};
 use rustix::io::Errno;
 use snapshim_gate::guard::{self, Ask, Guard, Span};
 use snapshim_gate::sys::{futex_wait, futex_wake_all};
-use std::sync::atomic::AtomicU64;
 
 use super::walk::unreadable;
 use crate::Result;
 use buffers::{Buffer, Pool};
 
-/// Memory for chunks that were read and not written yet.
+/// Memory for chunks that were read by the sweep and not written yet.
 const MEMORY: usize = 64 << 20;
+/// Memory for chunks that were asked for: calls wait for them, and a disk may be slow.
+const RESERVE: usize = 512 << 20;
 /// Chunks read between looks whether to go on.
 const BATCH: u32 = 16;
 
@@ -62,8 +63,8 @@ pub struct Swept {
     pub chunks: u32,
     /// Memory used for chunks, bytes.
     pub memory: usize,
-    /// A file was shorter than at the cut, though nobody had asked to cut it down.
-    pub is_short: bool,
+    /// A file that was shorter than at the cut, though nobody had asked to cut it down.
+    pub(super) short: Option<usize>,
 }
 
 /// The part of a gate that a sweep needs.
@@ -90,8 +91,18 @@ impl std::fmt::Debug for Ready {
 pub(super) fn ready(shift: u32, bytes: u64) -> Result<Ready> {
     let len = 1usize << shift;
     let ahead = usize::try_from(guard::chunks_of(bytes, shift)).unwrap_or(usize::MAX);
-    let pool = Pool::new(len, MEMORY, ahead.min(MEMORY / len)).map_err(no_memory)?;
+    let pool = Pool::new(len, MEMORY, RESERVE.min(bytes_to_spare()), ahead).map_err(no_memory)?;
     Ok(Ready { pool, shift })
+}
+
+/// An eighth of the memory that the system can spare.
+fn bytes_to_spare() -> usize {
+    let info = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let line = info
+        .lines()
+        .find_map(|line| line.strip_prefix("MemAvailable:"));
+    let kib = line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<usize>().ok());
+    kib.map_or(MEMORY, |kib| kib / 8 * 1024)
 }
 
 fn no_memory(cause: Errno) -> crate::Error {
@@ -110,7 +121,8 @@ struct Sweep<'a> {
     claims: Vec<AtomicU8>,
     left: AtomicU32,
     served: AtomicU32,
-    is_short: AtomicBool,
+    /// A source that ended early, or one that is not there.
+    short: AtomicUsize,
     is_over: AtomicBool,
     failed: Mutex<Option<crate::Error>>,
 }
@@ -145,7 +157,7 @@ pub(super) fn sweep(
         claims: (0..chunks).map(|_| AtomicU8::new(FREE)).collect(),
         left: AtomicU32::new(chunks),
         served: AtomicU32::new(0),
-        is_short: AtomicBool::new(false),
+        short: AtomicUsize::new(usize::MAX),
         is_over: AtomicBool::new(false),
         failed: Mutex::new(None),
     };
@@ -178,7 +190,7 @@ pub(super) fn sweep(
             asked: sweep.served.load(Relaxed),
             chunks,
             memory: ready.pool.memory(),
-            is_short: sweep.is_short.load(Relaxed),
+            short: Some(sweep.short.load(Relaxed)).filter(|index| *index < sources.len()),
         }),
     }
 }
@@ -297,7 +309,7 @@ impl Sweep<'_> {
             match rustix::io::pread(&source.file, &mut *into, offset + done as u64) {
                 Ok(0) => {
                     into.fill(0);
-                    self.is_short.store(true, Relaxed);
+                    self.short.store(index, Relaxed);
                     break;
                 }
                 Ok(got) => done += got,
