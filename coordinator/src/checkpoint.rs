@@ -2,7 +2,6 @@
 
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
@@ -22,6 +21,7 @@ use crate::hold::outside::{Methods, Outside, Report};
 use crate::hold::process::Pid;
 use crate::hold::rebuilt;
 use crate::hold::set::{Config, Set, SetLock};
+use crate::hold::witness;
 use crate::hooks::{self, Hooks};
 use crate::progress::Progress;
 use crate::stop::Stop;
@@ -68,9 +68,6 @@ pub struct Options {
     pub hooks: Hooks,
     /// Why the snapshot is not to be verified, whatever is found.
     pub doubt: Option<Reason>,
-    /// A process (its pidfd) that has to live when the hold ends: what it did when it
-    /// died may be half done.
-    pub witness: Option<Arc<OwnedFd>>,
     /// Whether to come to an end: what the snapshot need not have is left out then.
     pub stop: Stop,
 }
@@ -223,7 +220,8 @@ pub fn hold(
 ) -> Result<(Manifest, std::process::ExitStatus)> {
     let (subject, _lock) = take_set(set, options, progress)?;
     let held = Held::prepare(scope(subject, options), command)?;
-    let cut = hooks::around(&options.hooks, subject.name, progress, || {
+    let (hooks, stop) = (&options.hooks, &options.stop);
+    let cut = hooks::around(hooks, subject.name, stop, progress, || {
         take(subject, options, held)
     })?;
     let (manifest, ran) = certify(subject, options, "", cut, "command");
@@ -292,7 +290,8 @@ fn make(
         let begun = Instant::now();
         let prepared = capture::prepare(&scope, &draft.tree(), options.capture)?;
         let prepare = begun.elapsed();
-        match hooks::around(&options.hooks, subject.name, progress, || {
+        let (hooks, stop) = (&options.hooks, &options.stop);
+        match hooks::around(hooks, subject.name, stop, progress, || {
             take(subject, options, prepared)
         }) {
             Ok(cut) => break (draft, prepare, cut),
@@ -525,6 +524,12 @@ fn take<W: Work>(subject: Subject<'_>, options: &Options, prepared: W) -> Result
     // A waiter's clock starts after ours: give up before it has to.
     let limit = Duration::from_millis(u64::from(bound_ms)) * 9 / 10;
 
+    // A program whose files are put back when it dies has to live when the hold ends: what it
+    // did when it died may be half done. What is known to be that is not looked at in this way.
+    let witness = match subject.set.filter(|_| options.doubt.is_none()) {
+        Some(set) => witness::find(set),
+        None => witness::Found::Nobody,
+    };
     let overflow = gate.map(evidence::overflow);
     let listed = prepared.members();
     let members = Members::new(listed.clone());
@@ -604,7 +609,12 @@ fn take<W: Work>(subject: Subject<'_>, options: &Options, prepared: W) -> Result
     let early = outside.is_used().then(|| look(View::ONCE)).transpose()?;
     let held_for = hold.end(&mut outside)?;
 
-    if options.witness.as_deref().is_some_and(has_ended) {
+    let has_ended = match &witness {
+        witness::Found::Nobody => false,
+        witness::Found::Lives(process) => has_ended(process),
+        witness::Found::Ended => true,
+    };
+    if has_ended {
         reasons.push(reason(
             "program-ended",
             "the program ended before the cut: what it was doing may be half done".into(),
@@ -671,7 +681,7 @@ fn cannot_be_told(point: CommitPoint, scan: &Scan) -> Error {
 }
 
 /// What is asked of the commit point, if there are these writers.
-fn asked(options: &Options, limit: Duration, seen: &Scan) -> Result<Asked> {
+fn asked<'a>(options: &'a Options, limit: Duration, seen: &Scan) -> Result<Asked<'a>> {
     let mut at = options.at;
     if at != CommitPoint::Write && !seen.outside().is_empty() {
         match options.otherwise {
@@ -684,6 +694,7 @@ fn asked(options: &Options, limit: Duration, seen: &Scan) -> Result<Asked> {
         otherwise: options.otherwise,
         wait: options.wait,
         limit,
+        stop: &options.stop,
     })
 }
 

@@ -363,3 +363,71 @@ fn hooks_on_either_side_of_the_cut() {
         program.end();
     }
 }
+
+/// Whoever is interrupted while it waits for a point opens the gate at once, and runs what is to
+/// be run after the cut; what is to be run before it is ended.
+#[test]
+fn an_interrupted_coordinator_leaves_nothing_behind() {
+    let _serial = lab::serial();
+    let lab = Lab::new("points-interrupted", Fs::Tmpfs, LIMIT).unwrap();
+    let programs = start(&lab, "none", FILES, "100", 1);
+    let log = lab.data().parent().unwrap().join("log");
+    let before = format!("echo before >> {}", log.display());
+    let slow = format!("{before}; sleep 60");
+    let after = format!("sleep 0.3; echo after >> {}", log.display());
+    let said = || fs::read_to_string(&log).unwrap_or_default();
+    let signals = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP];
+    // While it waits, in hold and in checkpoint; in a command before the cut; while `auto` looks.
+    let checkpoint = ["checkpoint", lab.set(), "--at", "lock", "--wait", "60s"];
+    let hold = ["hold", lab.set(), "--at", "unit", "--wait", "60s"];
+    let ways: [(&[&str], &str, &[&str]); 3] = [
+        (&checkpoint, &before, &[]),
+        (&hold, &before, &["--", "true"]),
+        (&checkpoint, &slow, &[]),
+    ];
+    for signal in signals {
+        for (command, before, rest) in ways {
+            let _ = fs::remove_file(&log);
+            let hooks = ["--before-cut", before, "--after-cut", &after];
+            let args = [command, &hooks, rest].concat();
+            let mut coordinator = Proc::piped(lab.snapshim(&args));
+            assert!(process::wait_until(LIMIT, || said() == "before\n"));
+            std::thread::sleep(Duration::from_millis(250));
+            assert!(coordinator.is_running(), "{args:?}");
+            coordinator.signal(signal);
+            let sent = std::time::Instant::now();
+            let is_waiting = before != slow;
+            if is_waiting {
+                let opened = process::wait_until(Duration::from_secs(10), || gate_is_open(&lab));
+                assert!(opened, "{signal}: left the gate armed: {args:?}");
+                assert!(said() == "before\n" || sent.elapsed() > Duration::from_millis(250));
+            }
+            // A second one does not keep it from its duty.
+            std::thread::sleep(Duration::from_millis(50));
+            coordinator.signal(signal);
+            let ended = coordinator.wait(Duration::from_secs(20));
+            let status = ended.status.expect("it ends");
+            use std::os::unix::process::ExitStatusExt;
+            assert_eq!(status.signal(), Some(signal as i32), "{}", ended.err());
+            assert!(ended.err().contains("interrupted"), "{}", ended.err());
+            assert_eq!(said(), "before\nafter\n", "{args:?}");
+            assert!(
+                sent.elapsed() < Duration::from_secs(5),
+                "{:?}",
+                sent.elapsed()
+            );
+        }
+    }
+    assert!(lab.stored().is_empty(), "something was published");
+    lab.checkpoint(&[]).verified();
+    for mut program in programs {
+        program.end();
+    }
+}
+
+/// Whether calls pass the gate without a further look.
+fn gate_is_open(lab: &Lab) -> bool {
+    const WORD: std::ops::Range<usize> = 64..68;
+    let file = fs::read(lab.gate()).unwrap();
+    u32::from_ne_bytes(file[WORD].try_into().unwrap()) & 0xf == 0
+}

@@ -397,7 +397,6 @@ impl HowArgs {
             },
             hooks: self.means.hooks(),
             doubt: None,
-            witness: None,
             stop: Stop::default(),
         }
     }
@@ -580,7 +579,6 @@ impl SnapArgs {
             verify: config.verify.clone(),
             hooks: self.means.hooks(),
             doubt: None,
-            witness: None,
             stop: Stop::default(),
         }
     }

@@ -10,7 +10,8 @@ use super::judge::{Ground, Judge};
 use super::{CommitPoint, Otherwise};
 use crate::hold::armed::Waited;
 use crate::hold::cut::{Hold, Shut};
-use crate::{Error, Exit, Result};
+use crate::stop::Stop;
+use crate::{Error, Exit, Result, hooks, interrupt};
 
 /// How long nothing may change before a program counts as quiet, if it says nothing of it.
 const QUIET: Duration = Duration::from_millis(100);
@@ -32,7 +33,7 @@ pub struct Reached<'a> {
 
 /// How a point is waited for.
 #[derive(Clone, Copy, Debug)]
-pub struct Asked {
+pub struct Asked<'a> {
     /// The point.
     pub at: CommitPoint,
     /// What else, if it is not reached.
@@ -41,6 +42,27 @@ pub struct Asked {
     pub wait: Duration,
     /// The longest hold.
     pub limit: Duration,
+    /// Whether to wait no longer.
+    pub stop: &'a Stop,
+}
+
+impl Asked<'_> {
+    /// Whether somebody wants it to end at once.
+    fn is_over(&self) -> bool {
+        interrupt::is_asked() || self.stop.is_asked()
+    }
+
+    /// Sleeps, unless it is to end.
+    fn sleep_until(&self, until: Instant) {
+        const SLICE: Duration = Duration::from_millis(10);
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() || self.is_over() {
+                return;
+            }
+            std::thread::sleep(left.min(SLICE));
+        }
+    }
 }
 
 /// Shuts the gate at the point asked for.
@@ -52,7 +74,7 @@ pub fn reach<'a>(
     ground: &Ground<'a>,
     gate_id: FileId,
     shut: Shut,
-    asked: Asked,
+    asked: Asked<'_>,
 ) -> Result<Reached<'a>> {
     let mut refused = 0;
     let at = match asked.at {
@@ -78,7 +100,7 @@ fn try_for<'a>(
     ground: &Ground<'a>,
     gate_id: FileId,
     shut: Shut,
-    asked: Asked,
+    asked: Asked<'_>,
     refused: &mut u32,
 ) -> Result<Option<(Hold<'a>, Duration)>> {
     let until = Instant::now() + asked.wait;
@@ -97,11 +119,16 @@ fn try_for<'a>(
     if shows && judge.is_reached(false) {
         return Ok(Some((hold, drain)));
     }
-    wait(hold, &mut judge, asked.at, until, refused)
+    wait(hold, &mut judge, asked, until, refused)
 }
 
 /// The strongest point the program was seen to offer; watches it for a while if it never was.
-fn choose(ground: &Ground<'_>, gate_id: FileId, shut: Shut, asked: Asked) -> Result<CommitPoint> {
+fn choose(
+    ground: &Ground<'_>,
+    gate_id: FileId,
+    shut: Shut,
+    asked: Asked<'_>,
+) -> Result<CommitPoint> {
     let watch = &ground.gate.header().watch;
     let offered = || {
         let has = |what| watch.counted(what) > 0;
@@ -134,10 +161,11 @@ fn choose(ground: &Ground<'_>, gate_id: FileId, shut: Shut, asked: Asked) -> Res
 fn wait<'a>(
     hold: Hold<'a>,
     judge: &mut Judge<'_>,
-    point: CommitPoint,
+    asked: Asked<'_>,
     mut until: Instant,
     refused: &mut u32,
 ) -> Result<Option<(Hold<'a>, Duration)>> {
+    let point = asked.at;
     let limit = hold.limit();
     let mut armed = hold.arm(until)?;
     armed.look_for(point.bits());
@@ -150,6 +178,10 @@ fn wait<'a>(
     let mut is_door_shut = false;
     loop {
         let now = Instant::now();
+        if asked.is_over() {
+            armed.watch().open_door();
+            return Err(hooks::interrupted());
+        }
         if now >= until {
             if is_door_shut || !matches!(point, CommitPoint::Lock | CommitPoint::Unit) {
                 armed.watch().open_door();
@@ -207,7 +239,7 @@ fn wait<'a>(
         if is_door_shut {
             armed.watch().shut_door(judge.holders());
         } else {
-            std::thread::sleep(pause.min(until.saturating_duration_since(Instant::now())));
+            asked.sleep_until(until.min(Instant::now() + pause));
         }
         armed.look_for(point.bits());
     }
@@ -218,7 +250,7 @@ fn changes(watch: &Watch) -> u32 {
 }
 
 /// The error of a point that was not reached.
-fn not_reached(asked: Asked, refused: u32) -> Error {
+fn not_reached(asked: Asked<'_>, refused: u32) -> Error {
     let message = format!(
         "the commit point {} was not reached within {} ms{}",
         asked.at,

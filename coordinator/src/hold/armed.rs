@@ -12,7 +12,7 @@ use snapshim_gate::word;
 
 use super::clock::Clock;
 use super::cut::{Hold, Shut, broken, write_table};
-use crate::{Error, Result};
+use crate::{Error, Result, interrupt};
 
 /// A gate that is armed. Dropping it opens it.
 #[derive(Debug)]
@@ -30,7 +30,7 @@ pub struct Armed<'a> {
 pub enum Waited<'a> {
     /// A call has shut the gate. Nothing is drained yet.
     Shut(Hold<'a>),
-    /// The time is over.
+    /// The time is over, or a signal came.
     Still(Armed<'a>),
 }
 
@@ -102,7 +102,7 @@ impl<'a> Armed<'a> {
         self.watch().points.store(points, Relaxed);
     }
 
-    /// Waits until a call has shut the gate.
+    /// Waits until a call has shut the gate, or a signal asks for the end.
     ///
     /// # Errors
     ///
@@ -116,7 +116,7 @@ impl<'a> Armed<'a> {
                 return self.take_over(found).map(Waited::Shut);
             }
             let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() {
+            if left.is_zero() || interrupt::is_asked() {
                 return Ok(Waited::Still(self));
             }
             futex_wait(word, self.armed, left.as_nanos() as u64);
