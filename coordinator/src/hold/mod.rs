@@ -24,6 +24,8 @@ pub mod evidence;
 pub mod gate_file;
 pub mod inspect;
 pub mod locate;
+#[cfg(test)]
+pub(crate) mod memory_gate;
 pub mod outside;
 pub mod process;
 pub mod rebuilt;
