@@ -1,6 +1,6 @@
 //! Whether a commit point is reached: looked at with the gate shut and drained.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering::Acquire;
@@ -10,6 +10,7 @@ use snapshim_gate::slot::Seen;
 use snapshim_gate::table::FileId;
 use snapshim_gate::watch::{self, Noted, Watch};
 
+use super::locked::{Ended, LockJudge, Look, State};
 use super::{CommitPoint, files};
 use crate::capture::Member;
 use crate::hold::process::{self, Pid};
@@ -32,11 +33,8 @@ pub struct Judge<'a> {
     point: CommitPoint,
     /// Identity and ctime of each member when the gate was armed.
     ctimes: HashMap<PathBuf, (FileId, i64, i64)>,
-    /// Of processes that held no write lock when they were last looked at: the changes
-    /// they had made by then.
-    lockless: BTreeMap<files::Key, files::Changes>,
-    /// Of processes that were seen to hold one: likewise.
-    locked: BTreeMap<files::Key, files::Changes>,
+    /// What is known of locks.
+    locks: LockJudge,
     below: files::Below<'a>,
 }
 
@@ -54,8 +52,7 @@ impl<'a> Judge<'a> {
             ground,
             point,
             ctimes,
-            lockless: BTreeMap::new(),
-            locked: BTreeMap::new(),
+            locks: LockJudge::default(),
             below: files::Below::new(ground.roots, ground.members),
         }
     }
@@ -156,32 +153,39 @@ impl<'a> Judge<'a> {
         let Some(workers) = files::workers(self.ground.gate) else {
             return false;
         };
-        let mut is_free = !self.watch().has_vanished(watch::LOCK);
-        let is_settled = workers.values().all(|worker| !worker.is_unsettled);
-        let mut looked_at = Vec::new();
-        for (key, worker) in workers {
-            let known = self.lockless.get(&key);
-            let Some(pid) = worker.pid else {
-                // It gave its lock up first; or was seen without one, and changed nothing since.
-                let held = self.locked.get(&key) == Some(&worker.changes);
-                is_free &= !held && !worker.is_unsettled || known == Some(&worker.changes);
-                continue;
-            };
-            let Some(mut open) = self.open(pid) else {
-                is_free = false;
-                continue;
-            };
-            looked_at.push(pid);
-            if !open.any(|file| file.is_write_locked) {
-                self.lockless.insert(key, worker.changes);
-                continue;
-            }
-            // Granted since it was seen without any, and nothing changed since, by nobody: a
-            // lock may be one process's and the changes under it another's.
-            is_free &= is_settled && known == Some(&worker.changes);
-            self.locked.insert(key, worker.changes);
-        }
+        let look = |(key, worker): (files::Key, files::Worker)| Look {
+            key,
+            state: match worker.pid.map(|pid| self.open(pid)) {
+                None => State::Gone,
+                Some(None) => State::Unknown,
+                Some(Some(open)) => {
+                    let open: Vec<files::Open> = open.filter(|f| f.is_write_locked).collect();
+                    match open.is_empty() {
+                        true => State::Unlocked,
+                        false => State::Locked {
+                            is_own: !open.iter().any(|file| file.is_shared_lock),
+                        },
+                    }
+                }
+            },
+            changes: worker.changes,
+            is_unsettled: worker.is_unsettled,
+            locks: worker.locks,
+            image: worker.image,
+        };
+        let looked_at: Vec<Pid> = workers.values().filter_map(|worker| worker.pid).collect();
+        let looks = workers.into_iter().map(look).collect();
+        let is_free = self.locks.is_free(looks, self.ended());
         is_free && self.uses_locks(is_quiet) && self.nobody(&looked_at, |file| file.is_write_locked)
+    }
+
+    /// Who ended since the checkpoint began.
+    fn ended(&self) -> Ended {
+        Ended {
+            unsettled: self.watch().has_vanished(watch::LOCK),
+            locker: self.watch().has_vanished(watch::LOCKER),
+            changer: self.watch().has_vanished(watch::CHANGER),
+        }
     }
 
     /// Whether the absence of locks says something: the program was seen to lock, change and

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`reach`] | waits for the point, and shuts the gate there |
 //! | [`judge`] | whether the point is reached, looked at under the hold |
+//! | [`locked`] | the same of `lock`, told from what was seen of each process |
 //! | [`locks`] | who holds which write lock, as the kernel tells |
 //! | [`files`] | which files under the watched paths the processes of the set have open |
 //!
@@ -12,8 +13,11 @@
 
 pub mod files;
 pub mod judge;
+pub mod locked;
 pub mod locks;
 pub mod reach;
+#[cfg(test)]
+mod schedules;
 
 use std::fmt;
 use std::str::FromStr;

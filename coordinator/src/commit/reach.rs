@@ -9,7 +9,7 @@ use snapshim_gate::watch::{Noted, Watch};
 use super::judge::{Ground, Judge};
 use super::{CommitPoint, Otherwise};
 use crate::hold::armed::Waited;
-use crate::hold::cut::{Hold, Shut};
+use crate::hold::cut::{self, Hold, Shut};
 use crate::stop::Stop;
 use crate::{Error, Exit, Result, hooks, interrupt};
 
@@ -104,6 +104,11 @@ fn try_for<'a>(
     refused: &mut u32,
 ) -> Result<Option<(Hold<'a>, Duration)>> {
     let until = Instant::now() + asked.wait;
+    if asked.at == CommitPoint::Lock {
+        // From here on it matters who ends: before that, nothing is known of anybody.
+        cut::reap_the_dead(ground.gate);
+        ground.gate.header().watch.forget_ended();
+    }
     let mut hold = Hold::close(ground.gate, gate_id, shut, asked.limit)?;
     let drain = hold.drain()?;
     if asked.at == CommitPoint::Write {
