@@ -10,7 +10,7 @@ use snapshim_gate::table::FileId;
 
 use crate::capture::{self, Captured, Member, Method, Moved, Prepared, Scope};
 use crate::commit::judge::Ground;
-use crate::commit::reach::{self, Asked, Reached};
+use crate::commit::reach::{self, Asked};
 use crate::commit::{CommitPoint, Otherwise};
 use crate::digest;
 use crate::held::Held;
@@ -455,6 +455,14 @@ fn scope(subject: Subject<'_>, options: &Options) -> Scope {
     }
 }
 
+/// The same options for all of the set's files: points are the program's, not a file's.
+fn whole(options: &Options) -> Options {
+    Options {
+        only: None,
+        ..options.clone()
+    }
+}
+
 /// What bounds a hold, with a gate and without.
 enum Bound<'a> {
     Gate(Hold<'a>),
@@ -553,16 +561,22 @@ fn take<W: Work>(subject: Subject<'_>, options: &Options, prepared: W) -> Result
         Some(path) => Shut::Only(identity(path)?),
     };
 
+    let mut seal = None;
+    let is_partly_seen = seen.is_partly_seen();
+    let scope = scope(subject, &whole(options));
     let (mut hold, mut drain, mut point) = match subject.set {
         Some(set) => {
             let ground = Ground {
                 gate: &set.gate,
                 roots: &subject.config.roots,
                 members: &listed,
+                scope: &scope,
+                is_partly_seen,
             };
             let asked = asked(options, limit, &seen)?;
-            let Reached { hold, drain, point } = reach::reach(&ground, set.gate_id, shut, asked)?;
-            (Bound::Gate(hold), drain, point)
+            let reached = reach::reach(&ground, set.gate_id, shut, asked)?;
+            seal = reached.seal;
+            (Bound::Gate(reached.hold), reached.drain, reached.point)
         }
         None => {
             let clock = Bound::Clock(Clock::start(limit));
@@ -602,6 +616,7 @@ fn take<W: Work>(subject: Subject<'_>, options: &Options, prepared: W) -> Result
     let capture = begun.elapsed();
     let mut moved = captured.moved();
     moved.retain(|m| !rebuilt::is_rebuilt(&m.path));
+    let is_sealed = seal.is_none_or(|seal| seal.stands());
     // Children of those that were stopped, made the moment they go on, are no evidence
     // against the hold: so this look comes before its end. Otherwise it can wait.
     let captured_members = Members::new(captured.members());
@@ -635,6 +650,14 @@ fn take<W: Work>(subject: Subject<'_>, options: &Options, prepared: W) -> Result
     if !scan.outside().is_empty() && point != CommitPoint::Write {
         if options.otherwise != Otherwise::At(CommitPoint::Write) {
             return Err(cannot_be_told(point, &scan));
+        }
+        point = CommitPoint::Write;
+    }
+    // The same of what is not noted.
+    let is_told = is_sealed && (is_partly_seen || !scan.is_partly_seen());
+    if point.needs_notes() && !is_told {
+        if options.otherwise != Otherwise::At(CommitPoint::Write) {
+            return Err(is_partly_noted(point, &scan));
         }
         point = CommitPoint::Write;
     }
@@ -680,6 +703,19 @@ fn cannot_be_told(point: CommitPoint, scan: &Scan) -> Error {
     .next("say what else will do with --else write; `snapshim doctor PID` says why")
 }
 
+/// The same of somebody whose calls are noted only in part.
+fn is_partly_noted(point: CommitPoint, scan: &Scan) -> Error {
+    Error {
+        exit: Exit::NotReached,
+        ..Error::new(format!(
+            "the commit point {point} cannot be told: what libc does inside itself is not noted in \
+             programs that are held by symbols alone ({})",
+            scan.partly_seen_names().join(", ")
+        ))
+    }
+    .next("say what else will do with --else write; `snapshim doctor PID` says why it is so")
+}
+
 /// What is asked of the commit point, if there are these writers.
 fn asked<'a>(options: &'a Options, limit: Duration, seen: &Scan) -> Result<Asked<'a>> {
     let mut at = options.at;
@@ -687,6 +723,13 @@ fn asked<'a>(options: &'a Options, limit: Duration, seen: &Scan) -> Result<Asked
         match options.otherwise {
             Otherwise::At(CommitPoint::Write) => at = CommitPoint::Write,
             _ => return Err(cannot_be_told(at, seen)),
+        }
+    }
+    // Nothing tells of a change that is not noted whether it came before.
+    if matches!(at, CommitPoint::Sync | CommitPoint::Rename) && seen.is_partly_seen() {
+        match options.otherwise {
+            Otherwise::Fail => return Err(is_partly_noted(at, seen)),
+            Otherwise::At(point) => at = point,
         }
     }
     Ok(Asked {

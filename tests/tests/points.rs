@@ -431,3 +431,49 @@ fn gate_is_open(lab: &Lab) -> bool {
     let file = fs::read(lab.gate()).unwrap();
     u32::from_ne_bytes(file[WORD].try_into().unwrap()) & 0xf == 0
 }
+
+/// A program that is held by symbols alone and writes by stdio, whose calls nobody notes: its
+/// points are told in another way, or not at all.
+#[test]
+fn what_is_not_noted_is_not_claimed() {
+    let _serial = lab::serial();
+    let rounds = rounds(100, 12);
+    let ways = [
+        ("lock", "0", "lock"),
+        ("lock", "0", "idle:100ms"),
+        ("none", "1", "idle:100ms"),
+        ("sync", "1", "sync"),
+        ("rename", "1", "rename"),
+    ];
+    for (number, (mode, stdio, point)) in ways.into_iter().enumerate() {
+        let lab = Lab::new(&format!("points-symbols-{number}"), Fs::Xfs, LIMIT).unwrap();
+        let dir = lab.data();
+        let mut command = lab.command(product::program("units"));
+        command.args([mode, dir.to_str().unwrap(), "2", PIECES, "30000"]);
+        command.envs(lab.env(&[])).env("UNITS_STDIO", stdio);
+        command.env("SNAPSHIM_SITES", "/nonexistent");
+        let mut program = Proc::piped(command);
+        assert!(process::wait_until(Duration::from_secs(20), || {
+            dir.join("f0").metadata().is_ok_and(|m| m.len() >= 32)
+        }));
+        let at = ["--at", point, "--wait", "2s", "--else", "write"];
+        let found = count(&lab, &at, rounds);
+        let certificate = &lab.stored().pop().expect("a snapshot").1;
+        assert_eq!(certificate.0["writers"][0]["layer"], "symbols");
+        println!(
+            "symbols, {mode} by stdio at {point}: {} torn of {}, {} said to be at write",
+            found.torn, found.taken, found.missed
+        );
+        assert_eq!(found.torn, 0, "{mode} at {point}");
+        if matches!(point, "sync" | "rename") {
+            assert_eq!(found.taken, 0, "{mode} at {point}");
+            let outcome = lab.checkpoint(&["--at", point, "--wait", "2s"]);
+            assert_eq!(outcome.code, 3, "{}", outcome.stderr);
+            assert!(outcome.stderr.contains("not noted"), "{}", outcome.stderr);
+        }
+        program.end();
+        // Nothing changes any more: quiet it is.
+        let outcome = lab.checkpoint(&["--at", "idle:100ms", "--wait", "5s"]);
+        assert_eq!(outcome.verified().0["commit_point"], "idle:100ms");
+    }
+}

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering::Acquire;
+use std::time::Instant;
 
 use snapshim_gate::abi::Gate;
 use snapshim_gate::slot::Seen;
@@ -11,8 +12,9 @@ use snapshim_gate::table::FileId;
 use snapshim_gate::watch::{self, Noted, Watch};
 
 use super::locked::{Ended, LockJudge, Look, State};
+use super::seal::Seal;
 use super::{CommitPoint, files};
-use crate::capture::Member;
+use crate::capture::{Member, Scope};
 use crate::hold::process::{self, Pid};
 
 /// What is known of the ground on which a point is judged.
@@ -24,6 +26,11 @@ pub struct Ground<'a> {
     pub roots: &'a [PathBuf],
     /// The files there were when the checkpoint began.
     pub members: &'a [Member],
+    /// Where files are looked for.
+    pub scope: &'a Scope,
+    /// Whether a program of the set is held by symbols alone: what libc writes inside itself
+    /// is not noted.
+    pub is_partly_seen: bool,
 }
 
 /// Judges one point, again and again.
@@ -35,6 +42,9 @@ pub struct Judge<'a> {
     ctimes: HashMap<PathBuf, (FileId, i64, i64)>,
     /// What is known of locks.
     locks: LockJudge,
+    /// Where not everything is noted: what all files were like when this was judged last.
+    seal: Option<Seal>,
+    sealed_at: Instant,
     below: files::Below<'a>,
 }
 
@@ -53,6 +63,8 @@ impl<'a> Judge<'a> {
             point,
             ctimes,
             locks: LockJudge::default(),
+            seal: None,
+            sealed_at: Instant::now(),
             below: files::Below::new(ground.roots, ground.members),
         }
     }
@@ -64,6 +76,9 @@ impl<'a> Judge<'a> {
     /// Whether the point is reached now. `is_quiet`: nothing has been changed since the
     /// gate was armed, for some time. What cannot be looked at is not reached.
     pub fn is_reached(&mut self, is_quiet: bool) -> bool {
+        if self.ground.is_partly_seen && self.point.needs_notes() {
+            return self.is_reached_unnoted(is_quiet);
+        }
         match self.point {
             CommitPoint::Write => true,
             CommitPoint::Sync => self.watch().is_synced() && self.all_changes_were_seen(),
@@ -76,6 +91,44 @@ impl<'a> Judge<'a> {
             CommitPoint::Idle(_) => is_quiet && self.all_changes_were_seen(),
             CommitPoint::Auto => false,
         }
+    }
+
+    /// The same, where changes are made that are not noted. What all files are like is looked at first:
+    /// if they are so when they have been captured, nothing has changed since.
+    fn is_reached_unnoted(&mut self, is_quiet: bool) -> bool {
+        let before = self.seal.take();
+        let since = std::mem::replace(&mut self.sealed_at, Instant::now());
+        self.seal = Seal::of(self.ground.scope);
+        let Some(now) = &self.seal else { return false };
+        match self.point {
+            CommitPoint::Idle(time) => {
+                let is_same = before.is_some_and(|before| now.is_as(&before));
+                is_same && is_quiet && since.elapsed() >= time
+            }
+            // Nobody holds any, nor has ended with one: then it does not matter what was changed.
+            CommitPoint::Lock => {
+                let ended = self.ended();
+                let Some(workers) = files::workers(self.ground.gate) else {
+                    return false;
+                };
+                let is_gone = |worker: &files::Worker| worker.pid.is_none() && worker.locks;
+                !(ended.unsettled || ended.locker || workers.values().any(is_gone))
+                    && self.uses_locks(is_quiet)
+                    && self.nobody(&[], |file| file.is_write_locked)
+            }
+            // Whether a change that is not noted came before, nothing tells.
+            _ => false,
+        }
+    }
+
+    /// Whether it is told by comparing one look with the next.
+    pub fn compares(&self) -> bool {
+        self.ground.is_partly_seen && matches!(self.point, CommitPoint::Idle(_))
+    }
+
+    /// What has to be so when the files have been captured.
+    pub fn into_seal(self) -> Option<Seal> {
+        self.seal
     }
 
     /// Whether a member has been replaced by another file since: renames elsewhere are none

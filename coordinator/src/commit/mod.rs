@@ -6,6 +6,7 @@
 //! | [`judge`] | whether the point is reached, looked at under the hold |
 //! | [`locked`] | the same of `lock`, told from what was seen of each process |
 //! | [`locks`] | who holds which write lock, as the kernel tells |
+//! | [`seal`] | that nothing has changed, where calls are only noticed |
 //! | [`files`] | which files under the watched paths the processes of the set have open |
 //!
 //! The shim only shuts the gate at a moment that looks right; what is claimed is
@@ -18,6 +19,7 @@ pub mod locks;
 pub mod reach;
 #[cfg(test)]
 mod schedules;
+pub mod seal;
 
 use std::fmt;
 use std::str::FromStr;
@@ -57,6 +59,14 @@ impl CommitPoint {
             CommitPoint::Unit => watch::UNIT,
             CommitPoint::Write | CommitPoint::Idle(_) | CommitPoint::Auto => 0,
         }
+    }
+
+    /// Whether it is told from the calls that change files, so that one which is not noted spoils it.
+    pub fn needs_notes(self) -> bool {
+        matches!(
+            self,
+            CommitPoint::Sync | CommitPoint::Rename | CommitPoint::Idle(_) | CommitPoint::Lock
+        )
     }
 
     /// What is claimed of a snapshot at this point, and what is not.

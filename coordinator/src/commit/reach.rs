@@ -7,6 +7,7 @@ use snapshim_gate::table::FileId;
 use snapshim_gate::watch::{Noted, Watch};
 
 use super::judge::{Ground, Judge};
+use super::seal::Seal;
 use super::{CommitPoint, Otherwise};
 use crate::hold::armed::Waited;
 use crate::hold::cut::{self, Hold, Shut};
@@ -29,6 +30,8 @@ pub struct Reached<'a> {
     pub drain: Duration,
     /// Where.
     pub point: CommitPoint,
+    /// What has to be so when the files have been captured.
+    pub seal: Option<Seal>,
 }
 
 /// How a point is waited for.
@@ -83,7 +86,7 @@ pub fn reach<'a>(
     };
     let asked = Asked { at, ..asked };
     let found = try_for(ground, gate_id, shut.clone(), asked, &mut refused)?;
-    let (point, (hold, drain)) = match (found, asked.otherwise) {
+    let (point, found) = match (found, asked.otherwise) {
         (Some(found), _) => (at, found),
         (None, Otherwise::Fail) => return Err(not_reached(asked, refused)),
         (None, Otherwise::At(point)) => {
@@ -92,7 +95,20 @@ pub fn reach<'a>(
             (point, found.ok_or_else(|| not_reached(asked, refused))?)
         }
     };
-    Ok(Reached { hold, drain, point })
+    let Found { hold, drain, seal } = found;
+    Ok(Reached {
+        hold,
+        drain,
+        point,
+        seal,
+    })
+}
+
+/// A hold that ends at the point.
+struct Found<'a> {
+    hold: Hold<'a>,
+    drain: Duration,
+    seal: Option<Seal>,
 }
 
 /// `None`: the time is over, and the gate open.
@@ -102,7 +118,7 @@ fn try_for<'a>(
     shut: Shut,
     asked: Asked<'_>,
     refused: &mut u32,
-) -> Result<Option<(Hold<'a>, Duration)>> {
+) -> Result<Option<Found<'a>>> {
     let until = Instant::now() + asked.wait;
     if asked.at == CommitPoint::Lock {
         // From here on it matters who ends: before that, nothing is known of anybody.
@@ -112,7 +128,11 @@ fn try_for<'a>(
     let mut hold = Hold::close(ground.gate, gate_id, shut, asked.limit)?;
     let drain = hold.drain()?;
     if asked.at == CommitPoint::Write {
-        return Ok(Some((hold, drain)));
+        return Ok(Some(Found {
+            hold,
+            drain,
+            seal: None,
+        }));
     }
     let mut judge = Judge::new(ground, asked.at);
     // What is there may do: nothing open, no lock held by a program known to lock. The
@@ -121,10 +141,15 @@ fn try_for<'a>(
         asked.at,
         CommitPoint::Close | CommitPoint::Lock | CommitPoint::Unit
     );
-    if shows && judge.is_reached(false) {
-        return Ok(Some((hold, drain)));
-    }
-    wait(hold, &mut judge, asked, until, refused)
+    let found = match shows && judge.is_reached(false) {
+        true => Some((hold, drain)),
+        false => wait(hold, &mut judge, asked, until, refused)?,
+    };
+    Ok(found.map(|(hold, drain)| Found {
+        hold,
+        drain,
+        seal: judge.into_seal(),
+    }))
 }
 
 /// The strongest point the program was seen to offer; watches it for a while if it never was.
@@ -137,14 +162,16 @@ fn choose(
     let watch = &ground.gate.header().watch;
     let offered = || {
         let has = |what| watch.counted(what) > 0;
+        // Of these, one that is not noted would spoil them.
+        let all = |what| !ground.is_partly_seen && has(what);
         let points = [
             (has(Noted::Units), CommitPoint::Unit),
             (
                 has(Noted::ChangedUnderLock) && has(Noted::Unlocked),
                 CommitPoint::Lock,
             ),
-            (has(Noted::Synced), CommitPoint::Sync),
-            (has(Noted::Renamed), CommitPoint::Rename),
+            (all(Noted::Synced), CommitPoint::Sync),
+            (all(Noted::Renamed), CommitPoint::Rename),
             (has(Noted::Closed), CommitPoint::Close),
         ];
         points
@@ -237,6 +264,11 @@ fn wait<'a>(
         }
         *refused += 1;
         was_refused_quiet = is_quiet;
+        if judge.compares() {
+            // It is quiet if it is as it was now when as much time has passed again.
+            was_refused_quiet = false;
+            last = (changes(&closed.gate().header().watch), Instant::now());
+        }
         // As long as it was shut for nothing, it stays open, and ever longer, so that looking
         // takes a small part of its time.
         let pause = closed.elapsed() * (*refused).min(8);
