@@ -2,7 +2,6 @@
 
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::Ordering::{Acquire, Relaxed};
 use std::time::{Duration, Instant};
 
@@ -13,7 +12,7 @@ use snapshim_gate::table::FileId;
 
 use crate::capture::{self, Member, Method, Moved, Prepared, Rehearsed, Scope, Taken};
 use crate::commit::judge::Ground;
-use crate::commit::reach::{self, Asked, Reached};
+use crate::commit::reach::{self, Asked};
 use crate::commit::{CommitPoint, Otherwise};
 use crate::digest;
 use crate::held::Held;
@@ -24,6 +23,7 @@ use crate::hold::outside::{Methods, Outside, Report};
 use crate::hold::process::Pid;
 use crate::hold::rebuilt;
 use crate::hold::set::{Config, Set, SetLock};
+use crate::hold::witness;
 use crate::hooks::{self, Hooks};
 use crate::progress::Progress;
 use crate::stop::Stop;
@@ -70,9 +70,6 @@ pub struct Options {
     pub hooks: Hooks,
     /// Why the snapshot is not to be verified, whatever is found.
     pub doubt: Option<Reason>,
-    /// A process (its pidfd) that has to live when the hold ends: what it did when it
-    /// died may be half done.
-    pub witness: Option<Arc<OwnedFd>>,
     /// Whether to come to an end: what the snapshot need not have is left out then.
     pub stop: Stop,
 }
@@ -359,7 +356,8 @@ pub fn hold(
 ) -> Result<(Manifest, std::process::ExitStatus)> {
     let (subject, _lock) = take_set(set, options, progress)?;
     let held = Held::prepare(scope(subject, options), command)?;
-    let cut = hooks::around(&options.hooks, subject.name, progress, || {
+    let (hooks, stop) = (&options.hooks, &options.stop);
+    let cut = hooks::around(hooks, subject.name, stop, progress, || {
         take(subject, options, held)
     })?;
     let (manifest, ran) = certify(subject, options, "", cut, "command");
@@ -428,7 +426,8 @@ fn make(
         let begun = Instant::now();
         let prepared = capture::prepare(&scope, &draft.tree(), options.capture)?;
         let prepare = begun.elapsed();
-        match hooks::around(&options.hooks, subject.name, progress, || {
+        let (hooks, stop) = (&options.hooks, &options.stop);
+        match hooks::around(hooks, subject.name, stop, progress, || {
             take(subject, options, prepared)
         }) {
             Ok(cut) => break (draft, prepare, cut),
@@ -601,6 +600,14 @@ fn scope(subject: Subject<'_>, options: &Options) -> Scope {
     }
 }
 
+/// The same options for all of the set's files: points are the program's, not a file's.
+fn whole(options: &Options) -> Options {
+    Options {
+        only: None,
+        ..options.clone()
+    }
+}
+
 /// What bounds a hold, with a gate and without.
 enum Bound<'a> {
     Gate(Hold<'a>),
@@ -670,6 +677,12 @@ fn take<W: Work>(subject: Subject<'_>, options: &Options, mut prepared: W) -> Re
     // A waiter's clock starts after ours: give up before it has to.
     let limit = Duration::from_millis(u64::from(bound_ms)) * 9 / 10;
 
+    // A program whose files are put back when it dies has to live when the hold ends: what it
+    // did when it died may be half done. What is known to be that is not looked at in this way.
+    let witness = match subject.set.filter(|_| options.doubt.is_none()) {
+        Some(set) => witness::find(set),
+        None => witness::Found::Nobody,
+    };
     let overflow = gate.map(evidence::overflow);
     let listed = prepared.members();
     let members = Members::new(listed.clone());
@@ -714,17 +727,22 @@ fn take<W: Work>(subject: Subject<'_>, options: &Options, mut prepared: W) -> Re
         },
     };
 
+    let mut seal = None;
+    let is_partly_seen = seen.is_partly_seen();
+    let scope = scope(subject, &whole(options));
     let (mut hold, mut drain, mut point) = match subject.set {
         Some(set) => {
             let ground = Ground {
                 gate: &set.gate,
                 roots: &subject.config.roots,
                 members: &listed,
+                scope: &scope,
                 seen: &seen,
             };
             let asked = asked(options, limit, &seen)?;
-            let Reached { hold, drain, point } = reach::reach(&ground, set.gate_id, shut, asked)?;
-            (Bound::Gate(hold), drain, point)
+            let reached = reach::reach(&ground, set.gate_id, shut, asked)?;
+            seal = reached.seal;
+            (Bound::Gate(reached.hold), reached.drain, reached.point)
         }
         None => {
             let clock = Bound::Clock(Clock::start(limit));
@@ -752,7 +770,8 @@ fn take<W: Work>(subject: Subject<'_>, options: &Options, mut prepared: W) -> Re
     }
     outside.drain_rings(&seen.rings(), hold.left() / 4);
     let time = jiff::Timestamp::now();
-    let is_guardable = !outside.is_used() && mapped.is_empty() && seen.rings().is_empty();
+    let is_guardable =
+        !outside.is_used() && mapped.is_empty() && seen.rings().is_empty() && seal.is_none();
     let hidden = match &work {
         Stage::After(_) if is_guardable => seen.held_in_part(),
         _ => held,
@@ -768,6 +787,7 @@ fn take<W: Work>(subject: Subject<'_>, options: &Options, mut prepared: W) -> Re
     }
     let look = |tries, members: &Members| evidence::scan(view.tries(tries), members);
     let begun = Instant::now();
+    let mut is_sealed = true;
     // Children of those that were stopped, made the moment they go on, are no evidence
     // against the hold: so the look at them comes before its end, and all it is about has to be
     // known by then. Otherwise both can wait.
@@ -795,6 +815,7 @@ fn take<W: Work>(subject: Subject<'_>, options: &Options, mut prepared: W) -> Re
             };
             let capture = begun.elapsed();
             let mut moved = captured.moved();
+            is_sealed = seal.is_none_or(|seal| seal.stands());
             if outside.is_used() {
                 let (settled, more) =
                     captured.settle(&mut || hold.goes_on() && outside.stands())?;
@@ -808,7 +829,12 @@ fn take<W: Work>(subject: Subject<'_>, options: &Options, mut prepared: W) -> Re
         }
     };
 
-    if options.witness.as_deref().is_some_and(has_ended) {
+    let has_ended = match &witness {
+        witness::Found::Nobody => false,
+        witness::Found::Lives(process) => has_ended(process),
+        witness::Found::Ended => true,
+    };
+    if has_ended {
         reasons.push(reason(
             "program-ended",
             "the program ended before the cut: what it was doing may be half done".into(),
@@ -843,6 +869,14 @@ fn take<W: Work>(subject: Subject<'_>, options: &Options, mut prepared: W) -> Re
     if !scan.outside().is_empty() && point != CommitPoint::Write {
         if options.otherwise != Otherwise::At(CommitPoint::Write) {
             return Err(cannot_be_told(point, &scan));
+        }
+        point = CommitPoint::Write;
+    }
+    // The same of what is not noted.
+    let is_told = is_sealed && (is_partly_seen || !scan.is_partly_seen());
+    if point.needs_notes() && !is_told {
+        if options.otherwise != Otherwise::At(CommitPoint::Write) {
+            return Err(is_partly_noted(point, &scan));
         }
         point = CommitPoint::Write;
     }
@@ -951,8 +985,21 @@ fn cannot_be_told(point: CommitPoint, scan: &Scan) -> Error {
     .next("say what else will do with --else write; `snapshim doctor PID` says why")
 }
 
+/// The same of somebody whose calls are noted only in part.
+fn is_partly_noted(point: CommitPoint, scan: &Scan) -> Error {
+    Error {
+        exit: Exit::NotReached,
+        ..Error::new(format!(
+            "the commit point {point} cannot be told: what libc does inside itself is not noted in \
+             programs that are held by symbols alone ({})",
+            scan.partly_seen_names().join(", ")
+        ))
+    }
+    .next("say what else will do with --else write; `snapshim doctor PID` says why it is so")
+}
+
 /// What is asked of the commit point, if there are these writers.
-fn asked(options: &Options, limit: Duration, seen: &Scan) -> Result<Asked> {
+fn asked<'a>(options: &'a Options, limit: Duration, seen: &Scan) -> Result<Asked<'a>> {
     let mut at = options.at;
     // Whoever has a member mapped between two of its points has it no more when one is reached; at
     // the cut it is looked at again.
@@ -963,11 +1010,19 @@ fn asked(options: &Options, limit: Duration, seen: &Scan) -> Result<Asked> {
             _ => return Err(cannot_be_told(at, seen)),
         }
     }
+    // Nothing tells of a change that is not noted whether it came before.
+    if matches!(at, CommitPoint::Sync | CommitPoint::Rename) && seen.is_partly_seen() {
+        match options.otherwise {
+            Otherwise::Fail => return Err(is_partly_noted(at, seen)),
+            Otherwise::At(point) => at = point,
+        }
+    }
     Ok(Asked {
         at,
         otherwise: options.otherwise,
         wait: options.wait,
         limit,
+        stop: &options.stop,
     })
 }
 

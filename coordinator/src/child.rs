@@ -16,7 +16,6 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::Result;
 use crate::error::Context;
-use crate::stop::Stop;
 
 /// Between SIGTERM and SIGKILL, and how long a stop that was asked for can wait.
 const GRACE: Duration = Duration::from_secs(5);
@@ -113,7 +112,32 @@ pub(crate) fn set_apart(command: &mut Command) {
     }
 }
 
-/// Runs a command in a process group of its own until it ends, its time is up or a stop
+/// What else than its time ends a command.
+#[derive(Clone, Copy)]
+pub(crate) struct Patience<'a> {
+    /// Whether somebody asks for its end.
+    pub(crate) is_asked: &'a dyn Fn() -> bool,
+    /// How long it may go on then.
+    pub(crate) grace: Duration,
+}
+
+impl Patience<'_> {
+    /// Nothing else does.
+    pub(crate) const ENDLESS: Patience<'static> = Patience {
+        is_asked: &|| false,
+        grace: Duration::ZERO,
+    };
+
+    /// Until it is no longer worth waiting for it.
+    pub(crate) fn of(is_asked: &dyn Fn() -> bool) -> Patience<'_> {
+        Patience {
+            is_asked,
+            grace: GRACE,
+        }
+    }
+}
+
+/// Runs a command in a process group of its own until it ends, its time is up or its end
 /// is asked for; then nothing of the group is left. `say` gets each line that is printed.
 ///
 /// # Errors
@@ -122,7 +146,7 @@ pub(crate) fn set_apart(command: &mut Command) {
 pub(crate) fn run(
     mut command: Command,
     timeout: Duration,
-    stop: &Stop,
+    patience: Patience<'_>,
     say: &mut dyn FnMut(&str),
 ) -> Result<Ended> {
     let (reader, writer) = std::io::pipe().context(|| "make a pipe".into())?;
@@ -140,7 +164,7 @@ pub(crate) fn run(
         child,
         output: Output::new(reader),
     };
-    let end = group.attend(timeout, stop, say);
+    let end = group.attend(timeout, patience, say);
     group.output.rest(say);
     Ok(Ended {
         end,
@@ -156,7 +180,12 @@ struct Group {
 }
 
 impl Group {
-    fn attend(&mut self, timeout: Duration, stop: &Stop, say: &mut dyn FnMut(&str)) -> End {
+    fn attend(
+        &mut self,
+        timeout: Duration,
+        patience: Patience<'_>,
+        say: &mut dyn FnMut(&str),
+    ) -> End {
         let begun = Instant::now();
         let mut asked: Option<Instant> = None;
         loop {
@@ -164,7 +193,9 @@ impl Group {
             if self.has_ended() {
                 return self.reap();
             }
-            if stop.is_asked() && asked.get_or_insert_with(Instant::now).elapsed() >= GRACE {
+            if (patience.is_asked)()
+                && asked.get_or_insert_with(Instant::now).elapsed() >= patience.grace
+            {
                 return self.end(End::Stopped, say);
             }
             if begun.elapsed() >= timeout {
@@ -314,7 +345,7 @@ mod tests {
         let mut lines = Vec::new();
         let command = command(text, Path::new("/nonexistent/tree"));
         let timeout = Duration::from_millis(timeout_ms);
-        let ended = run(command, timeout, &Stop::default(), &mut |line| {
+        let ended = run(command, timeout, Patience::ENDLESS, &mut |line| {
             lines.push(line.to_owned());
         });
         (ended.unwrap(), lines)
@@ -379,11 +410,15 @@ mod tests {
 
     #[test]
     fn a_stop_is_heard() {
-        let stop = Stop::default();
-        stop.ask();
         let command = command("trap '' TERM; sleep 600; sleep 600", Path::new("/"));
         let begun = Instant::now();
-        let ended = run(command, Duration::from_secs(600), &stop, &mut |_| ()).unwrap();
+        let ended = run(
+            command,
+            Duration::from_secs(600),
+            Patience::of(&|| true),
+            &mut |_| (),
+        )
+        .unwrap();
         assert_eq!(ended.end, End::Stopped);
         assert!(begun.elapsed() < GRACE * 2 + LAST);
     }

@@ -31,6 +31,8 @@ pub struct Error {
     pub next: Option<String>,
     /// It came about by chance: the same command may well succeed at once.
     pub is_chance: bool,
+    /// Somebody asked for the end (^C), and what was begun has been put in order.
+    pub is_interruption: bool,
 }
 
 /// Result with an [`Error`].
@@ -44,6 +46,15 @@ impl Error {
             message: message.into(),
             next: None,
             is_chance: false,
+            is_interruption: false,
+        }
+    }
+
+    /// Work that was ended because somebody asked for it.
+    pub fn interrupted(message: impl Into<String>) -> Error {
+        Error {
+            is_interruption: true,
+            ..Error::new(message)
         }
     }
 

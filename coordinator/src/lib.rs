@@ -13,7 +13,7 @@
 //! | [`diff`] | what differs between snapshots, or from the live files |
 //! | [`crash`] | putting files back after a program crashed |
 //! | [`hooks`], `held`, `child` | commands of the user's before, after and under the hold |
-//! | [`progress`], [`stop`] | how far long work is, and that it end early |
+//! | [`progress`], [`stop`], [`interrupt`] | how far long work is, and that it end early |
 //! | [`cli`] | the commands |
 
 pub mod capture;
@@ -28,6 +28,7 @@ pub mod error;
 mod held;
 pub mod hold;
 pub mod hooks;
+pub mod interrupt;
 pub mod progress;
 pub mod restore;
 pub mod stop;

@@ -2,7 +2,7 @@
 //! and the coordinator share, and the protocol both speak over it.
 //!
 //! Nothing else knows the layout ([`abi`]) or the order of the loads and stores
-//! ([`word`], [`slot`], [`passage`], [`hold`], [`guard`], [`reap`]). The protocol is written
+//! ([`word`], [`slot`], [`passage`], [`armed`], [`hold`], [`guard`], [`reap`]). The protocol is written
 //! once, generic over [`memory::Memory`], so that the code the model checker
 //! explores (`tests/model.rs`) is the code that runs.
 //!
@@ -11,6 +11,7 @@
 #![no_std]
 
 pub mod abi;
+pub mod armed;
 pub mod calls;
 pub mod guard;
 pub mod hold;

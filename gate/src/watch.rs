@@ -32,6 +32,12 @@ pub const RENAME: u32 = 8;
 /// Point: the program says so (`snapshim_end`).
 pub const UNIT: u32 = 16;
 
+/// In what is noted of the dead: one of them had asked for locks. (Not a point.)
+pub const LOCKER: u32 = 1 << 8;
+
+/// Likewise: one of them had changed something.
+pub const CHANGER: u32 = 1 << 9;
+
 /// What was noted, for [`Watch::counts`].
 #[repr(usize)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,7 +103,8 @@ pub struct Watch {
     used: AtomicU32,
     /// C. Not zero: whoever would begin a unit, or holds no lock and would take one, waits.
     pub door: AtomicU32,
-    /// Whoever reaps a slot. [`LOCK`], [`UNIT`]: its owner ended in the middle of something.
+    /// Whoever reaps a slot. [`LOCK`], [`UNIT`]: its owner ended in the middle of something;
+    /// [`LOCKER`], [`CHANGER`].
     vanished: AtomicU32,
     /// C. Processes that hold a lock, as [`Owner::pack`](crate::slot::Owner::pack)ed with
     /// their process id as thread id; 0 for none.
@@ -250,12 +257,24 @@ impl Watch {
         if locks && is_unsettled {
             self.vanished.fetch_or(LOCK, AcqRel);
         }
+        if slot.changed.load(Acquire) != 0 {
+            self.vanished.fetch_or(CHANGER, AcqRel);
+        }
+        if locks {
+            self.vanished.fetch_or(LOCKER, AcqRel);
+        }
         if slot.units.load(Acquire) != 0 {
             self.vanished.fetch_or(UNIT, AcqRel);
         }
     }
 
-    /// Whether somebody ended so, since the gate was armed; `point`: [`LOCK`] or [`UNIT`].
+    /// Forgets who ended. For the coordinator, before it shuts the gate.
+    pub fn forget_ended(&self) {
+        self.vanished.store(0, Release);
+    }
+
+    /// Whether somebody ended so, since the gate was armed; `point`: [`LOCK`], [`UNIT`] or
+    /// [`LOCKER`], [`CHANGER`].
     pub fn has_vanished(&self, point: u32) -> bool {
         self.vanished.load(Acquire) & point != 0
     }

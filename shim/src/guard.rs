@@ -59,9 +59,9 @@ impl Frame {
     }
 
     /// Something to be looked at when the call has returned.
-    pub(crate) fn event(kind: u32, payload: u64) -> Frame {
+    pub(crate) fn event(kind: usize, payload: u64) -> Frame {
         Frame {
-            slot: core::ptr::without_provenance((kind as usize) << EVENT_SHIFT | EVENT),
+            slot: core::ptr::without_provenance(kind << EVENT_SHIFT | EVENT),
             generations: payload,
         }
     }

@@ -3,6 +3,7 @@
 
 use core::ffi::c_char;
 
+use snapshim_gate::armed::Change;
 use snapshim_gate::slot::{Class, Slot};
 use snapshim_gate::table::{FileId, MemberTable};
 
@@ -63,21 +64,6 @@ impl Target {
             Target::Truncate { .. } | Target::Name | Target::Rename | Target::Any => true,
         }
     }
-}
-
-/// What a call does to members, for [`crate::watch`].
-#[derive(Clone, Copy)]
-pub(crate) enum Change {
-    /// Nothing.
-    None,
-    /// Changes this file.
-    File(FileId),
-    /// Changes a directory.
-    Name,
-    /// Renames something.
-    Rename,
-    /// Changes what cannot be told, or will later.
-    Unknown,
 }
 
 impl Target {

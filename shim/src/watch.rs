@@ -8,6 +8,7 @@ use core::sync::atomic::Ordering::{AcqRel, Relaxed, Release};
 use core::sync::atomic::{AtomicBool, AtomicU32};
 
 use snapshim_gate::abi::Gate;
+use snapshim_gate::armed::{self, AsWritten, Change, Door, Locks};
 use snapshim_gate::slot::{Call, Class, Slot};
 use snapshim_gate::sys::{futex_wait, futex_wake_all, monotonic_ns};
 use snapshim_gate::table::FileId;
@@ -15,7 +16,7 @@ use snapshim_gate::watch::{self, Noted, Tracked, Watch};
 use snapshim_gate::word;
 
 use crate::guard::{self, Frame};
-use crate::member::{Change, Target};
+use crate::member::Target;
 use crate::vectors::preserving;
 use crate::{attach, claim, sys};
 
@@ -46,11 +47,14 @@ impl Event {
     }
 }
 
-/// Whether this process was granted a write lock and has given none up since. A hint,
-/// for what is counted for `status`.
-static LOCKED: AtomicBool = AtomicBool::new(false);
+/// The write locks of this process, as far as they were granted while the gate was armed.
+static LOCKS: Locks = Locks::none();
 /// Whether this process ever took a lock: its closes may drop some.
 static HAS_LOCKED: AtomicBool = AtomicBool::new(false);
+
+/// What of an event says its kind; the rest is the descriptor.
+const KIND_BITS: u32 = 8;
+const KIND: usize = (1 << KIND_BITS) - 1;
 
 /// Changes between two looks at the clock.
 const LOOK_AT_CLOCK: u32 = 256;
@@ -103,9 +107,7 @@ fn begin_event(gate: &'static Gate, event: Event, fd: i32, argument: u64) -> Fra
             if member(gate, fd).is_none() {
                 return Frame::NONE;
             }
-            // Whoever holds a lock must be able to go on: to upgrade it, to take more, to
-            // give it up.
-            if !LOCKED.load(Relaxed) && takes_lock(event, argument) {
+            if !LOCKS.is_any() && takes_lock(event, argument) {
                 wait_at_door(gate);
             }
             argument
@@ -123,7 +125,8 @@ fn begin_event(gate: &'static Gate, event: Event, fd: i32, argument: u64) -> Fra
             u64::from(writes)
         }
     };
-    Frame::event(event as u32, payload)
+    let extra = (fd as u32 as usize) << KIND_BITS;
+    Frame::event(event as usize | extra, payload)
 }
 
 /// The member behind a descriptor.
@@ -159,21 +162,15 @@ fn wait_at_door(gate: &Gate) {
     let process = attach::owner(attach::page().pid.load(Relaxed)).pack();
     let word = &gate.header().word;
     let watch = &gate.header().watch;
-    let start = monotonic_ns();
+    let came = monotonic_ns();
     loop {
         let seen = word.load(Relaxed);
-        let spent = monotonic_ns().wrapping_sub(start);
-        if !word::is_armed(seen) || !watch.is_shut_to(process) {
-            return;
-        }
-        let is_over = start.wrapping_add(spent) > watch.until_ns.load(Relaxed);
-        if is_over || spent >= gate.hold_bound_ns() {
-            // For everybody: the point will not be reached, or nobody is there to see it.
-            watch.open_door();
-            return;
-        }
+        let bound = gate.hold_bound_ns();
+        let now = monotonic_ns();
+        let door = armed::door::<AsWritten>(seen, watch, process, LOCKS.is_any(), came, now, bound);
+        let Door::Shut(left) = door else { return };
         // A signal: the program may have asked for it to end its own wait.
-        if futex_wait(word, seen, LOOK_NS.min(gate.hold_bound_ns() - spent)) == EINTR {
+        if futex_wait(word, seen, LOOK_NS.min(left)) == EINTR {
             return;
         }
     }
@@ -226,13 +223,15 @@ pub(crate) fn end(raw: usize, payload: u64, result: isize) {
     if result != 0 {
         return;
     }
-    let (Some(event), Some(gate)) = (Event::from_raw(raw), attach::gate()) else {
+    let event = Event::from_raw(raw & KIND);
+    let (Some(event), Some(gate)) = (event, attach::gate()) else {
         return;
     };
-    end_event(gate, event, payload);
+    end_event(gate, event, (raw >> KIND_BITS) as u32, payload);
 }
 
-fn end_event(gate: &'static Gate, event: Event, payload: u64) {
+/// `extra`: the descriptor, where a lock is meant.
+fn end_event(gate: &'static Gate, event: Event, extra: u32, payload: u64) {
     let watch = &gate.header().watch;
     let arming = watch.arming.load(Relaxed);
     match event {
@@ -251,14 +250,24 @@ fn end_event(gate: &'static Gate, event: Event, payload: u64) {
         Event::Lock => {
             // SAFETY: fcntl has just read a `struct flock` there.
             let kind = unsafe { (payload as *const i16).read_unaligned() };
-            locked(gate, kind == F_WRLCK, matches!(kind, F_UNLCK | F_RDLCK));
+            locked(
+                gate,
+                extra as i32,
+                kind == F_WRLCK,
+                matches!(kind, F_UNLCK | F_RDLCK),
+            );
         }
         Event::Flock => {
             const LOCK_SH: u64 = 1;
             const LOCK_EX: u64 = 2;
             const LOCK_UN: u64 = 8;
             let takes = payload & LOCK_EX != 0;
-            locked(gate, takes, payload & (LOCK_SH | LOCK_UN) != 0);
+            locked(
+                gate,
+                extra as i32,
+                takes,
+                payload & (LOCK_SH | LOCK_UN) != 0,
+            );
         }
         Event::Lockf => {
             const F_ULOCK: u64 = 0;
@@ -266,6 +275,7 @@ fn end_event(gate: &'static Gate, event: Event, payload: u64) {
             const F_TLOCK: u64 = 2;
             locked(
                 gate,
+                extra as i32,
                 matches!(payload, F_LOCK | F_TLOCK),
                 payload == F_ULOCK,
             );
@@ -289,20 +299,13 @@ fn synced(gate: &'static Gate) {
     }
 }
 
-fn locked(gate: &'static Gate, takes: bool, gives_up: bool) {
+fn locked(gate: &'static Gate, fd: i32, takes: bool, gives_up: bool) {
     let watch = &gate.header().watch;
     if takes {
-        LOCKED.store(true, Relaxed);
-        watch.count(Noted::Locked);
+        LOCKS.took(watch, fd);
     } else if gives_up {
-        if LOCKED.swap(false, AcqRel) {
-            watch.count(Noted::Unlocked);
-        }
-        // Should this process end now, its lock has not vanished with it.
-        if let Some((_, slot)) = mine() {
-            let changed = slot.changed.fetch_add(1, AcqRel).wrapping_add(1);
-            slot.settled.store(changed, Release);
-        }
+        let slot = mine().map(|(_, slot)| slot);
+        LOCKS.gave_up::<AsWritten>(watch, slot, fd);
         boundary(gate, watch::LOCK);
     }
 }
@@ -310,30 +313,11 @@ fn locked(gate: &'static Gate, takes: bool, gives_up: bool) {
 /// Shuts the gate, if it is armed for one of these points.
 fn boundary(gate: &'static Gate, points: u32) {
     let header = gate.header();
-    let armed = header.word.load(Relaxed);
     // In a sandbox, the calls below may be fatal.
-    if !word::is_armed(armed)
-        || header.watch.points.load(Relaxed) & points == 0
-        || attach::is_sandboxed()
-    {
+    if attach::is_sandboxed() {
         return;
     }
-    let now = monotonic_ns();
-    if now > header.watch.until_ns.load(Relaxed) {
-        // Nobody waits any more.
-        let open = word::next(armed, word::OPEN);
-        let _ = header.word.compare_exchange(armed, open, AcqRel, Relaxed);
-        return;
-    }
-    // Before the gate is shut, so that whoever finds it shut finds the time. Of two threads
-    // that are here together, either's will do.
-    header.watch.shut_ns.store(now, Relaxed);
-    let shut = word::next(armed, word::CLOSED);
-    if header
-        .word
-        .compare_exchange(armed, shut, core::sync::atomic::Ordering::SeqCst, Relaxed)
-        .is_ok()
-    {
+    if armed::shut_at(&header.word, &header.watch, points, monotonic_ns) {
         futex_wake_all(&header.word);
     }
 }
@@ -344,65 +328,23 @@ pub(crate) fn note(
     slot: Option<&Slot>,
     call: Call,
     target: Target,
-    armed: u32,
+    word: u32,
     is_nested: bool,
 ) -> bool {
     let watch = &gate.header().watch;
-    let table = gate.table(word::bank(armed));
+    let table = gate.table(word::bank(word));
     let change = match attach::is_sandboxed() {
         true => Change::Unknown,
         false => target.change(call.class, table),
     };
-    if let Change::None = change {
-        return false;
+    // Only what is written; nobody promises as much of a size or a mode.
+    let is_durable =
+        || matches!((call.class, target), (Class::Write, Target::Fd(fd)) if sys::is_durable(fd));
+    let is_noted = armed::note::<AsWritten>(watch, slot, &LOCKS, change, is_nested, is_durable);
+    if change != Change::None {
+        give_up_in_time(gate, watch, word, watch.changes.load(Relaxed));
     }
-    let arming = watch.arming.load(Relaxed);
-    // What the outer call of this thread has noted covers it.
-    if let (true, Some(slot), Change::File(id)) = (is_nested, slot, change)
-        && let Some(outer) = Tracked::unpack(slot.tracked.load(Relaxed), arming)
-        && watch.is(outer, id)
-    {
-        return false;
-    }
-    // Noted as begun before it is counted: whoever makes everything durable finds it in
-    // flight, or the count moved.
-    let tracked = match change {
-        Change::File(id) if slot.is_some() && !is_nested => watch.begin(id),
-        _ => None,
-    };
-    let number = watch.change();
-    give_up_in_time(gate, watch, armed, number);
-    if LOCKED.load(Relaxed) {
-        watch.count(Noted::ChangedUnderLock);
-    }
-    let Some(slot) = slot else {
-        watch.set_blind();
-        return false;
-    };
-    slot.changed.fetch_add(1, AcqRel);
-    match (change, tracked) {
-        _ if is_nested => {
-            watch.set_blind();
-            false
-        }
-        (Change::File(_), Some(tracked)) => {
-            // Only what is written; nobody promises as much of a size or a mode.
-            let is_durable = matches!((call.class, target), (Class::Write, Target::Fd(fd)) if sys::is_durable(fd));
-            slot.ticket.store(u32::from(is_durable), Relaxed);
-            slot.tracked.store(tracked.pack(arming), Relaxed);
-            true
-        }
-        (Change::Rename, _) => {
-            slot.ticket.store(number, Relaxed);
-            slot.tracked.store(Tracked::RENAME.pack(arming), Relaxed);
-            true
-        }
-        (Change::File(_) | Change::Name, _) => false,
-        (Change::Unknown | Change::None, _) => {
-            watch.set_blind();
-            false
-        }
-    }
+    is_noted
 }
 
 /// Opens a gate that nobody waits at any more: whoever armed it is gone.
@@ -420,32 +362,8 @@ fn give_up_in_time(gate: &'static Gate, watch: &Watch, armed: u32, number: u32) 
 /// After a call that was noted, while it is still counted. The points it may have reached:
 /// to be handed to [`reached`] when it is counted no more.
 pub(crate) fn changed(slot: &Slot, result: isize) -> u32 {
-    let Some(gate) = attach::gate() else { return 0 };
-    let watch = &gate.header().watch;
-    let packed = slot.tracked.load(Relaxed);
-    slot.tracked.store(0, Relaxed);
-    let Some(tracked) = Tracked::unpack(packed, watch.arming.load(Relaxed)) else {
-        return 0;
-    };
-    let ticket = slot.ticket.load(Relaxed);
-    if tracked == Tracked::RENAME {
-        // What is in flight may end after the rename.
-        if result != 0 || !watch.is_still() {
-            return 0;
-        }
-        watch.renamed.fetch_max(ticket, AcqRel);
-        watch.count(Noted::Renamed);
-        return match watch.is_renamed() {
-            true => watch::RENAME,
-            false => 0,
-        };
-    }
-    let is_durable = ticket != 0 && result >= 0;
-    watch.end(tracked, is_durable);
-    match is_durable && watch.is_synced() {
-        true => watch::SYNC,
-        false => 0,
-    }
+    let gate = attach::gate();
+    gate.map_or(0, |gate| armed::changed(&gate.header().watch, slot, result))
 }
 
 /// Shuts the gate at what [`changed`] found.

@@ -154,3 +154,55 @@ fn crash_loops_are_bounded() {
     let (ended, starts) = run(&["--restart=1", "--crash-status", "7"], "exit 7");
     assert_eq!((ended.code(), starts), (7, 2), "{}", ended.err());
 }
+
+/// Somebody else takes snapshots all the time, also between a crash and what is done about it: what
+/// the crash left looks like anything else to him, and is never what is put back.
+#[test]
+fn snapshots_that_others_make_of_what_a_crash_left() {
+    let _serial = lab::serial();
+    let lab = Lab::new("crash-others", Fs::Tmpfs, LIMIT).unwrap();
+    let program = product::program("fragile").canonicalize().unwrap();
+    let log = Log(lab.data().parent().unwrap().join("log"));
+    let data = lab.data();
+    let options = ["--restore-on-crash", "--restart=1000"];
+    let args = ["run", data.to_str().unwrap(), log.0.to_str().unwrap()];
+    let mut run = lab.run(&options, &program, &args);
+    let rounds = rounds(100, 10);
+    let mut random = Random(11);
+    let (mut damaged, mut said) = (0, 0);
+    for round in 1..=rounds {
+        assert!(started(&log, round), "start {round} never came");
+        assert_eq!(log.count("corrupt"), 0, "it came back damaged");
+        std::thread::sleep(Duration::from_millis(30 + random.below(30)));
+        // One to go back to; the other has the set before the crash, and cuts after it.
+        let at_lock = ["--at", "lock", "--wait", "5s"];
+        lab.checkpoint(&at_lock).verified();
+        let mut other = lab.snapshim(&["checkpoint", lab.set(), "--json", "--before-cut"]);
+        other.arg("sleep 0.15").args(at_lock);
+        let other = Proc::piped(other);
+        std::thread::sleep(Duration::from_millis(60 + random.below(20)));
+        kill(child(&run, &program).expect("the program"), Signal::SIGKILL).unwrap();
+        let outcome = lab::outcome(other.wait(PATIENCE));
+        if let Some(certificate) = &outcome.certificate {
+            assert!(!certificate.is_verified(), "of what a crash left");
+            let codes: Vec<String> = certificate.reasons().into_iter().map(|r| r.0).collect();
+            assert!(codes.contains(&"program-ended".into()), "{codes:?}");
+            said += 1;
+            let left = certificate.copy_of(&data);
+            let args = ["check", left.to_str().unwrap()];
+            let command = lab.command_with(program.to_str().unwrap(), &args);
+            damaged += usize::from(process::run(command, PATIENCE).code() != 0);
+        }
+    }
+    assert!(started(&log, rounds + 1));
+    assert_eq!(log.count("corrupt"), 0);
+    println!(
+        "killed {rounds} times under a snapshot of somebody else's: {said} of these say so, {damaged} \
+         of them damaged, none was put back"
+    );
+    assert!(damaged > 0, "nothing could have gone wrong");
+    run.signal(Signal::SIGTERM);
+    assert!(process::wait_until(PATIENCE, || !run.is_running()));
+    // Nobody puts anything back any more: what there is now is as good as anything.
+    lab.checkpoint(&[]).verified();
+}

@@ -371,3 +371,117 @@ fn hooks_on_either_side_of_the_cut() {
         program.end();
     }
 }
+
+/// Whoever is interrupted while it waits for a point opens the gate at once, and runs what is to
+/// be run after the cut; what is to be run before it is ended.
+#[test]
+fn an_interrupted_coordinator_leaves_nothing_behind() {
+    let _serial = lab::serial();
+    let lab = Lab::new("points-interrupted", Fs::Tmpfs, LIMIT).unwrap();
+    let programs = start(&lab, "none", FILES, "100", 1);
+    let log = lab.data().parent().unwrap().join("log");
+    let before = format!("echo before >> {}", log.display());
+    let slow = format!("{before}; sleep 60");
+    let after = format!("sleep 0.3; echo after >> {}", log.display());
+    let said = || fs::read_to_string(&log).unwrap_or_default();
+    let signals = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP];
+    // While it waits, in hold and in checkpoint; in a command before the cut; while `auto` looks.
+    let checkpoint = ["checkpoint", lab.set(), "--at", "lock", "--wait", "60s"];
+    let hold = ["hold", lab.set(), "--at", "unit", "--wait", "60s"];
+    let ways: [(&[&str], &str, &[&str]); 3] = [
+        (&checkpoint, &before, &[]),
+        (&hold, &before, &["--", "true"]),
+        (&checkpoint, &slow, &[]),
+    ];
+    for signal in signals {
+        for (command, before, rest) in ways {
+            let _ = fs::remove_file(&log);
+            let hooks = ["--before-cut", before, "--after-cut", &after];
+            let args = [command, &hooks, rest].concat();
+            let mut coordinator = Proc::piped(lab.snapshim(&args));
+            assert!(process::wait_until(LIMIT, || said() == "before\n"));
+            std::thread::sleep(Duration::from_millis(250));
+            assert!(coordinator.is_running(), "{args:?}");
+            coordinator.signal(signal);
+            let sent = std::time::Instant::now();
+            let is_waiting = before != slow;
+            if is_waiting {
+                let opened = process::wait_until(Duration::from_secs(10), || gate_is_open(&lab));
+                assert!(opened, "{signal}: left the gate armed: {args:?}");
+                assert!(said() == "before\n" || sent.elapsed() > Duration::from_millis(250));
+            }
+            // A second one does not keep it from its duty.
+            std::thread::sleep(Duration::from_millis(50));
+            coordinator.signal(signal);
+            let ended = coordinator.wait(Duration::from_secs(20));
+            let status = ended.status.expect("it ends");
+            use std::os::unix::process::ExitStatusExt;
+            assert_eq!(status.signal(), Some(signal as i32), "{}", ended.err());
+            assert!(ended.err().contains("interrupted"), "{}", ended.err());
+            assert_eq!(said(), "before\nafter\n", "{args:?}");
+            assert!(
+                sent.elapsed() < Duration::from_secs(5),
+                "{:?}",
+                sent.elapsed()
+            );
+        }
+    }
+    assert!(lab.stored().is_empty(), "something was published");
+    lab.checkpoint(&[]).verified();
+    for mut program in programs {
+        program.end();
+    }
+}
+
+/// Whether calls pass the gate without a further look.
+fn gate_is_open(lab: &Lab) -> bool {
+    const WORD: std::ops::Range<usize> = 64..68;
+    let file = fs::read(lab.gate()).unwrap();
+    u32::from_ne_bytes(file[WORD].try_into().unwrap()) & 0xf == 0
+}
+
+/// A program that is held by symbols alone and writes by stdio, whose calls nobody notes: its
+/// points are told in another way, or not at all.
+#[test]
+fn what_is_not_noted_is_not_claimed() {
+    let _serial = lab::serial();
+    let rounds = rounds(100, 12);
+    let ways = [
+        ("lock", "0", "lock"),
+        ("lock", "0", "idle:100ms"),
+        ("none", "1", "idle:100ms"),
+        ("sync", "1", "sync"),
+        ("rename", "1", "rename"),
+    ];
+    for (number, (mode, stdio, point)) in ways.into_iter().enumerate() {
+        let lab = Lab::new(&format!("points-symbols-{number}"), Fs::Xfs, LIMIT).unwrap();
+        let dir = lab.data();
+        let mut command = lab.command(product::program("units"));
+        command.args([mode, dir.to_str().unwrap(), "2", PIECES, "30000"]);
+        command.envs(lab.env(&[])).env("UNITS_STDIO", stdio);
+        command.env("SNAPSHIM_SITES", "/nonexistent");
+        let mut program = Proc::piped(command);
+        assert!(process::wait_until(Duration::from_secs(20), || {
+            dir.join("f0").metadata().is_ok_and(|m| m.len() >= 32)
+        }));
+        let at = ["--at", point, "--wait", "2s", "--else", "write"];
+        let found = count(&lab, &at, rounds);
+        let certificate = &lab.stored().pop().expect("a snapshot").1;
+        assert_eq!(certificate.0["writers"][0]["layer"], "symbols");
+        println!(
+            "symbols, {mode} by stdio at {point}: {} torn of {}, {} said to be at write",
+            found.torn, found.taken, found.missed
+        );
+        assert_eq!(found.torn, 0, "{mode} at {point}");
+        if matches!(point, "sync" | "rename") {
+            assert_eq!(found.taken, 0, "{mode} at {point}");
+            let outcome = lab.checkpoint(&["--at", point, "--wait", "2s"]);
+            assert_eq!(outcome.code, 3, "{}", outcome.stderr);
+            assert!(outcome.stderr.contains("not noted"), "{}", outcome.stderr);
+        }
+        program.end();
+        // Nothing changes any more: quiet it is.
+        let outcome = lab.checkpoint(&["--at", "idle:100ms", "--wait", "5s"]);
+        assert_eq!(outcome.verified().0["commit_point"], "idle:100ms");
+    }
+}

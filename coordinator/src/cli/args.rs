@@ -405,7 +405,6 @@ impl HowArgs {
             },
             hooks: self.means.hooks(),
             doubt: None,
-            witness: None,
             stop: Stop::default(),
         }
     }
@@ -588,7 +587,6 @@ impl SnapArgs {
             verify: config.verify.clone(),
             hooks: self.means.hooks(),
             doubt: None,
-            witness: None,
             stop: Stop::default(),
         }
     }

@@ -17,7 +17,6 @@ pub mod env;
 pub mod help;
 pub mod hold;
 pub mod inherited;
-pub mod interrupt;
 pub mod list;
 pub mod man;
 pub mod output;
@@ -44,7 +43,7 @@ use std::process::ExitCode;
 use clap::Parser;
 
 use crate::hold::outside::guardian;
-use crate::{Error, Exit, Result};
+use crate::{Error, Exit, Result, interrupt};
 
 use args::{Cli, Command};
 
@@ -64,6 +63,10 @@ pub fn main() -> ExitCode {
     });
     result.unwrap_or_else(|error| {
         output::error(&format!("snapshim: {error}"));
+        // Everything is in order by now: what was asked for can happen.
+        if let (true, Some(signal)) = (error.is_interruption, interrupt::came()) {
+            signals::die_by(signal);
+        }
         ExitCode::from(error.exit as u8)
     })
 }

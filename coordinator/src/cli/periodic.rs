@@ -183,6 +183,8 @@ fn attempt(shared: &Shared, set: &Set, options: &Options, pace: &mut Pace<'_>) {
                 output::name(first)
             ));
         }
+        // The program has ended: nothing is missing.
+        Err(error) if error.is_interruption => {}
         Err(error) => {
             let message = output::name(&error.message);
             output::error(&format!(

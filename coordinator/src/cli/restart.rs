@@ -9,6 +9,7 @@ use crate::checkpoint::{Options, checkpoint};
 use crate::commit::{CommitPoint, Otherwise};
 use crate::crash;
 use crate::hold::set::Set;
+use crate::hold::witness::Witness;
 
 use super::args::CrashArgs;
 use super::output;
@@ -30,6 +31,8 @@ pub struct Crashes<'a> {
     newest: Option<String>,
     /// The snapshot taken before the first start.
     first: Option<String>,
+    /// Tells every coordinator of the set of the program's end.
+    witness: Option<Witness>,
 }
 
 /// What to do about the end of the program.
@@ -49,6 +52,7 @@ impl<'a> Crashes<'a> {
             ..options
         };
         let mut first = None;
+        let mut witness = None;
         if args.restore_on_crash {
             let at_rest = Options {
                 at: CommitPoint::Write,
@@ -63,10 +67,12 @@ impl<'a> Crashes<'a> {
                 ));
             }
             first = Some(made.manifest.id);
+            witness = Some(Witness::of(set)?);
         }
         let mut crashes = Crashes {
             newest: None,
             first,
+            witness,
             args,
             set,
             options,
@@ -78,8 +84,18 @@ impl<'a> Crashes<'a> {
         Ok(crashes)
     }
 
+    /// After the program was started.
+    pub fn started(&self, pid: u32) {
+        if let Some(witness) = &self.witness
+            && let Err(error) = witness.name(pid)
+        {
+            output::error(&format!("snapshim: {error}"));
+        }
+    }
+
     /// After the program has ended. `asked`: somebody told it to, through us.
     pub fn ended(&mut self, status: ExitStatus, asked: bool) -> Next {
+        let now = jiff::Timestamp::now();
         let Some(how) = self.crash(status).filter(|_| !asked) else {
             return Next::End;
         };
@@ -96,6 +112,7 @@ impl<'a> Crashes<'a> {
                 self.set,
                 &self.options,
                 self.first.as_deref(),
+                now,
                 &how,
                 &mut Meter::new(),
             ) {

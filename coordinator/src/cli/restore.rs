@@ -11,6 +11,7 @@ use serde::Serialize;
 use crate::Result;
 use crate::hold::evidence::attached_here;
 use crate::hold::set::{self, Set};
+use crate::interrupt;
 use crate::progress::Progress;
 use crate::restore::{Action, Entry, Options, Outcome, Target, What, restore, undo};
 use crate::store::Snapshot;
@@ -19,7 +20,7 @@ use crate::store::manifest::{Kind, Manifest, PathName, VERSION};
 use super::args::RestoreArgs;
 use super::progress::Meter;
 use super::table::{Cell, Table};
-use super::{interrupt, output, snapshots, usage};
+use super::{output, snapshots, usage};
 
 /// How long a checkpoint of the set is waited for.
 const WAIT: Duration = Duration::from_secs(10);

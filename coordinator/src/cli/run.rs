@@ -4,7 +4,6 @@
 //! what we inherited, gets the signals meant for it once, and its end is ours.
 
 use std::ffi::{OsStr, OsString};
-use std::os::fd::OwnedFd;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, ExitStatus};
@@ -13,11 +12,11 @@ use std::time::{Duration, Instant};
 
 use nix::libc;
 
-use crate::Result;
 use crate::error::Context;
 use crate::hold::elf;
 use crate::hold::set::{self, Set};
 use crate::hold::shim_file;
+use crate::{Result, hooks};
 
 use super::args::RunArgs;
 use super::periodic::Periodic;
@@ -76,11 +75,9 @@ pub fn run(mut args: RunArgs) -> Result<ExitCode> {
                 return Ok(ExitCode::from(126));
             }
         };
+        crashes.started(child.id());
         let periodic = args.every.and_then(|every| {
-            let mut options = options();
-            if args.crash.restore_on_crash {
-                options.witness = witness(&child).map(Arc::new);
-            }
+            let options = options();
             // The program runs already, and shall not suffer for it.
             Periodic::start(Arc::clone(&set), options, every)
                 .map_err(|error| output::error(&format!("snapshim: {error}")))
@@ -111,12 +108,6 @@ fn spawn(
     preload::hide_internals(&mut command);
     inherited::restore_in(&mut command);
     command.spawn()
-}
-
-/// Tells whether the program lives, also after its id was given to another.
-fn witness(child: &Child) -> Option<OwnedFd> {
-    let pid = rustix::process::Pid::from_raw(child.id() as i32)?;
-    rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).ok()
 }
 
 /// Passes signals on until the program ends. Also returns whether one of them told it to.
@@ -165,14 +156,21 @@ fn attend(
     }
 }
 
-/// Waits for the last checkpoint to be finished, unless somebody insists: what
+/// Waits for the last checkpoint to be finished, or its wait for a commit point to be given up, unless somebody insists: what
 /// is left half done then is swept by the next one.
 fn finish(signals: &Signals, periodic: &Periodic) {
     periodic.end();
+    let mut insists = None;
     while !periodic.has_ended() {
         let taken = signals.next();
         if taken.is_end() {
-            signals::die_by(taken.signal);
+            insists = Some(taken.signal);
+        }
+        // A command that undoes what another one did is run whoever insists.
+        if let Some(signal) = insists
+            && !hooks::is_owed()
+        {
+            signals::die_by(signal);
         }
     }
 }

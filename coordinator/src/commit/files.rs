@@ -26,6 +26,10 @@ pub struct Worker {
     pub changes: Changes,
     /// Whether some of these were made since the same thread last gave up a lock.
     pub is_unsettled: bool,
+    /// Whether it ever asked for a lock.
+    pub locks: bool,
+    /// See [`Slot::image`].
+    pub image: u64,
 }
 
 /// By slot: its generation, and what was counted.
@@ -60,6 +64,8 @@ pub fn workers(gate: &Gate) -> Option<BTreeMap<Key, Worker>> {
             let at = std::ptr::from_ref(slot) as usize;
             worker.changes.push((at, generation, changed));
         }
+        worker.image = slot.image.load(Relaxed);
+        worker.locks |= slot.seen[Seen::Lock as usize].load(Relaxed) > 0;
         worker.is_unsettled |= changed != slot.settled.load(Acquire);
     }
     Some(workers)
@@ -94,6 +100,8 @@ pub struct Open {
     pub is_locked: bool,
     /// Whether one of those is a write lock.
     pub is_write_locked: bool,
+    /// Whether one of these is inherited by forked children.
+    pub is_shared_lock: bool,
 }
 
 /// What counts as below the watched paths.
@@ -163,6 +171,7 @@ pub fn open_below(pid: Pid, below: &Below<'_>) -> std::io::Result<Vec<Open>> {
             is_writer: process::is_writable(&info),
             is_locked: locks::parse(&info).next().is_some(),
             is_write_locked: locks::parse(&info).any(|lock| lock.is_write),
+            is_shared_lock: locks::parse(&info).any(|lock| lock.is_write && lock.is_shared),
         });
     }
     Ok(found)

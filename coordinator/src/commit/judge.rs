@@ -1,17 +1,20 @@
 //! Whether a commit point is reached: looked at with the gate shut and drained.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering::Acquire;
+use std::time::Instant;
 
 use snapshim_gate::abi::Gate;
 use snapshim_gate::slot::Seen;
 use snapshim_gate::table::FileId;
 use snapshim_gate::watch::{self, Noted, Watch};
 
+use super::locked::{Ended, LockJudge, Look, State};
+use super::seal::Seal;
 use super::{CommitPoint, files};
-use crate::capture::Member;
+use crate::capture::{Member, Scope};
 use crate::hold::evidence::{self, Scan};
 use crate::hold::process::{self, Pid};
 
@@ -24,7 +27,9 @@ pub struct Ground<'a, 's> {
     pub roots: &'a [PathBuf],
     /// The files there were when the checkpoint began.
     pub members: &'a [Member],
-    /// Who could change them then.
+    /// Where files are looked for.
+    pub scope: &'a Scope,
+    /// Who could change them when the checkpoint began.
     pub seen: &'s Scan,
 }
 
@@ -35,11 +40,11 @@ pub struct Judge<'a> {
     point: CommitPoint,
     /// Identity and ctime of each member when the gate was armed.
     ctimes: HashMap<PathBuf, (FileId, i64, i64)>,
-    /// Of processes that held no write lock when they were last looked at: the changes
-    /// they had made by then.
-    lockless: BTreeMap<files::Key, files::Changes>,
-    /// Of processes that were seen to hold one: likewise.
-    locked: BTreeMap<files::Key, files::Changes>,
+    /// What is known of locks.
+    locks: LockJudge,
+    /// Where not everything is noted: what all files were like when this was judged last.
+    seal: Option<Seal>,
+    sealed_at: Instant,
     below: files::Below<'a>,
 }
 
@@ -57,8 +62,9 @@ impl<'a> Judge<'a> {
             ground,
             point,
             ctimes,
-            lockless: BTreeMap::new(),
-            locked: BTreeMap::new(),
+            locks: LockJudge::default(),
+            seal: None,
+            sealed_at: Instant::now(),
             below: files::Below::new(ground.roots, ground.members),
         }
     }
@@ -70,6 +76,9 @@ impl<'a> Judge<'a> {
     /// Whether the point is reached now. `is_quiet`: nothing has been changed since the
     /// gate was armed, for some time. What cannot be looked at is not reached.
     pub fn is_reached(&mut self, is_quiet: bool) -> bool {
+        if self.ground.seen.is_partly_seen() && self.point.needs_notes() {
+            return self.is_reached_unnoted(is_quiet);
+        }
         match self.point {
             CommitPoint::Write => true,
             CommitPoint::Sync => self.watch().is_synced() && self.all_changes_were_seen(),
@@ -82,6 +91,44 @@ impl<'a> Judge<'a> {
             CommitPoint::Idle(_) => is_quiet && self.all_changes_were_seen(),
             CommitPoint::Auto => false,
         }
+    }
+
+    /// The same, where changes are made that are not noted. What all files are like is looked at first:
+    /// if they are so when they have been captured, nothing has changed since.
+    fn is_reached_unnoted(&mut self, is_quiet: bool) -> bool {
+        let before = self.seal.take();
+        let since = std::mem::replace(&mut self.sealed_at, Instant::now());
+        self.seal = Seal::of(self.ground.scope);
+        let Some(now) = &self.seal else { return false };
+        match self.point {
+            CommitPoint::Idle(time) => {
+                let is_same = before.is_some_and(|before| now.is_as(&before));
+                is_same && is_quiet && since.elapsed() >= time
+            }
+            // Nobody holds any, nor has ended with one: then it does not matter what was changed.
+            CommitPoint::Lock => {
+                let ended = self.ended();
+                let Some(workers) = files::workers(self.ground.gate) else {
+                    return false;
+                };
+                let is_gone = |worker: &files::Worker| worker.pid.is_none() && worker.locks;
+                !(ended.unsettled || ended.locker || workers.values().any(is_gone))
+                    && self.uses_locks(is_quiet)
+                    && self.nobody(&[], |file| file.is_write_locked)
+            }
+            // Whether a change that is not noted came before, nothing tells.
+            _ => false,
+        }
+    }
+
+    /// Whether it is told by comparing one look with the next.
+    pub fn compares(&self) -> bool {
+        self.ground.seen.is_partly_seen() && matches!(self.point, CommitPoint::Idle(_))
+    }
+
+    /// What has to be so when the files have been captured.
+    pub fn into_seal(self) -> Option<Seal> {
+        self.seal
     }
 
     /// Whether a member has been replaced by another file since: renames elsewhere are none
@@ -159,34 +206,42 @@ impl<'a> Judge<'a> {
         let Some(workers) = files::workers(self.ground.gate) else {
             return false;
         };
-        let mut is_free = !self.watch().has_vanished(watch::LOCK);
+        // Stores into a mapping, also one that is gone by now, are changes that were not counted.
         let mappers = evidence::mappers(self.ground.seen, self.ground.gate);
-        let is_settled = workers.values().all(|worker| !worker.is_unsettled);
-        let mut looked_at = Vec::new();
-        for (key, worker) in workers {
-            let known = self.lockless.get(&key);
-            let Some(pid) = worker.pid else {
-                // It gave its lock up first; or was seen without one, and changed nothing since.
-                let held = self.locked.get(&key) == Some(&worker.changes);
-                is_free &= !held && !worker.is_unsettled || known == Some(&worker.changes);
-                continue;
-            };
-            let Some(mut open) = self.open(pid) else {
-                is_free = false;
-                continue;
-            };
-            looked_at.push(pid);
-            if !open.any(|file| file.is_write_locked) {
-                self.lockless.insert(key, worker.changes);
-                continue;
-            }
-            // Granted since it was seen without any, and nothing changed since, by nobody: a
-            // lock may be one process's and the changes under it another's. Stores into a mapping, also
-            // one that is gone by now, are changes that were not counted.
-            is_free &= is_settled && known == Some(&worker.changes) && !mappers.contains(&pid);
-            self.locked.insert(key, worker.changes);
-        }
+        let look = |(key, worker): (files::Key, files::Worker)| Look {
+            key,
+            state: match worker.pid.map(|pid| self.open(pid)) {
+                None => State::Gone,
+                Some(None) => State::Unknown,
+                Some(Some(open)) => {
+                    let open: Vec<files::Open> = open.filter(|f| f.is_write_locked).collect();
+                    match open.is_empty() {
+                        true => State::Unlocked,
+                        false => State::Locked {
+                            is_own: !open.iter().any(|file| file.is_shared_lock),
+                        },
+                    }
+                }
+            },
+            changes: worker.changes,
+            may_store: worker.pid.is_some_and(|pid| mappers.contains(&pid)),
+            is_unsettled: worker.is_unsettled,
+            locks: worker.locks,
+            image: worker.image,
+        };
+        let looked_at: Vec<Pid> = workers.values().filter_map(|worker| worker.pid).collect();
+        let looks = workers.into_iter().map(look).collect();
+        let is_free = self.locks.is_free(looks, self.ended());
         is_free && self.uses_locks(is_quiet) && self.nobody(&looked_at, |file| file.is_write_locked)
+    }
+
+    /// Who ended since the checkpoint began.
+    fn ended(&self) -> Ended {
+        Ended {
+            unsettled: self.watch().has_vanished(watch::LOCK),
+            locker: self.watch().has_vanished(watch::LOCKER),
+            changer: self.watch().has_vanished(watch::CHANGER),
+        }
     }
 
     /// Whether the absence of locks says something: the program was seen to lock, change and

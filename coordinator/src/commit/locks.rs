@@ -9,6 +9,8 @@
 pub struct Lock {
     /// Whether nobody else may have one with it.
     pub is_write: bool,
+    /// Whether it is the open file's, and so everybody's who inherits that.
+    pub is_shared: bool,
 }
 
 /// The locks in the text of a `fdinfo`: those of this open file, and the process's own
@@ -22,8 +24,9 @@ pub fn parse(fdinfo: &str) -> impl Iterator<Item = Lock> {
 fn lock(line: &str) -> Option<Lock> {
     let mut words = line.split_whitespace().skip(1);
     match words.next()? {
-        "POSIX" | "FLOCK" | "OFDLCK" => Some(Lock {
+        kind @ ("POSIX" | "FLOCK" | "OFDLCK") => Some(Lock {
             is_write: words.nth(1)? != "READ",
+            is_shared: kind != "POSIX",
         }),
         _ => None,
     }

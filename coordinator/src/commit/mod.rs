@@ -4,7 +4,9 @@
 //! |---|---|
 //! | [`reach`] | waits for the point, and shuts the gate there |
 //! | [`judge`] | whether the point is reached, looked at under the hold |
+//! | [`locked`] | the same of `lock`, told from what was seen of each process |
 //! | [`locks`] | who holds which write lock, as the kernel tells |
+//! | [`seal`] | that nothing has changed, where calls are only noticed |
 //! | [`files`] | which files under the watched paths the processes of the set have open |
 //!
 //! The shim only shuts the gate at a moment that looks right; what is claimed is
@@ -12,8 +14,12 @@
 
 pub mod files;
 pub mod judge;
+pub mod locked;
 pub mod locks;
 pub mod reach;
+#[cfg(test)]
+mod schedules;
+pub mod seal;
 
 use std::fmt;
 use std::str::FromStr;
@@ -62,6 +68,14 @@ impl CommitPoint {
         matches!(
             self,
             CommitPoint::Lock | CommitPoint::Close | CommitPoint::Unit | CommitPoint::Auto
+        )
+    }
+
+    /// Whether it is told from the calls that change files, so that one which is not noted spoils it.
+    pub fn needs_notes(self) -> bool {
+        matches!(
+            self,
+            CommitPoint::Sync | CommitPoint::Rename | CommitPoint::Idle(_) | CommitPoint::Lock
         )
     }
 

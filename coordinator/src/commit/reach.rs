@@ -7,10 +7,12 @@ use snapshim_gate::table::FileId;
 use snapshim_gate::watch::{Noted, Watch};
 
 use super::judge::{Ground, Judge};
+use super::seal::Seal;
 use super::{CommitPoint, Otherwise};
 use crate::hold::armed::Waited;
-use crate::hold::cut::{Hold, Shut};
-use crate::{Error, Exit, Result};
+use crate::hold::cut::{self, Hold, Shut};
+use crate::stop::Stop;
+use crate::{Error, Exit, Result, hooks, interrupt};
 
 /// How long nothing may change before a program counts as quiet, if it says nothing of it.
 const QUIET: Duration = Duration::from_millis(100);
@@ -28,11 +30,13 @@ pub struct Reached<'a> {
     pub drain: Duration,
     /// Where.
     pub point: CommitPoint,
+    /// What has to be so when the files have been captured.
+    pub seal: Option<Seal>,
 }
 
 /// How a point is waited for.
 #[derive(Clone, Copy, Debug)]
-pub struct Asked {
+pub struct Asked<'a> {
     /// The point.
     pub at: CommitPoint,
     /// What else, if it is not reached.
@@ -41,6 +45,27 @@ pub struct Asked {
     pub wait: Duration,
     /// The longest hold.
     pub limit: Duration,
+    /// Whether to wait no longer.
+    pub stop: &'a Stop,
+}
+
+impl Asked<'_> {
+    /// Whether somebody wants it to end at once.
+    fn is_over(&self) -> bool {
+        interrupt::is_asked() || self.stop.is_asked()
+    }
+
+    /// Sleeps, unless it is to end.
+    fn sleep_until(&self, until: Instant) {
+        const SLICE: Duration = Duration::from_millis(10);
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() || self.is_over() {
+                return;
+            }
+            std::thread::sleep(left.min(SLICE));
+        }
+    }
 }
 
 /// Shuts the gate at the point asked for.
@@ -52,7 +77,7 @@ pub fn reach<'a>(
     ground: &Ground<'a, '_>,
     gate_id: FileId,
     shut: Shut,
-    asked: Asked,
+    asked: Asked<'_>,
 ) -> Result<Reached<'a>> {
     let mut refused = 0;
     let at = match asked.at {
@@ -64,7 +89,7 @@ pub fn reach<'a>(
     };
     let asked = Asked { at, ..asked };
     let found = try_for(ground, gate_id, shut.clone(), asked, &mut refused)?;
-    let (point, (hold, drain)) = match (found, asked.otherwise) {
+    let (point, found) = match (found, asked.otherwise) {
         (Some(found), _) => (at, found),
         (None, Otherwise::Fail) => return Err(not_reached(asked, refused)),
         (None, Otherwise::At(point)) => {
@@ -73,7 +98,20 @@ pub fn reach<'a>(
             (point, found.ok_or_else(|| not_reached(asked, refused))?)
         }
     };
-    Ok(Reached { hold, drain, point })
+    let Found { hold, drain, seal } = found;
+    Ok(Reached {
+        hold,
+        drain,
+        point,
+        seal,
+    })
+}
+
+/// A hold that ends at the point.
+struct Found<'a> {
+    hold: Hold<'a>,
+    drain: Duration,
+    seal: Option<Seal>,
 }
 
 /// `None`: the time is over, and the gate open.
@@ -81,14 +119,23 @@ fn try_for<'a>(
     ground: &Ground<'a, '_>,
     gate_id: FileId,
     shut: Shut,
-    asked: Asked,
+    asked: Asked<'_>,
     refused: &mut u32,
-) -> Result<Option<(Hold<'a>, Duration)>> {
+) -> Result<Option<Found<'a>>> {
     let until = Instant::now() + asked.wait;
+    if asked.at == CommitPoint::Lock {
+        // From here on it matters who ends: before that, nothing is known of anybody.
+        cut::reap_the_dead(ground.gate);
+        ground.gate.header().watch.forget_ended();
+    }
     let mut hold = Hold::close(ground.gate, gate_id, shut, asked.limit)?;
     let drain = hold.drain()?;
     if asked.at == CommitPoint::Write {
-        return Ok(Some((hold, drain)));
+        return Ok(Some(Found {
+            hold,
+            drain,
+            seal: None,
+        }));
     }
     let mut judge = Judge::new(ground, asked.at);
     // What is there may do: nothing open, no lock held by a program known to lock. The
@@ -97,10 +144,15 @@ fn try_for<'a>(
         asked.at,
         CommitPoint::Close | CommitPoint::Lock | CommitPoint::Unit
     );
-    if shows && judge.is_reached(false) {
-        return Ok(Some((hold, drain)));
-    }
-    wait(hold, &mut judge, asked.at, until, refused)
+    let found = match shows && judge.is_reached(false) {
+        true => Some((hold, drain)),
+        false => wait(hold, &mut judge, asked, until, refused)?,
+    };
+    Ok(found.map(|(hold, drain)| Found {
+        hold,
+        drain,
+        seal: judge.into_seal(),
+    }))
 }
 
 /// The strongest point the program was seen to offer; watches it for a while if it never was.
@@ -108,19 +160,21 @@ fn choose(
     ground: &Ground<'_, '_>,
     gate_id: FileId,
     shut: Shut,
-    asked: Asked,
+    asked: Asked<'_>,
 ) -> Result<CommitPoint> {
     let watch = &ground.gate.header().watch;
     let offered = || {
         let has = |what| watch.counted(what) > 0;
+        // Of these, one that is not noted would spoil them.
+        let all = |what| !ground.seen.is_partly_seen() && has(what);
         let points = [
             (has(Noted::Units), CommitPoint::Unit),
             (
                 has(Noted::ChangedUnderLock) && has(Noted::Unlocked),
                 CommitPoint::Lock,
             ),
-            (has(Noted::Synced), CommitPoint::Sync),
-            (has(Noted::Renamed), CommitPoint::Rename),
+            (all(Noted::Synced), CommitPoint::Sync),
+            (all(Noted::Renamed), CommitPoint::Rename),
             (has(Noted::Closed), CommitPoint::Close),
         ];
         points
@@ -142,10 +196,11 @@ fn choose(
 fn wait<'a>(
     hold: Hold<'a>,
     judge: &mut Judge<'_>,
-    point: CommitPoint,
+    asked: Asked<'_>,
     mut until: Instant,
     refused: &mut u32,
 ) -> Result<Option<(Hold<'a>, Duration)>> {
+    let point = asked.at;
     let limit = hold.limit();
     let mut armed = hold.arm(until)?;
     armed.look_for(point.bits());
@@ -158,6 +213,10 @@ fn wait<'a>(
     let mut is_door_shut = false;
     loop {
         let now = Instant::now();
+        if asked.is_over() {
+            armed.watch().open_door();
+            return Err(hooks::interrupted());
+        }
         if now >= until {
             if is_door_shut || !matches!(point, CommitPoint::Lock | CommitPoint::Unit) {
                 armed.watch().open_door();
@@ -208,6 +267,11 @@ fn wait<'a>(
         }
         *refused += 1;
         was_refused_quiet = is_quiet;
+        if judge.compares() {
+            // It is quiet if it is as it was now when as much time has passed again.
+            was_refused_quiet = false;
+            last = (changes(&closed.gate().header().watch), Instant::now());
+        }
         // As long as it was shut for nothing, it stays open, and ever longer, so that looking
         // takes a small part of its time.
         let pause = closed.elapsed() * (*refused).min(8);
@@ -215,7 +279,7 @@ fn wait<'a>(
         if is_door_shut {
             armed.watch().shut_door(judge.holders());
         } else {
-            std::thread::sleep(pause.min(until.saturating_duration_since(Instant::now())));
+            asked.sleep_until(until.min(Instant::now() + pause));
         }
         armed.look_for(point.bits());
     }
@@ -226,7 +290,7 @@ fn changes(watch: &Watch) -> u32 {
 }
 
 /// The error of a point that was not reached.
-fn not_reached(asked: Asked, refused: u32) -> Error {
+fn not_reached(asked: Asked<'_>, refused: u32) -> Error {
     let message = format!(
         "the commit point {} was not reached within {} ms{}",
         asked.at,

@@ -12,7 +12,7 @@ use snapshim_gate::word;
 
 use super::clock::Clock;
 use super::cut::{Hold, Shut, broken, write_table};
-use crate::{Error, Result};
+use crate::{Error, Result, interrupt};
 
 /// A gate that is armed. Dropping it opens it.
 #[derive(Debug)]
@@ -30,7 +30,7 @@ pub struct Armed<'a> {
 pub enum Waited<'a> {
     /// A call has shut the gate. Nothing is drained yet.
     Shut(Hold<'a>),
-    /// The time is over.
+    /// The time is over, or a signal came.
     Still(Armed<'a>),
 }
 
@@ -102,7 +102,7 @@ impl<'a> Armed<'a> {
         self.watch().points.store(points, Relaxed);
     }
 
-    /// Waits until a call has shut the gate.
+    /// Waits until a call has shut the gate, or a signal asks for the end.
     ///
     /// # Errors
     ///
@@ -116,7 +116,7 @@ impl<'a> Armed<'a> {
                 return self.take_over(found).map(Waited::Shut);
             }
             let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() {
+            if left.is_zero() || interrupt::is_asked() {
                 return Ok(Waited::Still(self));
             }
             futex_wait(word, self.armed, left.as_nanos() as u64);
@@ -175,6 +175,110 @@ impl Drop for Armed<'_> {
             && let Ok(mut hold) = self.take_over(word.load(Relaxed))
         {
             hold.reopen();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::Ordering::SeqCst;
+
+    use super::*;
+    use crate::hold::memory_gate;
+
+    const LIMIT: Duration = Duration::from_secs(10);
+    const NONE: FileId = FileId { dev: 0, ino: 0 };
+
+    /// The member table that the present word selects is that of the present checkpoint, and
+    /// so is that of every word since its gate was armed: whoever waits has seen one of these.
+    struct Banks<'a> {
+        gate: &'a Gate,
+        checkpoint: u64,
+        words: Vec<u32>,
+    }
+
+    impl Banks<'_> {
+        fn check(&mut self) {
+            let word = self.gate.header().word.load(Relaxed);
+            assert!(!word::is_open(word));
+            self.words.push(word);
+            let words = match word::is_armed(word) || self.words.len() > 1 {
+                true => &self.words[..],
+                false => &[word],
+            };
+            for seen in words {
+                let table = self.gate.table(word::bank(*seen));
+                let id = |dev| FileId { dev, ino: 7 };
+                let others = [self.checkpoint - 1, self.checkpoint + 1];
+                assert!(table.shuts(id(self.checkpoint)), "{seen:#x} of {words:x?}");
+                assert!(!others.iter().any(|dev| table.shuts(id(*dev))), "{seen:#x}");
+            }
+        }
+    }
+
+    fn random(state: &mut u64, below: u64) -> u64 {
+        *state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1);
+        (*state >> 33) % below
+    }
+
+    #[test]
+    fn tables_are_those_of_the_checkpoint_however_often_a_boundary_is_refused() {
+        let gate = memory_gate::new(4);
+        let mut state = 1;
+        let later = || Instant::now() + LIMIT;
+        for checkpoint in 1..2_000 {
+            let shut = match random(&mut state, 2) {
+                0 => Shut::Devices(vec![checkpoint]),
+                _ => Shut::Only(FileId {
+                    dev: checkpoint,
+                    ino: 7,
+                }),
+            };
+            let mut banks = Banks {
+                gate: &gate,
+                checkpoint,
+                words: Vec::new(),
+            };
+            let mut hold = Hold::close(&gate, NONE, shut, LIMIT).unwrap();
+            banks.check();
+            let boundaries = random(&mut state, 6);
+            for boundary in 0..boundaries {
+                let armed = match boundary {
+                    0 => hold.arm(later()),
+                    _ => hold.arm_again(later()),
+                };
+                let armed = armed.unwrap();
+                // What was seen before it was armed is of a hold that is over.
+                if boundary == 0 {
+                    banks.words.clear();
+                }
+                banks.check();
+                hold = match random(&mut state, 2) {
+                    0 => armed.close().unwrap(),
+                    _ => {
+                        let word = gate.header().word.load(Relaxed);
+                        let closed = word::next(word, word::CLOSED);
+                        gate.header().watch.shut_ns.store(monotonic_ns(), Relaxed);
+                        gate.header()
+                            .word
+                            .compare_exchange(word, closed, SeqCst, Relaxed)
+                            .unwrap();
+                        match armed.wait(later()).unwrap() {
+                            Waited::Shut(hold) => hold,
+                            Waited::Still(_) => panic!("it was shut"),
+                        }
+                    }
+                };
+                banks.check();
+            }
+            match random(&mut state, 3) {
+                0 => drop(hold),
+                1 => drop(hold.arm(later()).unwrap()),
+                _ => _ = hold.open().unwrap(),
+            }
+            assert!(word::is_open(gate.header().word.load(Relaxed)));
         }
     }
 }

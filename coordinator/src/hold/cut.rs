@@ -41,6 +41,12 @@ pub fn recover(gate: &Gate) -> bool {
     while hold::recover::<Shared>(word, futex_wake_all) || !word::is_open(word.load(Relaxed)) {
         was_shut = true;
     }
+    reap_the_dead(gate);
+    was_shut
+}
+
+/// Frees the slots of processes that have ended.
+pub fn reap_the_dead(gate: &Gate) {
     let claimed: Vec<(&Slot, Claimed)> = gate
         .used_slots()
         .iter()
@@ -54,7 +60,6 @@ pub fn recover(gate: &Gate) -> bool {
             reap::reap(slot, claimed);
         }
     }
-    was_shut
 }
 
 /// A gate that is shut. Dropping it opens it.

@@ -557,6 +557,26 @@ impl Scan {
         Some((*pid, &found.name))
     }
 
+    /// Processes of the set that may change files by calls that are only noticed, not noted.
+    fn partly_seen(&self) -> impl Iterator<Item = (&Pid, &Found)> {
+        let is_partly = |(_, f): &(&Pid, &Found)| {
+            let by_symbols = f.layer.as_ref().is_some_and(|l| l.not_sites.is_some());
+            f.is_held && by_symbols && (f.threads > 0 || !f.open.is_empty())
+        };
+        self.found.iter().filter(is_partly)
+    }
+
+    /// Whether there are any: what libc writes inside itself is not noted.
+    pub fn is_partly_seen(&self) -> bool {
+        self.partly_seen().next().is_some()
+    }
+
+    /// Their names, with their ids.
+    pub fn partly_seen_names(&self) -> Vec<String> {
+        let name = |(pid, found): (&Pid, &Found)| format!("{}, {pid}", found.name);
+        self.partly_seen().map(name).collect()
+    }
+
     /// The processes that have an io_uring, and whether what they submit waits at the gate.
     pub fn rings(&self) -> BTreeMap<Target, bool> {
         let has =

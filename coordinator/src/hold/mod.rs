@@ -12,6 +12,7 @@
 //! | [`outside`], [`clock`] | stopping processes that no gate holds |
 //! | [`rebuilt`] | files whose bytes say nothing |
 //! | [`locate`], [`sight`] | the processes behind slots, containers' too; what is out of sight |
+//! | [`witness`] | the program whose files are put back when it crashes |
 //! | [`process`], [`calls`] | what `/proc` and the system call numbers say |
 
 pub mod armed;
@@ -23,6 +24,8 @@ pub mod evidence;
 pub mod gate_file;
 pub mod inspect;
 pub mod locate;
+#[cfg(test)]
+pub(crate) mod memory_gate;
 pub mod outside;
 pub mod process;
 pub mod rebuilt;
@@ -30,3 +33,4 @@ pub mod set;
 pub mod shim_file;
 pub mod sight;
 pub mod sites;
+pub mod witness;

@@ -375,7 +375,7 @@ pub struct Set {
     pub gate_id: FileId,
     /// The gate file.
     pub gate_path: PathBuf,
-    set_dir: SetDir,
+    pub(super) set_dir: SetDir,
     /// Holds the shared lock that says "in use", if [`Set::create_or_open`] took it.
     use_lock: Option<OwnedFd>,
 }

@@ -161,7 +161,8 @@ fn run(
         .env("SNAPSHIM_SET", subject.set);
     let timeout = Duration::from_millis(verify.timeout_ms);
     let mut say = |line: &str| progress.note(&format!("verify: {line}"));
-    let ended = child::run(command, timeout, stop, &mut say)?;
+    let is_asked = || stop.is_asked();
+    let ended = child::run(command, timeout, child::Patience::of(&is_asked), &mut say)?;
     let last = ended.output.lines().rev().find(|l| !l.trim().is_empty());
     let last = last.map_or(String::new(), |line| format!(": {}", short(line.trim())));
     let against = match &ended.end {

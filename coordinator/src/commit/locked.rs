@@ -1,0 +1,173 @@
+//! Whether the point `lock` is reached, told from what was seen of each process: without a look at
+//! anything, so that it can be tried on made-up programs ([`super::schedules`]).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::marker::PhantomData;
+
+use snapshim_gate::armed::{AsWritten, Break, Rules};
+
+use super::files::{Changes, Key};
+
+/// What was seen, with the gate shut and drained, of a process that owns slots.
+#[derive(Clone, Debug)]
+pub struct Look {
+    /// Tells it from others.
+    pub key: Key,
+    /// What it holds.
+    pub state: State,
+    /// The changes it has made by now.
+    pub changes: Changes,
+    /// Whether it may have made others that nobody counted: stores into a mapping.
+    pub may_store: bool,
+    /// Whether some of these were made since it last gave up its locks.
+    pub is_unsettled: bool,
+    /// Whether it ever asked for a lock.
+    pub locks: bool,
+    /// The same for those who are forked from one another, and have made no exec since.
+    pub image: u64,
+}
+
+/// What ended since the checkpoint began, and whose slot was given up already.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Ended {
+    /// Somebody who had changed something since he last gave up a lock.
+    pub unsettled: bool,
+    /// Somebody who had ever asked for a lock.
+    pub locker: bool,
+    /// Somebody who had changed something.
+    pub changer: bool,
+}
+
+/// What a process holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// It has ended.
+    Gone,
+    /// It cannot be looked at.
+    Unknown,
+    /// No write lock on a file below the watched paths.
+    Unlocked,
+    /// A write lock; `is_own`: none that others can have with it (flock, and those of an open
+    /// file description, are inherited).
+    Locked {
+        /// See there.
+        is_own: bool,
+    },
+}
+
+/// Judges again and again, while the gate is armed.
+#[derive(Debug)]
+pub struct LockJudge<R = AsWritten> {
+    /// Of processes that held no write lock when they were last looked at: the changes
+    /// they had made by then.
+    lockless: BTreeMap<Key, Changes>,
+    /// Of processes that were seen to hold one: likewise.
+    locked: BTreeMap<Key, Changes>,
+    /// Processes that held a lock before anything was noted, and were not seen without one since:
+    /// what they give up may be another.
+    unaccounted: BTreeSet<Key>,
+    /// The images of all that were seen.
+    images: BTreeMap<Key, u64>,
+    /// Whether nothing has been looked at: nothing was noted so far.
+    is_first: bool,
+    /// A lock may have vanished with its owner, and nothing tells that it has not.
+    is_lost: bool,
+    rules: PhantomData<R>,
+}
+
+impl<R> Default for LockJudge<R> {
+    fn default() -> LockJudge<R> {
+        LockJudge {
+            lockless: BTreeMap::new(),
+            locked: BTreeMap::new(),
+            unaccounted: BTreeSet::new(),
+            images: BTreeMap::new(),
+            is_first: true,
+            is_lost: false,
+            rules: PhantomData,
+        }
+    }
+}
+
+impl<R: Rules> LockJudge<R> {
+    /// Whether nobody of these holds a write lock under which something was changed, and none
+    /// vanished with its owner.
+    pub fn is_free(&mut self, looks: Vec<Look>, ended: Ended) -> bool {
+        self.find_lost(&looks, ended);
+        let has_vanished = ended.unsettled || self.is_lost;
+        let mut is_free = !has_vanished || R::broken(Break::TheDeadAreForgotten);
+        let is_settled = looks.iter().all(|look| !look.is_unsettled);
+        // Whose changes were made under a lock that another has, it may be, who lives.
+        let gone = |look: &Look| look.state == State::Gone && !look.changes.is_empty();
+        let is_complete = !ended.changer && !looks.iter().any(gone);
+        for look in looks {
+            let Look { key, changes, .. } = look;
+            let known = self.lockless.get(&key);
+            match look.state {
+                State::Unknown => is_free = false,
+                State::Gone => {
+                    // It gave its lock up first; or was seen without one, and changed nothing since.
+                    let held = self.locked.get(&key) == Some(&changes);
+                    is_free &= !held && !look.is_unsettled
+                        || known == Some(&changes)
+                        || R::broken(Break::TheDeadAreForgotten);
+                }
+                State::Unlocked => {
+                    self.unaccounted.remove(&key);
+                    self.lockless.insert(key, changes);
+                }
+                State::Locked { is_own } => {
+                    // Granted since it was seen without any, and nothing changed since, by nobody: a
+                    // lock may be one process's and the changes under it another's.
+                    is_free &= is_settled
+                        && is_complete
+                        && known == Some(&changes)
+                        && !look.may_store
+                        && (is_own || !self.has_relatives(key))
+                        || R::broken(Break::NewLocksArePassed);
+                    self.locked.insert(key, changes);
+                }
+            }
+        }
+        is_free
+    }
+
+    /// Whether somebody was forked from a process, or it from him.
+    fn has_relatives(&self, key: Key) -> bool {
+        let image = self.images.get(&key);
+        let mut others = self.images.iter().filter(|(other, _)| **other != key);
+        others.any(|(_, other)| Some(other) == image)
+    }
+
+    /// Of whom it cannot be told whether he had given up what he had.
+    fn find_lost(&mut self, looks: &[Look], ended: Ended) {
+        self.images
+            .extend(looks.iter().map(|look| (look.key, look.image)));
+        if std::mem::take(&mut self.is_first) {
+            let mut gone = looks.iter().filter(|look| look.state == State::Gone);
+            self.is_lost = ended.locker || gone.any(|look| look.locks);
+            let locked = looks
+                .iter()
+                .filter(|l| matches!(l.state, State::Locked { .. }));
+            self.unaccounted = locked.map(|look| look.key).collect();
+            return;
+        }
+        let is_there = |key: &Key| {
+            let mut those = looks.iter().filter(|look| look.key == *key);
+            those.any(|look| look.state != State::Gone)
+        };
+        self.is_lost |= self.unaccounted.iter().any(|key| !is_there(key));
+        // Of those who are forked from one another one may have had the other's.
+        let known: Vec<Key> = self.images.keys().copied().collect();
+        let unsure = |key: &Key| {
+            let was_idle = match looks.iter().find(|look| look.key == *key) {
+                Some(look) => {
+                    look.changes.is_empty() || self.lockless.get(key) == Some(&look.changes)
+                }
+                None => !ended.changer,
+            };
+            !is_there(key) && !was_idle && self.has_relatives(*key)
+        };
+        self.is_lost |= known.iter().any(unsure);
+    }
+}
