@@ -14,6 +14,7 @@
 //! follows it.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering::{Acquire, Relaxed, SeqCst};
 use std::time::Duration;
@@ -81,11 +82,30 @@ impl Members {
         match (of_path, mapping.identity(pid)) {
             (Some((_, path)), _) => Some(path),
             (None, Some(id)) => self.path(id),
-            // The same file under another name, or seen from another mount
-            // namespace: rather one warning too many.
-            (None, None) => same.next().map(|(_, path)| path.as_path()),
+            // Unmapped meanwhile, or not ours to look at. Inode numbers are small, and other file
+            // systems have the same ones: the path tells, if it leads to that inode.
+            (None, None) => match named(pid, mapping) {
+                Some(id) => self.path(id),
+                // The same file under another name, or seen from another mount
+                // namespace: rather one warning too many.
+                None => same.next().map(|(_, path)| path.as_path()),
+            },
         }
     }
+}
+
+/// The file that the path of a mapping leads to, if it has the mapping's inode number and the
+/// process sees the same mounts as we do.
+fn named(pid: Pid, mapping: &Mapping) -> Option<FileId> {
+    let mounts = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/mnt")).ok();
+    let ours = mounts("self")?;
+    let meta = std::fs::symlink_metadata(&mapping.path).ok()?;
+    let is_it =
+        meta.is_file() && meta.ino() == mapping.ino && mounts(&pid.to_string()) == Some(ours);
+    is_it.then(|| FileId {
+        dev: meta.dev(),
+        ino: meta.ino(),
+    })
 }
 
 /// A process that matters to the certificate.

@@ -111,6 +111,14 @@ fn recovery(row: &Row) -> String {
         let with = values.iter().filter(|value| **value > 0.0).count();
         let max = percentile(values, 100.0);
         match (with, max) {
+            _ if what == HOT && !row.hot.is_empty() => {
+                let at: Vec<String> = row
+                    .hot
+                    .iter()
+                    .map(|(p, n)| format!("{n} at `{p}`"))
+                    .collect();
+                format!("{what}: {}", at.join(", "))
+            }
             (0, _) => format!("{what}: 0"),
             (_, 1.0) => format!("{what}: in {with}"),
             _ => format!("{what}: median {:.0}, at most {max:.0}", median(values)),
@@ -176,6 +184,18 @@ fn details(rows: &[(&Application, Row)]) -> String {
         let _ = write!(
             text,
             "\nThe first failure of each that has any:\n\n{failed}"
+        );
+    }
+    let mut why = String::new();
+    for (app, row) in rows {
+        for (code, said) in &row.why {
+            let _ = writeln!(why, "* {}, `{code}`: {said}", app.title);
+        }
+    }
+    if !why.is_empty() {
+        let _ = write!(
+            text,
+            "\nWhy snapshots were not verified, the first of each:\n\n{why}"
         );
     }
     let mut missed = String::new();

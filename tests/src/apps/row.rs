@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::bench::Sound;
+use super::bench::{HOT, Sound};
 use crate::Certificate;
 
 /// A row of the matrix.
@@ -21,8 +21,10 @@ pub struct Row {
     pub verified: u64,
     /// Points that were reached, how often.
     pub points: BTreeMap<String, u64>,
-    /// Reasons why others were not verified: code and the first text, how often.
+    /// Reasons why others were not verified: code, how often.
     pub reasons: BTreeMap<String, u64>,
+    /// The first text of each.
+    pub why: BTreeMap<String, String>,
     /// Checkpoints that published nothing: why, how often.
     pub unpublished: BTreeMap<String, u64>,
     /// How writers were held.
@@ -33,6 +35,8 @@ pub struct Row {
     pub holds: Vec<f64>,
     /// What the program had to do to open the copies, of each.
     pub recovery: BTreeMap<String, Vec<f64>>,
+    /// Of the copies with a hot journal: at which points.
+    pub hot: BTreeMap<String, u64>,
     /// What was wrong with copies.
     pub failures: Vec<String>,
     /// Updates the first and the last copy had seen.
@@ -64,12 +68,19 @@ impl Row {
         self.verified += u64::from(certificate.is_verified());
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
         let point = text(&certificate.0["commit_point"]);
-        *self.points.entry(point).or_default() += 1;
+        *self.points.entry(point.clone()).or_default() += 1;
+        let is_hot = |sound: &Sound| sound.recovery.iter().any(|(what, n)| what == HOT && *n > 0);
+        if found.as_ref().is_ok_and(is_hot) {
+            *self.hot.entry(point).or_default() += 1;
+        }
         let mut codes: Vec<String> = certificate.reasons().into_iter().map(|r| r.0).collect();
         codes.sort();
         codes.dedup();
         for code in codes {
             *self.reasons.entry(code).or_default() += 1;
+        }
+        if let Some((code, text)) = certificate.reasons().into_iter().next() {
+            self.why.entry(code).or_insert(text);
         }
         let writers = certificate.0["writers"].as_array();
         let mut layers: Vec<String> = writers
@@ -112,9 +123,9 @@ impl Row {
     pub fn save(&self, file: &Path) -> std::io::Result<()> {
         let value = json!({
             "name": self.name, "version": self.version, "taken": self.taken,
-            "verified": self.verified, "points": self.points, "reasons": self.reasons,
+            "verified": self.verified, "points": self.points, "reasons": self.reasons, "why": self.why,
             "unpublished": self.unpublished, "layers": self.layers, "observed": self.observed,
-            "holds": self.holds, "recovery": self.recovery, "failures": self.failures,
+            "holds": self.holds, "recovery": self.recovery, "hot": self.hot, "failures": self.failures,
             "units": [self.units.0, self.units.1], "controls": self.controls, "seconds": self.seconds,
         });
         std::fs::write(file, format!("{value:#}\n"))
@@ -134,6 +145,7 @@ impl Row {
             let all = value.as_array().into_iter().flatten();
             all.filter_map(Value::as_f64).collect()
         };
+        let why = value["why"].as_object().into_iter().flatten();
         let recovery = value["recovery"].as_object().into_iter().flatten();
         let failures = value["failures"].as_array().into_iter().flatten();
         let controls = value["controls"].as_array().into_iter().flatten();
@@ -144,11 +156,13 @@ impl Row {
             verified: number(&value["verified"]),
             points: counts("points"),
             reasons: counts("reasons"),
+            why: why.map(|(code, said)| (code.clone(), text(said))).collect(),
             unpublished: counts("unpublished"),
             layers: counts("layers"),
             observed: counts("observed"),
             holds: list(&value["holds"]),
             recovery: recovery.map(|(k, v)| (k.clone(), list(v))).collect(),
+            hot: counts("hot"),
             failures: failures.map(text).collect(),
             units: (number(&value["units"][0]), number(&value["units"][1])),
             controls: controls

@@ -237,7 +237,8 @@ fn rate(bench: &mut Bench, window: Duration, is_with: bool) -> f64 {
         if is_with && begun.elapsed() >= next {
             next += Duration::from_secs(1);
             let outcome = bench.lab.checkpoint(&["--at", "auto", "--keep-last", "2"]);
-            outcome.verified();
+            // Also one that was given up, on a busy machine, has cost what it has.
+            assert!(matches!(outcome.code, 0 | 4 | 5), "{}", outcome.stderr);
         }
         std::thread::sleep(Duration::from_millis(5));
     }
