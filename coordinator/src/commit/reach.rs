@@ -4,18 +4,19 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use snapshim_gate::table::FileId;
-use snapshim_gate::watch::{Noted, Watch};
+use snapshim_gate::watch::Watch;
 
 use super::judge::{Ground, Judge};
+use super::observed::Observed;
 use super::{CommitPoint, Otherwise};
 use crate::hold::armed::Waited;
 use crate::hold::cut::{Hold, Shut};
 use crate::{Error, Exit, Result};
 
 /// How long nothing may change before a program counts as quiet, if it says nothing of it.
-const QUIET: Duration = Duration::from_millis(100);
+pub(super) const QUIET: Duration = Duration::from_millis(100);
 /// How long a program is watched before `auto` chooses for the first time.
-const OBSERVED: Duration = Duration::from_millis(500);
+pub(super) const OBSERVED: Duration = Duration::from_millis(500);
 /// Time between looks at a program that is to be idle.
 const TICK: Duration = Duration::from_millis(5);
 
@@ -102,23 +103,7 @@ fn try_for<'a>(
 
 /// The strongest point the program was seen to offer; watches it for a while if it never was.
 fn choose(ground: &Ground<'_>, gate_id: FileId, shut: Shut, asked: Asked) -> Result<CommitPoint> {
-    let watch = &ground.gate.header().watch;
-    let offered = || {
-        let has = |what| watch.counted(what) > 0;
-        let points = [
-            (has(Noted::Units), CommitPoint::Unit),
-            (
-                has(Noted::ChangedUnderLock) && has(Noted::Unlocked),
-                CommitPoint::Lock,
-            ),
-            (has(Noted::Synced), CommitPoint::Sync),
-            (has(Noted::Renamed), CommitPoint::Rename),
-            (has(Noted::Closed), CommitPoint::Close),
-        ];
-        points
-            .into_iter()
-            .find_map(|(has, point)| has.then_some(point))
-    };
+    let offered = || Observed::of(ground.gate).offered().first().copied();
     if let Some(point) = offered() {
         return Ok(point);
     }
@@ -127,7 +112,7 @@ fn choose(ground: &Ground<'_>, gate_id: FileId, shut: Shut, asked: Asked) -> Res
     hold.drain()?;
     // Points that shut the gate: none. It is opened when this is dropped.
     let _ = hold.arm(until)?.wait(until)?;
-    Ok(offered().unwrap_or(CommitPoint::Idle(QUIET)))
+    Ok(Observed::of(ground.gate).choice())
 }
 
 /// Arms the gate and waits. `None`: the time is over, and the gate open.
