@@ -197,6 +197,72 @@ fn close_rename_and_unit_are_between_units() {
     units("unit", "unit", Fs::Ext4, FILES);
 }
 
+/// What a command prints with `--json`.
+fn json(lab: &Lab, args: &[&str]) -> serde_json::Value {
+    let ended = process::run(lab.snapshim(args), Duration::from_secs(60));
+    serde_json::from_str(&ended.out()).unwrap_or_else(|e| panic!("{e}: {}", ended.err()))
+}
+
+/// What `status` and `doctor` say that `auto` would take is what it takes, and they say why.
+#[test]
+fn what_is_observed_is_shown() {
+    let _serial = lab::serial();
+    for (mode, point, counter) in [
+        ("lock", "lock", "locked_changes"),
+        ("sync", "sync", "syncs"),
+        ("rename", "rename", "renames"),
+        ("close", "close", "closes"),
+        ("unit", "unit", "units"),
+    ] {
+        let lab = Lab::new(&format!("points-shown-{mode}"), Fs::Xfs, LIMIT).unwrap();
+        let files = if mode == "rename" { "1" } else { FILES };
+        let programs = start(&lab, mode, files, "150", 1);
+        let status = || json(&lab, &["status", lab.set(), "--json"])["points"].clone();
+        if mode != "unit" {
+            // Nothing was waited for, so nothing is known.
+            let before = status();
+            assert_eq!(before["offered"], serde_json::json!([]), "{mode}");
+            assert_eq!(before["auto"]["point"], "idle:100ms", "{mode}");
+        }
+        assert!(status()["auto"]["last"].is_null());
+        let outcome = lab.checkpoint(&["--at", "auto"]);
+        let taken = outcome.certificate().clone();
+        assert_eq!(taken.0["commit_point"], point, "{mode}");
+        let after = status();
+        assert_eq!(after["auto"]["point"], point, "{mode}: {after}");
+        assert_eq!(after["offered"][0], point, "{mode}: {after}");
+        assert_eq!(after["auto"]["claim"], taken.0["claim"], "{mode}");
+        assert_eq!(after["auto"]["last"]["point"], point, "{mode}");
+        assert_eq!(after["auto"]["last"]["id"], taken.id(), "{mode}");
+        let counted = &after["observed"][counter];
+        assert!(
+            *counted == true || counted.as_u64() > Some(0),
+            "{mode}: {after}"
+        );
+        for text in ["why", "limits"] {
+            assert!(!after["auto"][text].as_str().unwrap().is_empty(), "{mode}");
+        }
+        let pid = child(&programs[0]).to_string();
+        let doctor = json(&lab, &["doctor", &pid, "--json"]);
+        assert_eq!(
+            doctor["subjects"][0]["points"]["auto"]["point"], point,
+            "{mode}"
+        );
+        let shown = process::run(lab.snapshim(&["status", lab.set()]), LIMIT)
+            .ok("status")
+            .out();
+        for label in ["observed", "auto", "claims", "does not", "auto took"] {
+            assert!(
+                shown.lines().any(|l| l.starts_with(label)),
+                "{label}: {shown}"
+            );
+        }
+        for mut program in programs {
+            program.end();
+        }
+    }
+}
+
 #[test]
 fn auto_finds_the_point() {
     let _serial = lab::serial();

@@ -8,8 +8,10 @@ use serde::Serialize;
 
 use crate::Result;
 use crate::hold::elf::{self, Cause, Refusal};
+use crate::hold::evidence;
 use crate::hold::inspect::{FileSystem, Machine, Process};
 use crate::hold::process;
+use crate::hold::set::Set;
 use crate::hold::sites::cache::{self, Cache, Entry};
 use crate::hold::sites::image::Image;
 use crate::hold::sites::layer::Looker;
@@ -17,6 +19,7 @@ use crate::hold::sites::{self, Library};
 use crate::store::manifest::{PathName, VERSION};
 
 use super::args::DoctorArgs;
+use super::points::Points;
 use super::{output, usage};
 
 #[derive(Serialize)]
@@ -47,6 +50,8 @@ struct Subject {
     /// ELF files it has, or will have, mapped.
     files: Vec<Object>,
     process: Option<Process>,
+    /// Of a process in a set: its commit points.
+    points: Option<Points>,
     /// `sites`, `symbols`, `ptrace` or `none`.
     layer: &'static str,
     /// Why it is not a better one.
@@ -197,8 +202,17 @@ fn running(pid: u32, machine: &Machine, cache: &std::result::Result<Cache, Strin
     if let Some(first) = process.shared_writable.first() {
         subject.advice.push(format!("it can store into {first} through a mapping: if that is watched, only stopping the process holds it"));
     }
+    subject.points = points(pid, &process);
     subject.process = Some(process);
     subject
+}
+
+/// What the set of a process was seen to do, if that is one that we can find.
+fn points(pid: u32, process: &Process) -> Option<Points> {
+    let set = Set::open(Some(process.set.as_deref()?)).ok()?;
+    // There may be one of that name elsewhere.
+    let is_its = evidence::attached_here(&set.gate).contains(&pid);
+    is_its.then(|| Points::of(&set))
 }
 
 /// What is known of the files alone.
@@ -220,6 +234,7 @@ fn subject(name: String, chain: &[PathBuf], cache: &std::result::Result<Cache, S
         libc: libc.map(|(path, _)| describe_libc(path)),
         files: tables.iter().map(object).collect(),
         process: None,
+        points: None,
         layer: "none",
         because: None,
         advice: Vec::new(),
@@ -468,6 +483,7 @@ fn describe_subject(subject: &Subject) -> Vec<Vec<String>> {
     for advice in &subject.advice {
         row("advice", output::name(advice));
     }
+    rows.extend(subject.points.iter().flat_map(Points::rows));
     rows
 }
 
@@ -517,7 +533,7 @@ mod tests {
             ("/watched/0", "fine_ctime kind path reflink"),
             (
                 "/subjects/0",
-                "advice because chain files kind layer libc name pid process",
+                "advice because chain files kind layer libc name pid points process",
             ),
             ("/subjects/0/libc", "build_id flavour path version"),
             ("/subjects/0/files/0", "complete path sites table"),

@@ -22,6 +22,7 @@ pub mod man;
 pub mod output;
 pub mod periodic;
 pub mod pin;
+mod points;
 pub mod preload;
 pub mod progress;
 pub mod prune;

@@ -20,6 +20,7 @@ use crate::store::Store;
 use crate::store::manifest::{PathName, VERSION};
 
 use super::args::StatusArgs;
+use super::points::{self, Points};
 use super::table::{Cell, Table};
 use super::{output, style};
 
@@ -62,6 +63,7 @@ struct Report {
     #[serde(serialize_with = "output::plain")]
     store: PathName,
     latest: Option<String>,
+    points: Points,
     /// A restore in place that did not come to its end, or keeps what it replaced.
     #[serde(skip_serializing_if = "Option::is_none")]
     restore: Option<String>,
@@ -93,6 +95,11 @@ struct Writer {
     waited_us: u64,
     breaks: u64,
     seen: BTreeMap<&'static str, u64>,
+    /// Which of the calls that commit points are told from it was seen to make.
+    uses: Vec<&'static str>,
+    /// It is in a unit of its own now.
+    #[serde(skip)]
+    in_unit: bool,
 }
 
 /// Runs the command.
@@ -136,6 +143,7 @@ fn report(set: &Set) -> Result<Report> {
         breaks: header.breaks.load(Relaxed),
         last_hold_us: header.last_hold_ns.load(Relaxed) / 1_000,
         writers: writers(slots),
+        points: Points::of(set),
         roots: names(&set.config.roots),
         excludes: names(&set.config.excludes),
         restore: restore::unfinished(&set.config.roots),
@@ -182,6 +190,8 @@ fn writers(slots: &[Slot]) -> Vec<Writer> {
                     waited_us: 0,
                     breaks: 0,
                     seen: COUNTERS.iter().map(|(_, name)| (*name, 0)).collect(),
+                    uses: Vec::new(),
+                    in_unit: false,
                 }
             });
         let add = |sum: &mut u64, value: u64| *sum = sum.saturating_add(value);
@@ -192,12 +202,18 @@ fn writers(slots: &[Slot]) -> Vec<Writer> {
         add(&mut writer.breaks, slot.breaks.load(Relaxed).into());
         let longest = u64::from(slot.longest_wait_us.load(Relaxed));
         writer.longest_wait_us = writer.longest_wait_us.max(longest);
+        writer.in_unit |= slot.units.load(Relaxed) > 0;
         for (counter, name) in COUNTERS {
             let sum = writer.seen.entry(name).or_default();
             add(sum, slot.seen[counter as usize].load(Relaxed).into());
         }
     }
-    writers.into_values().collect()
+    let mut writers: Vec<Writer> = writers.into_values().collect();
+    for writer in &mut writers {
+        let count = |call: &str| writer.seen.get(call).copied().unwrap_or(0);
+        writer.uses = points::uses(count, writer.in_unit);
+    }
+    writers
 }
 
 fn describe(report: &Report) -> String {
@@ -251,6 +267,7 @@ fn describe(report: &Report) -> String {
     if let Some(restore) = &report.restore {
         row("restore", output::name(restore));
     }
+    rows.extend(report.points.rows());
     let mut text = output::table(&rows);
     if report.writers.is_empty() {
         return text;

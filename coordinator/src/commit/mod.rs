@@ -5,6 +5,7 @@
 //! | [`reach`] | waits for the point, and shuts the gate there |
 //! | [`judge`] | whether the point is reached, looked at under the hold |
 //! | [`locked`] | the same of `lock`, told from what was seen of each process |
+//! | [`observed`] | what the programs were seen to do, and what `auto` makes of it |
 //! | [`locks`] | who holds which write lock, as the kernel tells |
 //! | [`seal`] | that nothing has changed, where calls are only noticed |
 //! | [`files`] | which files under the watched paths the processes of the set have open |
@@ -16,6 +17,7 @@ pub mod files;
 pub mod judge;
 pub mod locked;
 pub mod locks;
+pub mod observed;
 pub mod reach;
 #[cfg(test)]
 mod schedules;
@@ -96,6 +98,32 @@ impl CommitPoint {
             CommitPoint::Rename => "nothing was changed since a file was put in place by rename",
             CommitPoint::Unit => "no thread was in a unit of work as the program marks them",
             CommitPoint::Idle(_) => "nothing was changed for that long before the cut",
+            CommitPoint::Auto => "",
+        }
+    }
+
+    /// What a snapshot at this point may be all the same, for whoever has to choose.
+    pub fn limits(self) -> &'static str {
+        match self {
+            CommitPoint::Write => "a logical update of several calls may be half done",
+            CommitPoint::Sync => {
+                "a program that syncs in the middle of an update is not told from one that syncs \
+                 at its end"
+            }
+            CommitPoint::Lock => {
+                "an update done without a lock, or under several locks one after another, may be \
+                 half done"
+            }
+            CommitPoint::Close => {
+                "an update of several files, each closed after it was written, may be half done"
+            }
+            CommitPoint::Rename => {
+                "an update of several files, each put in place by itself, may be half done"
+            }
+            CommitPoint::Unit => "what the program does outside its units may be half done",
+            CommitPoint::Idle(_) => {
+                "an update in which the program pauses for that long may be half done"
+            }
             CommitPoint::Auto => "",
         }
     }

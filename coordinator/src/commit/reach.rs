@@ -4,9 +4,10 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use snapshim_gate::table::FileId;
-use snapshim_gate::watch::{Noted, Watch};
+use snapshim_gate::watch::Watch;
 
 use super::judge::{Ground, Judge};
+use super::observed::Observed;
 use super::seal::Seal;
 use super::{CommitPoint, Otherwise};
 use crate::hold::armed::Waited;
@@ -15,9 +16,9 @@ use crate::stop::Stop;
 use crate::{Error, Exit, Result, hooks, interrupt};
 
 /// How long nothing may change before a program counts as quiet, if it says nothing of it.
-const QUIET: Duration = Duration::from_millis(100);
+pub(super) const QUIET: Duration = Duration::from_millis(100);
 /// How long a program is watched before `auto` chooses for the first time.
-const OBSERVED: Duration = Duration::from_millis(500);
+pub(super) const OBSERVED: Duration = Duration::from_millis(500);
 /// Time between looks at a program that is to be idle.
 const TICK: Duration = Duration::from_millis(5);
 
@@ -162,25 +163,9 @@ fn choose(
     shut: Shut,
     asked: Asked<'_>,
 ) -> Result<CommitPoint> {
-    let watch = &ground.gate.header().watch;
-    let offered = || {
-        let has = |what| watch.counted(what) > 0;
-        // Of these, one that is not noted would spoil them.
-        let all = |what| !ground.seen.is_partly_seen() && has(what);
-        let points = [
-            (has(Noted::Units), CommitPoint::Unit),
-            (
-                has(Noted::ChangedUnderLock) && has(Noted::Unlocked),
-                CommitPoint::Lock,
-            ),
-            (all(Noted::Synced), CommitPoint::Sync),
-            (all(Noted::Renamed), CommitPoint::Rename),
-            (has(Noted::Closed), CommitPoint::Close),
-        ];
-        points
-            .into_iter()
-            .find_map(|(has, point)| has.then_some(point))
-    };
+    let is_partly_seen = ground.seen.is_partly_seen();
+    let observed = || Observed::of(ground.gate).as_noted(is_partly_seen);
+    let offered = || observed().offered().first().copied();
     if let Some(point) = offered() {
         return Ok(point);
     }
@@ -189,7 +174,7 @@ fn choose(
     hold.drain()?;
     // Points that shut the gate: none. It is opened when this is dropped.
     let _ = hold.arm(until)?.wait(until)?;
-    Ok(offered().unwrap_or(CommitPoint::Idle(QUIET)))
+    Ok(Observed::of(ground.gate).choice())
 }
 
 /// Arms the gate and waits. `None`: the time is over, and the gate open.

@@ -29,6 +29,9 @@ pub struct Head {
     pub time: String,
     /// The commit point the cut was made at.
     pub commit_point: String,
+    /// The one that was asked for; empty in manifests that do not say.
+    #[serde(default)]
+    commit_point_asked: String,
     /// Whether everything the commit point promises was proved.
     pub verified: bool,
     /// Why not.
@@ -78,6 +81,7 @@ impl From<Manifest> for Head {
             id: manifest.id,
             time: manifest.time,
             commit_point: manifest.commit_point,
+            commit_point_asked: manifest.commit_point_asked,
             verified: manifest.verified,
             reasons: manifest.reasons,
             hold_us: manifest.hold_us,
@@ -140,6 +144,18 @@ impl Store {
                 Err(_) => read(ids),
             });
             Ok(all.collect())
+        })
+    }
+
+    /// The newest snapshot, among some of the newest, that was asked for at this point: its id,
+    /// and the point that was reached.
+    pub(crate) fn last_asked(&self, point: &str) -> Option<(String, String)> {
+        /// Snapshots looked at.
+        const MOST: usize = 32;
+        let ids = self.ids().ok()?;
+        ids.into_iter().rev().take(MOST).find_map(|id| {
+            let head = self.head(&id).ok()?;
+            (head.commit_point_asked == point).then_some((id, head.commit_point))
         })
     }
 
