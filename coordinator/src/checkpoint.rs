@@ -138,6 +138,8 @@ pub(crate) trait AfterCut {
     ///
     /// As [`Work::run`].
     fn cut(&mut self, goes_on: &mut dyn FnMut() -> bool) -> Result<()>;
+    /// Whether it cannot be guarded: a file is there twice.
+    fn is_any_twice(&self) -> bool;
     /// Chunks are 2 to the power of this, bytes; what is to be guarded.
     fn guarded(&self) -> (u32, Vec<guard::Member>);
     /// Captures; `end` is called when programs need ask no more.
@@ -161,7 +163,7 @@ pub(crate) trait Done {
     /// What changed meanwhile.
     fn moved(&self) -> Vec<Moved>;
     /// What changed while programs went on, and had not been asked for.
-    fn moved_unasked(&self, gate: &Gate) -> Vec<Moved>;
+    fn moved_unasked(&self) -> Vec<Moved>;
     /// Chunks that were asked for, if it was done after the cut.
     fn asked(&self) -> Option<u64>;
 }
@@ -171,6 +173,10 @@ impl AfterCut for Rehearsed {
 
     fn cut(&mut self, goes_on: &mut dyn FnMut() -> bool) -> Result<()> {
         self.cut(goes_on)
+    }
+
+    fn is_any_twice(&self) -> bool {
+        self.is_any_twice()
     }
 
     fn guarded(&self) -> (u32, Vec<guard::Member>) {
@@ -222,8 +228,8 @@ impl Done for Captured {
         self.moved()
     }
 
-    fn moved_unasked(&self, gate: &Gate) -> Vec<Moved> {
-        self.moved_unasked(gate.guard())
+    fn moved_unasked(&self) -> Vec<Moved> {
+        self.moved_unasked()
     }
 
     fn asked(&self) -> Option<u64> {
@@ -641,12 +647,19 @@ fn take<W: Work>(subject: Subject<'_>, options: &Options, prepared: W) -> Result
     };
 
     let mut notes = Vec::new();
+    let mut is_any_twice = false;
     let mut work = match prepared.is_to_be_guarded() {
         false => Stage::Under(prepared),
         true => match (gate, not_to_be_guarded(options, &seen)) {
             (Some(gate), None) => {
                 gate.guard().clear();
-                Stage::After(prepared.rehearse()?)
+                let rehearsed = prepared.rehearse()?;
+                is_any_twice = rehearsed.is_any_twice();
+                if is_any_twice && options.capture == Method::CopyBeforeWrite {
+                    let why = "a file is there twice, below a bind mount";
+                    notes.push(format!("captured under the hold, and not after it: {why}"));
+                }
+                Stage::After(rehearsed)
             }
             (_, why) => {
                 if options.capture == Method::CopyBeforeWrite {
@@ -694,7 +707,8 @@ fn take<W: Work>(subject: Subject<'_>, options: &Options, prepared: W) -> Result
     }
     outside.drain_rings(&seen.rings(), hold.left() / 4);
     let time = jiff::Timestamp::now();
-    let is_guardable = !outside.is_used() && mapped.is_empty() && seen.rings().is_empty();
+    let is_guardable =
+        !outside.is_used() && mapped.is_empty() && seen.rings().is_empty() && !is_any_twice;
     let hidden = match &work {
         Stage::After(_) if is_guardable => seen.held_in_part(),
         _ => held,
@@ -709,7 +723,7 @@ fn take<W: Work>(subject: Subject<'_>, options: &Options, prepared: W) -> Result
         (Stage::After(rehearsed), Bound::Gate(hold), Some(gate)) if is_guardable => {
             let (captured, held_for) = guarded(rehearsed, hold, gate)?;
             let guarded = begun.elapsed().saturating_sub(held_for);
-            let moved = captured.moved_unasked(gate);
+            let moved = captured.moved_unasked();
             (captured, guarded, moved, None, held_for, Some(guarded))
         }
         (work, hold, _) => {
@@ -812,8 +826,14 @@ fn guarded<R: AfterCut>(
     let (held_for, firsts) = hold.guard(shift, members.into_iter())?;
     let stands = hold.watch();
     let mut goes_on = || stands.stands() && !Clock::is_asked_to_end();
-    let captured = rehearsed.sweep(gate, firsts, &mut goes_on, || hold.unguard())?;
-    Ok((captured, held_for))
+    let captured = rehearsed.sweep(gate, firsts, &mut goes_on, || hold.unguard());
+    match captured {
+        Ok(captured) => Ok((captured, held_for)),
+        // The sweep only knows that it does not go on; if a call has ended the guard, whether
+        // it is worth another try depends on why.
+        Err(cause) if cause.exit == Exit::Aborted => Err(cut::why_unguarded(gate).unwrap_or(cause)),
+        Err(cause) => Err(cause),
+    }
 }
 
 /// Captures what was rehearsed, but under the hold after all.

@@ -90,6 +90,10 @@ impl AfterCut for Never {
         match *self {}
     }
 
+    fn is_any_twice(&self) -> bool {
+        match *self {}
+    }
+
     fn guarded(&self) -> (u32, Vec<guard::Member>) {
         match *self {}
     }
@@ -170,7 +174,7 @@ impl Ran {
 }
 
 impl Done for Ran {
-    fn moved_unasked(&self, _: &Gate) -> Vec<Moved> {
+    fn moved_unasked(&self) -> Vec<Moved> {
         Vec::new()
     }
 

@@ -110,7 +110,7 @@ pub struct Captured {
     vanished: Vec<PathBuf>,
     absent_roots: Vec<PathBuf>,
     /// What was captured after the cut.
-    sources: Vec<sweep::Source>,
+    unasked: Vec<Moved>,
     swept: Option<Swept>,
 }
 

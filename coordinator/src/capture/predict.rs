@@ -63,7 +63,7 @@ fn at_rate(bytes: u64, rate: u64) -> Duration {
 
 fn is_btrfs(file: &OwnedFd) -> bool {
     const BTRFS_MAGIC: i64 = 0x9123_683e;
-    rustix::fs::fstatfs(file).is_ok_and(|fs| fs.f_type as i64 == BTRFS_MAGIC)
+    rustix::fs::fstatfs(file).is_ok_and(|fs| fs.f_type == BTRFS_MAGIC)
 }
 
 /// Bytes of a file that are in memory only: cachestat(2), Linux 6.5. Of an earlier kernel, none.

@@ -236,7 +236,7 @@ pub(super) fn record(
             entries: recorder.entries,
             vanished: recorder.vanished,
             absent_roots: recorder.absent_roots,
-            sources: Vec::new(),
+            unasked: Vec::new(),
             swept: None,
         },
         plan: recorder.plan,

@@ -4,12 +4,12 @@
 //! Nothing that is in a directory can have come or gone while the directory's ctime stands. If
 //! one has moved, all of it is walked again, under the hold.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use rustix::fs::AtFlags;
 use snapshim_gate::guard::{self, Guard, METADATA, NAMES};
 
-use super::record::{Body, How, Pin, Pins, Recorded, Target};
+use super::record::{Body, Entry, How, Pin, Pins, Recorded, Target};
 use super::walk::{Paths, unreadable};
 use super::{Captured, Member, Prepared, record, sweep};
 use crate::tree::dirs::Dirs;
@@ -160,6 +160,13 @@ impl Rehearsed {
             .into_iter()
     }
 
+    /// Whether one file is there twice, and not as a hard link: below a bind mount. It has one
+    /// place among what is guarded.
+    pub fn is_any_twice(&self) -> bool {
+        let mut seen = HashSet::new();
+        self.guarded().any(|member| !seen.insert(member.id))
+    }
+
     /// Captures the bytes, of which `firsts` says the number of each file's first chunk. To be
     /// called with the gate guarded; `end` opens it when all bytes are in memory.
     ///
@@ -195,8 +202,20 @@ impl Rehearsed {
             guard: gate.guard(),
             asks: gate.used_asks(),
         };
-        let swept = sweep::sweep(ready, asked, &sources, goes_on, end)?;
-        captured.sources = sources;
+        let mut unasked = Vec::new();
+        let swept = sweep::sweep(ready, asked, &sources, goes_on, || {
+            // Before programs may change everything, and need not say so.
+            unasked = moved_unasked(&captured.entries, &sources, gate.guard());
+            end()
+        })?;
+        if swept.is_short {
+            let first = sources.first().map(|source| source.path.clone());
+            unasked.push(super::Moved {
+                path: first.unwrap_or_default(),
+                what: "or another file became shorter".to_owned(),
+            });
+        }
+        captured.unasked = unasked;
         captured.swept = Some(swept);
         Ok(captured)
     }
@@ -278,36 +297,34 @@ impl Captured {
     }
 
     /// What changed since the cut without having asked: evidence against a capture that went on
-    /// while programs ran. To be called when the guard has ended.
-    pub fn moved_unasked(&self, guard: &Guard) -> Vec<super::Moved> {
-        let by_path = guard.changed_by_path();
-        let mut moved = Vec::new();
-        for source in &self.sources {
-            let then = &self.entries[source.entry].seen;
-            let Ok(now) = rustix::fs::fstat(&source.file).map(|stat| Seen::of(&stat)) else {
-                continue;
-            };
-            if now.ctime_ns == then.ctime_ns || guard.was_touched(then.id) {
-                continue;
-            }
-            // Names and metadata that were changed by path move a ctime; only the latter an mtime.
-            let has_content_moved = now.size != then.size || now.mtime_ns != then.mtime_ns;
-            let is_explained =
-                by_path & METADATA != 0 || by_path & NAMES != 0 && !has_content_moved;
-            if !is_explained {
-                moved.push(super::Moved {
-                    path: source.path.clone(),
-                    what: "was written to or had its metadata changed (ctime moved)".to_owned(),
-                });
-            }
+    /// while programs ran.
+    pub fn moved_unasked(&self) -> Vec<super::Moved> {
+        self.unasked.clone()
+    }
+}
+
+/// See [`Captured::moved_unasked`]. To be called when all is read, with the gate still guarded.
+fn moved_unasked(entries: &[Entry], sources: &[sweep::Source], guard: &Guard) -> Vec<super::Moved> {
+    let mut moved = Vec::new();
+    for source in sources {
+        let then = &entries[source.entry].seen;
+        let Ok(now) = rustix::fs::fstat(&source.file).map(|stat| Seen::of(&stat)) else {
+            continue;
+        };
+        // After the look at the file: calls say so before they change anything.
+        if now.ctime_ns == then.ctime_ns || guard.was_touched(then.id) {
+            continue;
         }
-        if self.swept.is_some_and(|swept| swept.is_short) {
-            let first = self.sources.first().map(|source| source.path.clone());
+        let by_path = guard.changed_by_path();
+        // Names and metadata that were changed by path move a ctime; only the latter an mtime.
+        let has_content_moved = now.size != then.size || now.mtime_ns != then.mtime_ns;
+        let is_explained = by_path & METADATA != 0 || by_path & NAMES != 0 && !has_content_moved;
+        if !is_explained {
             moved.push(super::Moved {
-                path: first.unwrap_or_default(),
-                what: "or another file became shorter".to_owned(),
+                path: source.path.clone(),
+                what: "was written to or had its metadata changed (ctime moved)".to_owned(),
             });
         }
-        moved
     }
+    moved
 }

@@ -47,7 +47,7 @@ impl Target {
                 Err(cause) => return Err(fault("reserve room for", &path, cause)),
             }
         }
-        let is_xfs = fstatfs(&file).is_ok_and(|fs| fs.f_type as i64 == XFS_MAGIC);
+        let is_xfs = fstatfs(&file).is_ok_and(|fs| fs.f_type == XFS_MAGIC);
         let flags = fcntl_getfl(&file).map_err(|cause| fault("look at", &path, cause))?;
         let is_direct = is_xfs && fcntl_setfl(&file, flags | OFlags::DIRECT).is_ok();
         Ok(Target {
