@@ -152,6 +152,8 @@ pub(crate) trait AfterCut {
     ///
     /// As [`Work::run`].
     fn trust_nothing(&mut self) -> Result<()>;
+    /// Whether it cannot be guarded: a file is there twice.
+    fn is_any_twice(&self) -> bool;
     /// Chunks are 2 to the power of this, bytes; what is to be guarded.
     fn guarded(&self) -> (u32, Vec<guard::Member>);
     /// Captures; `end` is called when programs need ask no more.
@@ -205,6 +207,10 @@ impl AfterCut for Rehearsed {
 
     fn trust_nothing(&mut self) -> Result<()> {
         self.trust_nothing()
+    }
+
+    fn is_any_twice(&self) -> bool {
+        self.is_any_twice()
     }
 
     fn guarded(&self) -> (u32, Vec<guard::Member>) {
@@ -710,12 +716,19 @@ fn take<W: Work>(subject: Subject<'_>, options: &Options, mut prepared: W) -> Re
     };
 
     let mut notes = Vec::new();
+    let mut is_any_twice = false;
     let mut work = match prepared.is_to_be_guarded() {
         false => Stage::Under(prepared),
         true => match (gate, not_to_be_guarded(options, gate, &seen)) {
             (Some(gate), None) => {
                 gate.guard().clear();
-                Stage::After(prepared.rehearse(cut::settled(gate))?)
+                let rehearsed = prepared.rehearse(cut::settled(gate))?;
+                is_any_twice = rehearsed.is_any_twice();
+                if is_any_twice && options.capture == Method::CopyBeforeWrite {
+                    let why = "a file is there twice, below a bind mount";
+                    notes.push(format!("captured under the hold, and not after it: {why}"));
+                }
+                Stage::After(rehearsed)
             }
             (_, why) => {
                 if options.capture == Method::CopyBeforeWrite {
@@ -772,6 +785,7 @@ fn take<W: Work>(subject: Subject<'_>, options: &Options, mut prepared: W) -> Re
     let time = jiff::Timestamp::now();
     let is_guardable =
         !outside.is_used() && mapped.is_empty() && seen.rings().is_empty() && seal.is_none();
+    let is_guardable = is_guardable && !is_any_twice;
     let hidden = match &work {
         Stage::After(_) if is_guardable => seen.held_in_part(),
         _ => held,
@@ -936,12 +950,13 @@ fn guarded<R: AfterCut>(
     let stands = hold.watch();
     let mut goes_on = || stands.stands() && !Clock::is_asked_to_end();
     let captured = rehearsed.sweep(gate, firsts, &mut goes_on, || hold.unguard());
-    // A call that ended the guard has left the reason there.
-    let captured = captured.map_err(|error| match gate.guard().why_broken() {
-        Some(why) => cut::guard_broken(why),
-        None => error,
-    })?;
-    Ok((captured, held_for))
+    match captured {
+        Ok(captured) => Ok((captured, held_for)),
+        // The sweep only knows that it does not go on; if a call has ended the guard, whether
+        // it is worth another try depends on why.
+        Err(cause) if cause.exit == Exit::Aborted => Err(cut::why_unguarded(gate).unwrap_or(cause)),
+        Err(cause) => Err(cause),
+    }
 }
 
 /// Captures what was rehearsed, but under the hold after all.

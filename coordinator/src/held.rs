@@ -98,6 +98,10 @@ impl AfterCut for Never {
         match *self {}
     }
 
+    fn is_any_twice(&self) -> bool {
+        match *self {}
+    }
+
     fn guarded(&self) -> (u32, Vec<guard::Member>) {
         match *self {}
     }

@@ -263,7 +263,7 @@ impl Guard {
 
     /// Writes the table of a guard, which is empty; `guarded` is the word that it will belong
     /// to. For the coordinator, with the gate shut and drained. Tells the number of each
-    /// member's first chunk. `false`: they do not fit.
+    /// member's first chunk. `false`: they do not fit, or one is there twice.
     pub fn write(
         &self,
         guarded: u32,
@@ -277,8 +277,8 @@ impl Guard {
             if count >= MAX_FILES || u64::from(next) + chunks > u64::from(MAX_CHUNKS) {
                 return false;
             }
-            let is_free = |file: &&GuardedFile| file.ino.load(Relaxed) == 0;
-            let Some(file) = self.places(member.id).map(|(_, file)| file).find(is_free) else {
+            // One that is there already would be found, and its chunks be asked for, once only.
+            let Some(file) = self.place_for(member.id) else {
                 return false;
             };
             file.dev.store(member.id.dev, Relaxed);
@@ -295,6 +295,18 @@ impl Guard {
         self.broken.store(0, Relaxed);
         self.word.store(guarded, Release);
         true
+    }
+
+    /// A free place for a file; `None` if it has one already, or there is none.
+    fn place_for(&self, id: FileId) -> Option<&GuardedFile> {
+        for (_, file) in self.places(id) {
+            match file.ino.load(Relaxed) {
+                0 => return Some(file),
+                ino if ino == id.ino && file.dev.load(Relaxed) == id.dev => return None,
+                _ => {}
+            }
+        }
+        None
     }
 
     /// What is known of a file; `None` if it was not in the cut, and may be changed.
@@ -501,6 +513,22 @@ mod tests {
         guard.clear();
         let more = (1..=MAX_FILES as u64 + 1).map(|ino| member(ino, 1));
         assert!(!guard.write(2, MIN_SHIFT, more, |_| ()));
+    }
+
+    #[test]
+    fn a_file_has_one_place() {
+        let guard = guard();
+        guard.clear();
+        assert!(!guard.write(
+            2,
+            MIN_SHIFT,
+            [member(1, 9), member(1, 9)].into_iter(),
+            |_| ()
+        ));
+        for file in &guard.files {
+            file.ino.store(5, Relaxed);
+        }
+        assert!(!guard.write(2, MIN_SHIFT, [member(1, 9)].into_iter(), |_| ()));
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! is in [`snapshim_gate::guard`].
 
 use core::ffi::c_char;
+use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 
 use snapshim_gate::Shared;
@@ -18,6 +19,7 @@ use snapshim_gate::{passage, word};
 use crate::attach;
 use crate::member::Target;
 use crate::sys::{self, Stat, nr};
+use crate::thread;
 
 /// What of the cut a call is about to change.
 pub(crate) enum Effect<'a> {
@@ -29,8 +31,8 @@ pub(crate) enum Effect<'a> {
     Chunks(Known<'a>, Span),
     /// The same, if the file still stands where it stood: it begins at this byte.
     FromPosition(Known<'a>, Span, u64),
-    /// The same, if the path still leads to this file.
-    ByName(Known<'a>, Span),
+    /// The same, if the path still leads to this file; `None`: to none of the cut.
+    ByName(Option<Known<'a>>, Span),
     /// What cannot be told.
     Everything,
 }
@@ -57,6 +59,8 @@ pub(crate) fn effect<'a>(
     is_nested: bool,
     guard: &'a Guard,
 ) -> Effect<'a> {
+    // Threads that share a slot share the note.
+    let is_compared = !is_nested && !thread::SHARING.load(Relaxed);
     let (fd, bytes) = match target {
         // Captured at the cut.
         Target::Fd(fd) if call.class == Class::Meta => (fd, Bytes::None),
@@ -68,18 +72,35 @@ pub(crate) fn effect<'a>(
             (fd, bytes_of(number, args))
         }
         Target::Truncate { path, len } => {
-            return by_name(sys::AT_FDCWD, path, u64::try_from(len).ok(), guard);
+            let Ok(len) = u64::try_from(len) else {
+                return Effect::Nothing; // it will fail
+            };
+            // Nothing is left open that would show which file it was. So no name may have been
+            // changed; whether one is meanwhile is seen when it returns.
+            return match is_compared && guard.changed_by_path() & NAMES == 0 {
+                true => by_name(sys::AT_FDCWD, path, len, guard),
+                false => Effect::Everything,
+            };
         }
         Target::Open {
             dirfd,
             path,
             truncates: true,
+            how,
             ..
-        } => return by_name(dirfd, path, Some(0), guard),
+        } => {
+            return match opened_how(how) {
+                How::Truncating if is_compared => by_name(dirfd, path, 0, guard),
+                How::Plainly => Effect::ByPath(NAMES),
+                How::Truncating | How::Unknown => Effect::Everything,
+            };
+        }
         // Makes a file: that is none of the cut's.
         Target::Open { .. } => return Effect::ByPath(NAMES),
         Target::Name if call.class == Class::Path => return Effect::ByPath(METADATA),
         Target::Name | Target::Rename => return Effect::ByPath(NAMES),
+        Target::Map(fd) if !sys::is_writable(fd) => return Effect::Nothing,
+        Target::Map(fd) => (fd, Bytes::All),
         Target::Any => return Effect::Everything,
     };
     let Some(stat) = sys::fstat(fd).filter(Stat::is_regular) else {
@@ -96,8 +117,8 @@ pub(crate) fn effect<'a>(
             // To the end, wherever that is: what the cut has there is captured, or the file
             // could not have been cut down to it.
             Some(true) => return Effect::Chunks(known, Span::default()),
-            Some(false) if !is_nested && call.class == Class::Write => {
-                let Some(at) = sys::position(fd).filter(|at| *at <= MAX_EXPECTED) else {
+            Some(false) if is_compared && call.class == Class::Write => {
+                let Some(at) = sys::position(fd).filter(|at| *at <= MAX_POSITION) else {
                     return Effect::Everything;
                 };
                 let span = known.span(at, at.saturating_add(len));
@@ -121,19 +142,52 @@ fn id_of(stat: &Stat) -> FileId {
 }
 
 /// What cutting the file behind a path down to `len` bytes changes.
-fn by_name(dirfd: i32, path: *const c_char, len: Option<u64>, guard: &Guard) -> Effect<'_> {
+fn by_name(dirfd: i32, path: *const c_char, len: u64, guard: &Guard) -> Effect<'_> {
     // SAFETY: the program passed the path; the kernel checks it.
     let stat = unsafe { sys::fstatat(dirfd, path, 0) };
-    let (Ok(stat), Some(len)) = (stat, len) else {
-        return Effect::ByPath(NAMES); // it will fail, or make a file
-    };
-    match guard.find(id_of(&stat)) {
-        Some(known) => Effect::ByName(known, known.span(len, u64::MAX)),
-        None => Effect::Nothing,
+    // None of the cut's, or none at all. By the time of the call it may be.
+    let known = stat.ok().and_then(|stat| guard.find(id_of(&stat)));
+    let span = known.map_or(Span::default(), |known| known.span(len, u64::MAX));
+    Effect::ByName(known, span)
+}
+
+/// What an open does to what it opens.
+enum How {
+    /// Nothing.
+    Plainly,
+    /// Cuts it down to nothing.
+    Truncating,
+    /// It cannot be told to what.
+    Unknown,
+}
+
+/// The same of openat2, by the address of its `struct open_how`; 0: another call, which truncates.
+fn opened_how(how: usize) -> How {
+    const O_TRUNC: u64 = 0o1000;
+    /// Paths lead elsewhere then.
+    const RESOLVE_IN_ROOT: u64 = 0x10;
+    if how == 0 {
+        return How::Truncating;
+    }
+    match sys::peek::<[u64; 3]>(how) {
+        Some([flags, ..]) if flags & O_TRUNC == 0 => How::Plainly,
+        Some([_, _, resolve]) if resolve & RESOLVE_IN_ROOT == 0 => How::Truncating,
+        _ => How::Unknown,
     }
 }
 
+/// Bits of a position in [`Ask::Expects`]; above it, the file's place in the table, and one.
+const POSITION_BITS: u32 = 48;
+const MAX_POSITION: u64 = (1 << POSITION_BITS) - 1;
+
+/// What is expected of a call that changes `known`, from `at` on.
+fn expected(known: Option<&Known<'_>>, at: u64) -> Ask {
+    let file = known.map_or(0, |known| u64::from(known.index) + 1);
+    Ask::Expects((file << POSITION_BITS | at) & MAX_EXPECTED)
+}
+
 const RWF_APPEND: usize = 0x10;
+const RWF_NOAPPEND: usize = 0x20;
 
 /// Which bytes of its file a system call changes.
 fn bytes_of(number: usize, a: &[usize; 6]) -> Bytes {
@@ -143,6 +197,8 @@ fn bytes_of(number: usize, a: &[usize; 6]) -> Bytes {
         nr::WRITEV => parts(a[1], a[2]).map_or(Bytes::All, Bytes::Here),
         nr::PWRITEV => range(a[3] as i64, parts(a[1], a[2])),
         nr::PWRITEV2 if a[5] & RWF_APPEND != 0 => Bytes::None,
+        // At its position, even of a file to which everything else is appended.
+        nr::PWRITEV2 if a[3] as i64 == -1 && a[5] & RWF_NOAPPEND != 0 => Bytes::All,
         nr::PWRITEV2 if a[3] as i64 == -1 => parts(a[1], a[2]).map_or(Bytes::All, Bytes::Here),
         nr::PWRITEV2 => range(a[3] as i64, parts(a[1], a[2])),
         // With an offset that lies in memory, or from where it stands.
@@ -205,9 +261,12 @@ fn parts(at: usize, count: usize) -> Option<u64> {
 
 /// One call at a guarded gate.
 pub(crate) struct Asking {
-    /// What it waits for; `None`: for the end of the guard.
-    span: Option<Span>,
+    /// What it waits for, and where it asks; `None`: for the end of the guard.
+    asked: Option<(Span, &'static AtomicU64)>,
 }
+
+/// For the end of the guard.
+const ASKING_NOTHING: Answer = Answer::Wait(Asking { asked: None });
 
 /// What became of a question.
 pub(crate) enum Answer {
@@ -217,31 +276,47 @@ pub(crate) enum Answer {
     Wait(Asking),
 }
 
-/// Asks for what `effect` changes, under the guard `seen`.
-pub(crate) fn ask(gate: &Gate, slot: Option<&Slot>, effect: Effect<'_>, seen: u32) -> Answer {
+/// Asks for what `effect` changes, under the guard `seen`. `is_nested`: as for [`effect`].
+pub(crate) fn ask(
+    gate: &Gate,
+    slot: Option<&Slot>,
+    effect: Effect<'_>,
+    seen: u32,
+    is_nested: bool,
+) -> Answer {
     let guard = gate.guard();
     let span = match &effect {
         Effect::Nothing | Effect::ByPath(_) => Span::default(),
         Effect::Chunks(_, span) | Effect::FromPosition(_, span, _) | Effect::ByName(_, span) => {
             *span
         }
-        Effect::Everything => return Answer::Wait(Asking { span: None }),
+        Effect::Everything => return ASKING_NOTHING,
     };
     let is_captured = guard.has(span);
     // What was read belongs to this guard only if that still stands.
     core::sync::atomic::fence(Acquire);
     if !guard.is_of(seen) || gate.header().word.load(Acquire) != seen {
-        return Answer::Wait(Asking { span: None });
+        return ASKING_NOTHING;
     }
-    let cell = slot.and_then(|slot| gate.ask(slot));
+    let mut cell = slot.and_then(|slot| gate.ask(slot));
+    if cell.is_some_and(|cell| matches!(Ask::unpack(cell.load(Relaxed)), Ask::Expects(_))) {
+        if is_nested {
+            // The outer call's, which is still to be compared.
+            cell = None;
+        } else {
+            // Of a call that was left by a jump, or whose thread is gone: nobody has compared it.
+            miss(gate);
+            return ASKING_NOTHING;
+        }
+    }
     if !is_captured {
         let Some(cell) = cell else {
-            return Answer::Wait(Asking { span: None });
+            return ASKING_NOTHING;
         };
-        cell.store(Ask::Chunks(span).pack(), Release);
-        guard.requests.fetch_add(1, AcqRel);
-        futex_wake_all(&guard.requests);
-        return Answer::Wait(Asking { span: Some(span) });
+        request(guard, cell, span);
+        return Answer::Wait(Asking {
+            asked: Some((span, cell)),
+        });
     }
     let expected = match effect {
         Effect::Chunks(known, _) => {
@@ -250,11 +325,15 @@ pub(crate) fn ask(gate: &Gate, slot: Option<&Slot>, effect: Effect<'_>, seen: u3
         }
         Effect::FromPosition(known, _, at) => {
             known.touch();
-            Ask::Expects(at)
+            expected(Some(&known), at)
         }
         Effect::ByName(known, _) => {
-            known.touch();
-            Ask::Expects(u64::from(known.index))
+            // If there is none, one is made.
+            guard.note_by_path(if known.is_none() { NAMES } else { 0 });
+            if let Some(known) = known {
+                known.touch();
+            }
+            expected(known.as_ref(), 0)
         }
         Effect::ByPath(what) => {
             guard.note_by_path(what);
@@ -266,7 +345,7 @@ pub(crate) fn ask(gate: &Gate, slot: Option<&Slot>, effect: Effect<'_>, seen: u3
         // Nothing can be compared later.
         return match expected {
             Ask::None => Answer::Granted(false),
-            _ => Answer::Wait(Asking { span: None }),
+            _ => ASKING_NOTHING,
         };
     };
     if cell.load(Relaxed) != expected.pack() {
@@ -275,12 +354,22 @@ pub(crate) fn ask(gate: &Gate, slot: Option<&Slot>, effect: Effect<'_>, seen: u3
     Answer::Granted(expected != Ask::None)
 }
 
+/// Asks for chunks, in this cell.
+fn request(guard: &Guard, cell: &AtomicU64, span: Span) {
+    cell.store(Ask::Chunks(span).pack(), Release);
+    guard.requests.fetch_add(1, AcqRel);
+    futex_wake_all(&guard.requests);
+}
+
+/// How long is waited before a look whether it is still asked for, ns.
+const AGAIN_NS: u64 = 2_000_000;
+
 impl Asking {
     /// Waits under the guard `seen` for at most `left_ns`, or until there may be an answer.
     pub(crate) fn wait(&self, gate: &Gate, seen: u32, left_ns: u64) {
         let guard = gate.guard();
         let word = &gate.header().word;
-        let Some(span) = self.span else {
+        let Some((span, cell)) = self.asked else {
             snapshim_gate::sys::futex_wait(word, seen, left_ns);
             return;
         };
@@ -294,7 +383,11 @@ impl Asking {
             if left_ns == 0 {
                 return;
             }
-            snapshim_gate::sys::futex_wait(&guard.served, served, left_ns);
+            // A signal handler's call may have asked for something else in our place.
+            if cell.load(Relaxed) != Ask::Chunks(span).pack() {
+                request(guard, cell, span);
+            }
+            snapshim_gate::sys::futex_wait(&guard.served, served, left_ns.min(AGAIN_NS));
         }
     }
 }
@@ -317,28 +410,39 @@ pub(crate) fn returned(gate: &Gate, slot: &Slot, result: isize) {
         }
         // The descriptor that it got.
         Some(Class::Open) if result >= 0 => opened_other(guard, result as i32, expected),
+        // A truncate: another file may have got the name.
+        Some(Class::Path) if result >= 0 => guard.changed_by_path() & NAMES != 0,
         _ => false,
     };
     if missed {
-        guard.note_broken(Broken::Missed);
-        let seen = gate.header().word.load(Acquire);
-        if word::is_guarded(seen)
-            && passage::end_hold::<Shared>(&gate.header().word, seen)
-            && !attach::is_sandboxed()
-        {
-            futex_wake_all(&gate.header().word);
-            futex_wake_all(&guard.served);
-        }
+        miss(gate);
     }
     // After the note: the coordinator looks at it when it finds this gone.
     cell.store(Ask::None.pack(), Release);
 }
 
+/// Breaks the guard: something was changed that had not been asked for.
+fn miss(gate: &Gate) {
+    let guard = gate.guard();
+    guard.note_broken(Broken::Missed);
+    let seen = gate.header().word.load(Acquire);
+    if word::is_guarded(seen)
+        && passage::end_hold::<Shared>(&gate.header().word, seen)
+        && !attach::is_sandboxed()
+    {
+        futex_wake_all(&gate.header().word);
+        futex_wake_all(&guard.served);
+    }
+}
+
 /// Whether a write of `len` bytes may have changed chunks that were not granted, for it was to
-/// begin at `expected`, and another thread has moved the file's position meanwhile.
+/// begin where was `expected`, and another thread has moved the file's position meanwhile, or
+/// put another file in its place.
 fn has_moved(guard: &Guard, fd: i32, expected: u64, len: u64) -> bool {
-    let Some(known) = sys::fstat(fd).and_then(|stat| guard.find(id_of(&stat))) else {
-        return false;
+    let (file, expected) = (expected >> POSITION_BITS, expected & MAX_POSITION);
+    let known = sys::fstat(fd).and_then(|stat| guard.find(id_of(&stat)));
+    let Some(known) = known.filter(|known| u64::from(known.index) + 1 == file) else {
+        return true;
     };
     let Some(now) = sys::position(fd) else {
         return true;
@@ -358,12 +462,13 @@ fn has_moved(guard: &Guard, fd: i32, expected: u64, len: u64) -> bool {
 /// that was granted.
 fn opened_other(guard: &Guard, fd: i32, expected: u64) -> bool {
     let opened = sys::fstat(fd).and_then(|stat| guard.find(id_of(&stat)));
-    opened.is_some_and(|known: Known<'_>| u64::from(known.index) != expected && known.size > 0)
+    let file = expected >> POSITION_BITS;
+    opened.is_some_and(|known: Known<'_>| u64::from(known.index) + 1 != file && known.size > 0)
 }
 
 /// Notes that a call has waited as long as it may, for what the guard `seen` has not captured.
 pub(crate) fn gives_up(gate: &Gate, seen: u32) {
-    if word::is_guarded(seen) {
+    if word::is_guarded(seen) && gate.header().word.load(Acquire) == seen {
         gate.guard().note_broken(guard::Broken::TimeOut);
     }
 }

@@ -352,7 +352,7 @@ impl Thread<Shared> for Waiter<'_> {
             true => chunks::Effect::Everything,
             false => chunks::effect(self.call, self.target, is_nested, self.gate.guard()),
         };
-        match chunks::ask(self.gate, self.slot, effect, seen) {
+        match chunks::ask(self.gate, self.slot, effect, seen, is_nested) {
             chunks::Answer::Granted(is_noted) => {
                 self.is_noted = is_noted;
                 true

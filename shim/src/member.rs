@@ -32,7 +32,12 @@ pub(crate) enum Target {
         path: *const c_char,
         creates: bool,
         truncates: bool,
+        /// Where openat2's `struct open_how` is, which says what it does; 0 for other calls.
+        how: usize,
     },
+    /// An open file that is mapped, shared and not writable: with mprotect it may become so, if
+    /// the file is open for writing.
+    Map(i32),
     /// A name, or metadata of the file behind one; not looked at: all such calls wait.
     Name,
     /// The same; a rename.
@@ -61,6 +66,7 @@ impl Target {
                     Err(_) => creates,
                 }
             }
+            Target::Map(fd) => sys::is_writable(fd) && Target::Fd(fd).is_shut(class, table),
             Target::Truncate { .. } | Target::Name | Target::Rename | Target::Any => true,
         }
     }
@@ -85,6 +91,7 @@ impl Target {
                 path,
                 creates,
                 truncates,
+                ..
             } => {
                 // SAFETY: the program passed the path; the kernel checks it.
                 match unsafe { sys::fstatat(dirfd, path, 0) } {
@@ -96,6 +103,8 @@ impl Target {
             }
             Target::Name if class == Class::Name => Change::Name,
             Target::Rename => Change::Rename,
+            // Making it so is not seen.
+            Target::Map(_) => Change::None,
             Target::Truncate { .. } | Target::Name | Target::Any => Change::Unknown,
         }
     }

@@ -314,6 +314,8 @@ unsafe impl Plain for u16 {}
 unsafe impl Plain for i64 {}
 // SAFETY: an array of integers.
 unsafe impl Plain for [usize; 2] {}
+// SAFETY: an array of integers.
+unsafe impl Plain for [u64; 3] {}
 
 /// Reads this process's memory, which may not be there.
 pub(crate) fn peek<T: Plain>(at: usize) -> Option<T> {

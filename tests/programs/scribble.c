@@ -1,4 +1,4 @@
-/* scribble run DIR SEED THREADS PROCESSES BIG_KIB PACE_US SECONDS
+/* scribble run DIR SEED THREADS PROCESSES BIG_KIB PACE_US SECONDS [TROUBLE]
  * scribble replay DIR SEED LANE BIG_KIB
  *
  * Changes files in every way there is. What operation n of a lane does follows from the
@@ -7,16 +7,23 @@
  *
  * run: THREADS threads of PROCESSES processes, a lane each, in DIR/lane-K. After each operation
  * the lane writes to DIR/lane-K/head how many it has made, and how many the next lane had made
- * as it saw it. Until SIGTERM, or for SECONDS.
+ * as it saw it. Until SIGTERM, or for SECONDS. With TROUBLE, one thing that is difficult for who
+ * holds it is done beside that, to DIR/trouble: whole blocks of 4 KiB, each of one number.
  *
  * replay: reads numbers, and goes on in DIR until that many operations are made; says so.
  */
 #include "common.h"
 #include <linux/falloc.h>
+#include <linux/filter.h>
 #include <linux/fs.h>
+#include <linux/seccomp.h>
 #include <pthread.h>
+#include <setjmp.h>
+#include <stddef.h>
 #include <sys/ioctl.h>
 #include <sys/sendfile.h>
+#include <sys/syscall.h>
+#include <sys/time.h>
 #include <sys/uio.h>
 #include <sys/wait.h>
 #include <sys/xattr.h>
@@ -354,6 +361,176 @@ static void *work(void *argument)
     return NULL;
 }
 
+enum { BLOCK = 4096, BLOCKS = 8192 };
+static int trouble_fd = -1;
+static char *self, *dir_of_all;
+
+/* May be called anywhere. */
+static void write_block(void)
+{
+    uint64_t block[BLOCK / 8], value = now_ns() * 0x9e3779b97f4a7c15u;
+    for (size_t i = 0; i < BLOCK / 8; i++)
+        block[i] = value;
+    if (pwrite(trouble_fd, block, BLOCK, (off_t)((value >> 32) % BLOCKS * BLOCK)) != BLOCK)
+        _exit(9);
+}
+
+static void on_alarm(int signal)
+{
+    (void)signal;
+    int kept = errno;
+    write_block();
+    errno = kept;
+}
+
+static sigjmp_buf back;
+
+static void jump(int signal)
+{
+    (void)signal;
+    siglongjmp(back, 1);
+}
+
+static void tick(void (*handler)(int), suseconds_t us)
+{
+    struct sigaction action = {.sa_handler = handler, .sa_flags = SA_RESTART};
+    struct itimerval timer = {{0, us}, {0, us}};
+    sigaction(SIGALRM, &action, NULL);
+    setitimer(ITIMER_REAL, &timer, NULL);
+}
+
+/* Writes by its position, and is torn out of that again and again. */
+static void jumps(void)
+{
+    static volatile int left = 300;
+    uint64_t block[BLOCK / 8];
+    if (sigsetjmp(back, 1) == 0)
+        tick(jump, 700);
+    while (left-- > 0) {
+        uint64_t value = now_ns() * 0x9e3779b97f4a7c15u;
+        for (size_t i = 0; i < BLOCK / 8; i++)
+            block[i] = value;
+        lseek(trouble_fd, (off_t)((value >> 32) % BLOCKS * BLOCK), SEEK_SET);
+        if (write(trouble_fd, block, BLOCK) != BLOCK)
+            _exit(9);
+    }
+    struct itimerval none = {{0, 0}, {0, 0}};
+    setitimer(ITIMER_REAL, &none, NULL);
+}
+
+/* From here on, any call but these kills it. */
+static void enter_sandbox(void)
+{
+#define ALLOW(number) \
+    BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, number, 0, 1), BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW)
+    struct sock_filter filter[] = {
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+        ALLOW(SYS_pwrite64), ALLOW(SYS_exit_group), ALLOW(SYS_exit),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_KILL_PROCESS),
+    };
+    struct sock_fprog program = {sizeof filter / sizeof *filter, filter};
+    if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) || prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program))
+        _exit(8);
+}
+
+static void *writes_blocks(void *unused)
+{
+    for (;;) {
+        write_block();
+        pthread_testcancel();
+    }
+    return unused;
+}
+
+static void end_child(pid_t pid, int may_be_killed)
+{
+    int status;
+    while (waitpid(pid, &status, 0) < 0)
+        if (errno != EINTR)
+            return; /* the first thread has waited for it, at the end */
+    if (!(WIFEXITED(status) && WEXITSTATUS(status) == 0) && !may_be_killed) {
+        fprintf(stderr, "a child ended with status %x\n", status);
+        _exit(7);
+    }
+}
+
+static void *trouble(void *argument)
+{
+    const char *mode = argument;
+    for (unsigned turn = 0; !over && !stats->stop; turn++) {
+        pid_t pid;
+        if (strcmp(mode, "vfork") == 0) {
+            pid = vfork();
+            if (pid == 0) {
+                write_block();
+                execl(self, self, "block", dir_of_all, NULL);
+                _exit(6);
+            }
+            end_child(pid, 0);
+        } else if (strcmp(mode, "cancel") == 0) {
+            pthread_t id;
+            if (pthread_create(&id, NULL, writes_blocks, NULL))
+                die("pthread_create");
+            usleep(turn * 997 % 5000);
+            pthread_cancel(id);
+            pthread_join(id, NULL);
+        } else {
+            pid = fork();
+            if (pid < 0)
+                die("fork");
+            if (pid == 0) {
+                prctl(PR_SET_PDEATHSIG, SIGKILL);
+                if (strcmp(mode, "killed") == 0)
+                    writes_blocks(NULL);
+                if (strcmp(mode, "sandbox") == 0)
+                    enter_sandbox();
+                if (strcmp(mode, "longjmp") == 0)
+                    jumps();
+                for (int i = 0; i < 100; i++)
+                    write_block();
+                if (strcmp(mode, "exec") == 0)
+                    execl(self, self, "block", dir_of_all, NULL);
+                _exit(0);
+            }
+            if (strcmp(mode, "killed") == 0) {
+                usleep(turn * 997 % 5000);
+                kill(pid, SIGKILL);
+            }
+            end_child(pid, strcmp(mode, "killed") == 0);
+        }
+        atomic_fetch_add(&stats->turns, 1);
+        usleep(200);
+    }
+    return NULL;
+}
+
+static void open_trouble(const char *dir)
+{
+    char path[500];
+    snprintf(path, sizeof path, "%s/trouble", dir);
+    trouble_fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0644);
+    if (trouble_fd < 0)
+        die(path);
+    if (size_of(trouble_fd) == 0)
+        for (int i = 0; i < BLOCKS; i++) {
+            uint64_t block[BLOCK / 8] = {0};
+            if (pwrite(trouble_fd, block, BLOCK, (off_t)i * BLOCK) != BLOCK)
+                die(path);
+        }
+}
+
+static void begin_trouble(char *mode)
+{
+    pthread_t id;
+    if (strcmp(mode, "signal") == 0) {
+        tick(on_alarm, 1500);
+        return;
+    }
+    if (pthread_create(&id, NULL, trouble, mode))
+        die("pthread_create");
+    pthread_detach(id);
+}
+
 static void on_term(int signal)
 {
     (void)signal;
@@ -390,7 +567,13 @@ int main(int argc, char **argv)
 {
     if (argc == 6 && strcmp(argv[1], "replay") == 0)
         return replay(argv);
-    if (argc != 9 || strcmp(argv[1], "run") != 0) {
+    if (argc == 3 && strcmp(argv[1], "block") == 0) {
+        open_trouble(argv[2]);
+        for (int i = 0; i < 20; i++)
+            write_block();
+        return 0;
+    }
+    if (argc < 9 || argc > 10 || strcmp(argv[1], "run") != 0) {
         fprintf(stderr, "usage: see the source\n");
         return 2;
     }
@@ -414,7 +597,8 @@ int main(int argc, char **argv)
     struct sigaction term = {.sa_handler = on_term, .sa_flags = SA_RESTART};
     sigaction(SIGTERM, &term, NULL);
     sigaction(SIGALRM, &term, NULL);
-    end_in_time(seconds);
+    /* The alarm is the trouble's. */
+    end_in_time(argc == 10 ? 0 : seconds);
     for (int p = 1; p < processes; p++) {
         pid_t pid = fork();
         if (pid < 0)
@@ -424,6 +608,12 @@ int main(int argc, char **argv)
             run_process(p);
             return 0;
         }
+    }
+    if (argc == 10) {
+        self = argv[0];
+        dir_of_all = argv[2];
+        open_trouble(argv[2]);
+        begin_trouble(argv[9]);
     }
     run_process(0);
     stats->stop = 1;

@@ -11,16 +11,16 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use snapshim_tests::lab::Certificate;
 use snapshim_tests::process::Proc;
-use snapshim_tests::stats::distribution;
-use snapshim_tests::{Fs, Lab, lab, process, product, rounds};
+use snapshim_tests::stats::{Stalls, distribution};
+use snapshim_tests::{Fs, Lab, Outcome, Random, lab, process, product, rounds};
 
 const GUARD: [&str; 2] = ["--capture", "copy-before-write"];
 /// Of the test's numbers; any will do.
@@ -41,7 +41,7 @@ const LOAD: Load = Load {
     threads: 2,
     processes: 2,
     big_kib: 64 << 10,
-    pace_us: 300,
+    pace_us: 1500,
 };
 
 impl Load {
@@ -70,6 +70,7 @@ struct Replay {
     to: ChildStdin,
     from: BufReader<ChildStdout>,
     made: u64,
+    begun: u64,
 }
 
 impl Replay {
@@ -94,15 +95,26 @@ impl Replay {
             from: BufReader::new(child.stdout.take().expect("its output")),
             child,
             made: 0,
+            begun: 0,
+        }
+    }
+
+    /// Begins to go on until `to` operations are made.
+    fn begin(&mut self, to: u64) {
+        if self.begun < to {
+            self.begun = to;
+            writeln!(self.to, "{to}").expect("the replay");
         }
     }
 
     /// Goes on until `to` operations are made.
-    fn go_on(&mut self, to: u64) {
-        writeln!(self.to, "{to}").expect("the replay");
-        let mut line = String::new();
-        self.from.read_line(&mut line).expect("the replay");
-        self.made = line.trim().parse().expect("a number from the replay");
+    fn waits_for(&mut self, to: u64) {
+        self.begin(to);
+        while self.made < to {
+            let mut line = String::new();
+            self.from.read_line(&mut line).expect("the replay");
+            self.made = line.trim().parse().expect("a number from the replay");
+        }
     }
 }
 
@@ -207,6 +219,10 @@ fn faults(copy: &Path, replays: &mut [Replay]) -> Vec<String> {
     let heads: Vec<Option<(u64, u64)>> = (0..replays.len())
         .map(|lane| head(&copy.join(format!("lane-{lane}"))))
         .collect();
+    // All at once.
+    for (replay, head) in replays.iter_mut().zip(&heads) {
+        replay.begin(head.map_or(0, |(made, _)| made));
+    }
     for (lane, replay) in replays.iter_mut().enumerate() {
         let Some((made, seen)) = heads[lane] else {
             faults.push(format!("lane {lane} has no head"));
@@ -224,15 +240,13 @@ fn faults(copy: &Path, replays: &mut [Replay]) -> Vec<String> {
             continue;
         }
         let copy = copy.join(format!("lane-{lane}"));
-        if replay.made < made {
-            replay.go_on(made);
-        }
+        replay.waits_for(made);
         let Some(first) = difference(&copy, &replay.dir) else {
             continue;
         };
         // The operation was made, and not yet counted.
         if replay.made == made {
-            replay.go_on(made + 1);
+            replay.waits_for(made + 1);
         }
         if let Some(second) = difference(&copy, &replay.dir) {
             faults.push(format!(
@@ -375,4 +389,296 @@ fn on_xfs() {
 #[test]
 fn on_btrfs() {
     consistent(Fs::Btrfs, rounds(300, 6));
+}
+
+/// The hold bound of what follows.
+const BOUND: Duration = Duration::from_millis(400);
+const MAX_HOLD: [&str; 2] = ["--max-hold", "400ms"];
+/// What an operation may take beyond it: it is two calls and some work.
+const MARGIN: Duration = Duration::from_millis(250);
+
+/// `scribble` under the gate.
+struct Scene {
+    lab: Lab,
+    writer: Proc,
+    replays: Vec<Replay>,
+    stalls: Stalls,
+}
+
+impl Scene {
+    fn new(name: &str, trouble: &[&str]) -> Option<Scene> {
+        let load = Load {
+            threads: 2,
+            processes: 1,
+            ..LOAD
+        };
+        let lab = Lab::new(name, Fs::Tmpfs, Duration::from_secs(900))?;
+        let args = load.args(&lab.data());
+        let mut args: Vec<&str> = args.iter().map(String::as_str).collect();
+        args.extend(trouble);
+        let options = [&["--keep-last", "2"], &MAX_HOLD[..]].concat();
+        let mut writer = lab.run(&options, &product::program("scribble"), &args);
+        lab.wait_for_beats(&mut writer, 20);
+        let replays = replays(&lab, "replay", load);
+        Some(Scene {
+            lab,
+            writer,
+            replays,
+            stalls: Stalls::watch(),
+        })
+    }
+
+    fn start(&self) -> Proc {
+        let args = ["checkpoint", self.lab.set(), "--json", "--no-digest"];
+        Proc::piped(self.lab.snapshim(&[&args[..], &GUARD].concat()))
+    }
+
+    /// The state of the gate: 0 open, 2 guarded.
+    fn state(&self) -> u32 {
+        let mut word = [0; 4];
+        let gate = fs::File::open(self.lab.gate()).expect("the gate");
+        gate.read_exact_at(&mut word, 64).expect("its word");
+        u32::from_le_bytes(word) & 0xf
+    }
+
+    /// Starts a checkpoint, and waits until its sweep has begun; `None` if that was missed.
+    fn sweeping(&self) -> Option<Proc> {
+        let mut coordinator = self.start();
+        let begun = Instant::now();
+        while self.state() != 2 {
+            if !coordinator.is_running() || begun.elapsed() > Duration::from_secs(20) {
+                return None;
+            }
+        }
+        Some(coordinator)
+    }
+
+    #[track_caller]
+    fn makes_progress(&self) {
+        let before = self.lab.stats().beats();
+        assert!(
+            process::wait_until(Duration::from_secs(10), || {
+                self.lab.stats().beats() > before + 2
+            }),
+            "the program does not go on: {}",
+            process::describe(self.writer.pid())
+        );
+    }
+
+    /// Looks at a published snapshot; whether it is verified.
+    #[track_caller]
+    fn check(&mut self, outcome: &Outcome) -> bool {
+        assert!(
+            matches!(outcome.code, 0 | 4 | 5),
+            "exit {}: {}",
+            outcome.code,
+            outcome.stderr
+        );
+        let Some(certificate) = &outcome.certificate else {
+            return false;
+        };
+        let copy = certificate.copy_of(&self.lab.data());
+        let mut faults = faults(&copy, &mut self.replays);
+        faults.extend(torn_block(&copy.join("trouble")));
+        assert!(
+            !certificate.is_verified() || faults.is_empty(),
+            "{faults:?}"
+        );
+        certificate.is_verified()
+    }
+
+    /// A checkpoint that is verified, if not at once.
+    #[track_caller]
+    fn next_checkpoint_works(&mut self) {
+        let mut errors = Vec::new();
+        for _ in 0..5 {
+            let outcome = lab::outcome(self.start().wait(Duration::from_secs(60)));
+            if self.check(&outcome) {
+                return;
+            }
+            errors.push(outcome.stderr);
+        }
+        panic!("no checkpoint is verified: {errors:?}");
+    }
+
+    /// Ends the program, and says how long it waited at most.
+    fn conclude(mut self, what: &str) {
+        self.makes_progress();
+        let longest = self.lab.stats().longest();
+        let allowed = BOUND + MARGIN + self.stalls.longest();
+        println!("{what}; longest operation {longest:?} of {allowed:?} allowed");
+        assert!(longest <= allowed);
+        self.writer.signal(Signal::SIGTERM);
+        self.writer.wait(Duration::from_secs(30)).ok("the writer");
+    }
+}
+
+/// A block of a file that is not all of one number.
+fn torn_block(path: &Path) -> Option<String> {
+    let bytes = fs::read(path).ok()?;
+    let torn = bytes
+        .chunks(4096)
+        .position(|block| block.chunks(8).any(|word| word != &block[..8]));
+    torn.map(|index| format!("block {index} of {} is torn", path.display()))
+}
+
+#[test]
+fn the_coordinator_is_killed_while_it_sweeps() {
+    let _alone = lab::serial();
+    let Some(mut scene) = Scene::new("guarded-killed", &[]) else {
+        return;
+    };
+    let mut random = Random(4);
+    let (mut hit, count) = (0, rounds(200, 20));
+    for round in 0..count {
+        let Some(mut coordinator) = scene.sweeping() else {
+            continue;
+        };
+        std::thread::sleep(Duration::from_micros(random.below(60_000)));
+        hit += usize::from(scene.state() == 2);
+        coordinator.signal(Signal::SIGKILL);
+        drop(coordinator);
+        if round % 10 == 9 {
+            scene.makes_progress();
+            scene.next_checkpoint_works();
+            for (dir, _) in scene.lab.stored() {
+                let name = dir.file_name().unwrap_or_default().to_owned();
+                assert!(!name.as_bytes().starts_with(b".tmp"), "{name:?} is left");
+            }
+        }
+    }
+    assert!(hit * 2 >= count, "{hit} of {count} hit the sweep");
+    scene.conclude(&format!("killed {count} times, {hit} of them in the sweep"));
+}
+
+#[test]
+fn the_coordinator_is_stopped_while_it_sweeps() {
+    let _alone = lab::serial();
+    let Some(mut scene) = Scene::new("guarded-stopped", &[]) else {
+        return;
+    };
+    let mut codes = BTreeMap::new();
+    for _ in 0..rounds(30, 4) {
+        let Some(mut coordinator) = scene.sweeping() else {
+            continue;
+        };
+        coordinator.signal(Signal::SIGSTOP);
+        let was_guarded = scene.state() == 2;
+        let opened = process::wait_until(BOUND + MARGIN + Duration::from_secs(2), || {
+            scene.state() != 2
+        });
+        assert!(opened, "the gate stays guarded");
+        coordinator.signal(Signal::SIGCONT);
+        let outcome = lab::outcome(coordinator.wait(Duration::from_secs(60)));
+        assert!(
+            !was_guarded || outcome.code == 4 && outcome.certificate.is_none(),
+            "exit {}: {}",
+            outcome.code,
+            outcome.stderr
+        );
+        *codes.entry(outcome.code).or_insert(0) += 1;
+    }
+    assert!(codes.contains_key(&4), "{codes:?}");
+    scene.next_checkpoint_works();
+    scene.conclude(&format!("stopped in the sweep, exit codes {codes:?}"));
+}
+
+#[test]
+fn an_interrupt_ends_the_sweep_at_once() {
+    let _alone = lab::serial();
+    let Some(mut scene) = Scene::new("guarded-interrupted", &[]) else {
+        return;
+    };
+    let (mut hit, mut longest) = (0, Duration::ZERO);
+    for _ in 0..rounds(30, 4) {
+        let Some(mut coordinator) = scene.sweeping() else {
+            continue;
+        };
+        let is_hit = scene.state() == 2;
+        coordinator.signal(Signal::SIGINT);
+        let begun = Instant::now();
+        let ended = coordinator.wait(Duration::from_secs(30));
+        if is_hit && ended.code() != 0 {
+            hit += 1;
+            longest = longest.max(begun.elapsed());
+        }
+        assert_eq!(scene.state(), 0, "the gate is open");
+    }
+    assert!(hit > 0);
+    let allowed = Duration::from_millis(500) + scene.stalls.longest();
+    assert!(longest <= allowed, "{longest:?} of {allowed:?}");
+    scene.next_checkpoint_works();
+    scene.conclude(&format!("interrupted {hit} times, ended after {longest:?}"));
+}
+
+/// Checkpoints beside something difficult.
+fn difficult(trouble: &str) {
+    let _alone = lab::serial();
+    let Some(mut scene) = Scene::new(&format!("guarded-{trouble}"), &[trouble]) else {
+        return;
+    };
+    let mut verified = 0;
+    let mut others = BTreeMap::new();
+    let count = rounds(40, 5);
+    for _ in 0..count {
+        let outcome = lab::outcome(scene.start().wait(Duration::from_secs(60)));
+        verified += usize::from(scene.check(&outcome));
+        match &outcome.certificate {
+            None => *others.entry(outcome.stderr).or_insert(0) += 1,
+            Some(certificate) => {
+                for (code, text) in certificate.reasons() {
+                    *others.entry(format!("{code}: {text}")).or_insert(0) += 1;
+                }
+            }
+        }
+        scene.makes_progress();
+    }
+    let turns = scene.lab.stats().turns();
+    assert!(
+        turns > 0 || trouble == "signal",
+        "{trouble} never got going"
+    );
+    scene.conclude(&format!(
+        "{trouble}: {verified} of {count} verified, {turns} turns; else {others:?}"
+    ));
+}
+
+#[test]
+fn a_handler_writes_while_its_thread_waits_for_a_chunk() {
+    difficult("signal");
+}
+
+#[test]
+fn children_of_fork_write() {
+    difficult("fork");
+}
+
+#[test]
+fn children_of_vfork_write_and_execute() {
+    difficult("vfork");
+}
+
+#[test]
+fn a_program_executes_another_and_goes_on_writing() {
+    difficult("exec");
+}
+
+#[test]
+fn threads_are_cancelled_while_they_write() {
+    difficult("cancel");
+}
+
+#[test]
+fn writes_are_left_by_a_jump() {
+    difficult("longjmp");
+}
+
+#[test]
+fn a_writer_in_a_sandbox() {
+    difficult("sandbox");
+}
+
+#[test]
+fn writers_are_killed_while_they_wait() {
+    difficult("killed");
 }

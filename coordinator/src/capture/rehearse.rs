@@ -4,7 +4,7 @@
 //! Nothing that is in a directory can have come or gone while the directory's ctime stands. If
 //! one has moved, all of it is walked again, under the hold.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -219,6 +219,19 @@ impl Rehearsed {
             .map(pinned)
             .unwrap_or_default()
             .into_iter()
+    }
+
+    /// Whether one file is there twice, and not as a hard link: below a bind mount. It has one
+    /// place among what is guarded.
+    pub fn is_any_twice(&self) -> bool {
+        let Some(recorded) = &self.recorded else {
+            return false;
+        };
+        let mut seen = HashSet::new();
+        let entries = recorded.captured.entries.iter();
+        entries
+            .filter(|entry| matches!(entry.body, Body::File(_)))
+            .any(|entry| !seen.insert(entry.seen.id))
     }
 
     /// Captures the bytes, of which `firsts` says the number of each file's first chunk. To be

@@ -41,6 +41,10 @@ pub fn recover(gate: &Gate) -> bool {
     while hold::recover::<Shared>(word, futex_wake_all) || !word::is_open(word.load(Relaxed)) {
         was_shut = true;
     }
+    if was_shut {
+        // Whoever waits for chunks does not look at the word.
+        futex_wake_all(&gate.guard().served);
+    }
     reap_the_dead(gate);
     was_shut
 }
@@ -505,19 +509,24 @@ const SETTLES: Duration = Duration::from_millis(500);
 fn settle(gate: &Gate) -> Result<()> {
     let since = Instant::now();
     loop {
-        let in_flight = |(ask, slot): (&AtomicU64, &Slot)| {
-            matches!(Ask::unpack(ask.load(Acquire)), Ask::Expects(_)) && !slot.is_idle()
-        };
-        let waits = gate
-            .used_asks()
-            .iter()
-            .zip(gate.used_slots())
-            .any(in_flight);
+        let expects = |ask: &AtomicU64| matches!(Ask::unpack(ask.load(Acquire)), Ask::Expects(_));
+        let (mut waits, mut is_lost) = (false, false);
+        for (ask, slot) in gate.used_asks().iter().zip(gate.used_slots()) {
+            if expects(ask) {
+                waits = true;
+                // Left by a jump, or with its thread: nobody will look any more. (Once more, for
+                // it may have looked in between. No other call expects anything by now.)
+                is_lost |= slot.is_idle() && expects(ask);
+            }
+        }
         if let Some(why) = gate.guard().why_broken() {
             return Err(guard_broken(why));
         }
         if !waits {
             return Ok(());
+        }
+        if is_lost {
+            return Err(guard_broken(Broken::Missed));
         }
         if since.elapsed() > SETTLES {
             return Err(Error::by_chance(
@@ -554,7 +563,11 @@ pub fn settled(gate: &Gate) -> bool {
 }
 
 /// The error of a guard that a call has ended.
-pub(crate) fn guard_broken(why: Broken) -> Error {
+pub fn why_unguarded(gate: &Gate) -> Option<Error> {
+    gate.guard().why_broken().map(guard_broken)
+}
+
+fn guard_broken(why: Broken) -> Error {
     match why {
         Broken::TimeOut => Error::aborted(
             "a program waited as long as it may for something that was not captured yet",

@@ -138,6 +138,12 @@ impl Found {
         }
     }
 
+    /// Whether it was seen with nothing to write to or by: it ended while it was looked at.
+    fn is_nobody(&self) -> bool {
+        let has_files = !(self.open.is_empty() && self.open_unheld.is_empty());
+        !self.is_held && !has_files && self.mapped.is_empty() && self.ring.is_none() && !self.aio
+    }
+
     /// Whether every call that submits is one that the gate holds.
     fn submits_at_gate(&self) -> bool {
         self.is_held && self.layer.as_ref().is_some_and(|l| l.not_sites.is_none())
@@ -495,7 +501,9 @@ impl Scan {
     /// what else there is changes bytes without asking.
     pub fn not_to_be_guarded(&self) -> Option<String> {
         self.found.iter().find_map(|(pid, found)| {
-            let why = if !found.is_held {
+            let why = if found.is_nobody() {
+                return None;
+            } else if !found.is_held {
                 "is not under the shim".to_owned()
             } else if !found.mapped.is_empty() {
                 "has a member mapped".to_owned()

@@ -86,6 +86,12 @@ const O_TRUNC: c_int = 0o1000;
 /// The gate for open and its kin: only a call that may create or truncate counts.
 #[inline(always)]
 fn opens(dirfd: c_int, path: *const c_char, flags: c_int) -> Frame {
+    opens_as(dirfd, path, flags, 0)
+}
+
+/// The same; `how`: see [`Target::Open`].
+#[inline(always)]
+fn opens_as(dirfd: c_int, path: *const c_char, flags: c_int, how: usize) -> Frame {
     if flags & (O_CREAT | O_TRUNC) == 0 {
         return Frame::NONE;
     }
@@ -94,6 +100,7 @@ fn opens(dirfd: c_int, path: *const c_char, flags: c_int) -> Frame {
         path,
         creates: flags & O_CREAT != 0,
         truncates: flags & O_TRUNC != 0,
+        how,
     })
 }
 
@@ -247,13 +254,19 @@ impl Outcome for () {
 }
 
 /// mmap: a shared and writable mapping lets a file be changed without a call, so
-/// making one waits like a change, and is counted apart.
+/// making one waits like a change, and is counted apart. So does one that can be made
+/// writable without a call that waits.
 #[inline(always)]
 fn maps(protection: usize, flags: usize, fd: c_int) -> Frame {
     const PROT_WRITE: usize = 2;
     const MAP_SHARED: usize = 1;
-    if fd < 0 || protection & PROT_WRITE == 0 || flags & MAP_SHARED == 0 {
+    if fd < 0 || flags & MAP_SHARED == 0 {
         return noted(Seen::Map);
+    }
+    if protection & PROT_WRITE == 0 {
+        seen(Seen::Map);
+        seen(Seen::MapShared);
+        return enter(Class::Write, fd, || Target::Map(fd));
     }
     let frame = on(Class::Write, fd);
     seen(Seen::MapShared);

@@ -10,10 +10,11 @@ use snapshim_gate::slot::Seen;
 
 use super::{
     O_CREAT, O_TRUNC, by_path, closes, flocks, into_memory, locks, maps, name, names, noted, on,
-    on_call, opens, opens_handle, renames, syncs, syncs_all, truncates,
+    on_call, opens, opens_as, opens_handle, renames, syncs, syncs_all, truncates,
 };
 use crate::attach;
-use crate::guard::{Frame, leave, seen, submit};
+use crate::guard::{Frame, enter, leave, seen, submit};
+use crate::member::Target;
 use crate::next::Next;
 use crate::sys::{AT_FDCWD, nr};
 use crate::thread::SHARING;
@@ -249,7 +250,7 @@ pub(crate) fn gate_action(number: usize, action: Action, a: &[usize; 6]) -> Fram
         Action::Ioctl => ioctl(fd(a[0]), a[1]),
         Action::Open(0) => opens(AT_FDCWD, path(a[0]), fd(a[1])),
         Action::Open(_) => opens(fd(a[0]), path(a[1]), fd(a[2])),
-        Action::Open2 => opens(fd(a[0]), path(a[1]), O_CREAT | O_TRUNC),
+        Action::Open2 => opens_as(fd(a[0]), path(a[1]), O_CREAT | O_TRUNC, a[2]),
         Action::Handle => opens_handle(fd(a[2])),
         Action::Create => opens(AT_FDCWD, path(a[0]), O_CREAT | O_TRUNC),
         Action::Name => names(),
@@ -271,7 +272,12 @@ pub(crate) fn gate_action(number: usize, action: Action, a: &[usize; 6]) -> Fram
         Action::Lock => flocks(fd(a[0]), fd(a[1])),
         Action::Close(arg) => closes(fd(a[usize::from(arg & 1)])),
         Action::CloseRange => noted(Seen::Close),
+        // The kernel may take from it without being called again (IORING_SETUP_SQPOLL).
+        Action::Ring => {
+            leave(enter(Class::Submit, -1, || Target::Any), -1);
+            Frame::NONE
+        }
         // Told apart by `sandboxes`, if they matter.
-        Action::Ring | Action::Prctl | Action::Seccomp => Frame::NONE,
+        Action::Prctl | Action::Seccomp => Frame::NONE,
     }
 }

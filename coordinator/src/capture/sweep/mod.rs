@@ -124,6 +124,8 @@ struct Sweep<'a> {
     /// A source that ended early, or one that is not there.
     short: AtomicUsize,
     is_over: AtomicBool,
+    /// It comes to nothing: what was read need not be written.
+    is_lost: AtomicBool,
     failed: Mutex<Option<crate::Error>>,
 }
 
@@ -159,6 +161,7 @@ pub(super) fn sweep(
         served: AtomicU32::new(0),
         short: AtomicUsize::new(usize::MAX),
         is_over: AtomicBool::new(false),
+        is_lost: AtomicBool::new(false),
         failed: Mutex::new(None),
     };
     std::thread::scope(|scope| {
@@ -176,6 +179,7 @@ pub(super) fn sweep(
                 .failure()
                 .unwrap_or_else(|| crate::Error::aborted("the capture was interrupted"))),
         };
+        sweep.is_lost.store(ended.is_err(), Relaxed);
         sweep.is_over.store(true, Relaxed);
         asked.guard.requests.fetch_add(1, Relaxed);
         futex_wake_all(&asked.guard.requests);
@@ -406,6 +410,7 @@ impl Sweep<'_> {
         let mut writer = writer::Writer::new(self.sources, self.pool);
         while let Ok(first) = read.recv() {
             let run = std::iter::once(first).chain(read.try_iter());
+            let run = run.take_while(|_| !self.is_lost.load(Relaxed));
             if let Err(error) = writer.write(run) {
                 self.fail(error);
                 // What is still read is not needed; nobody may wait for its buffers.
@@ -414,6 +419,9 @@ impl Sweep<'_> {
                 }
                 return;
             }
+        }
+        if self.is_lost.load(Relaxed) {
+            return;
         }
         if let Err(error) = writer.finish() {
             self.fail(error);
