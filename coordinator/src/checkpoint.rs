@@ -144,16 +144,14 @@ pub(crate) trait AfterCut {
     ///
     /// As [`Work::run`].
     fn cut(&mut self, goes_on: &mut dyn FnMut() -> bool) -> Result<()>;
-    /// Whether there is room in the gate for what is to be guarded.
-    fn fits(&self) -> bool;
+    /// Why there is no place in the gate for what is to be guarded.
+    fn does_not_fit(&self) -> Option<&'static str>;
     /// Under the hold: what was done ahead does not count.
     ///
     /// # Errors
     ///
     /// As [`Work::run`].
     fn trust_nothing(&mut self) -> Result<()>;
-    /// Whether it cannot be guarded: a file is there twice.
-    fn is_any_twice(&self) -> bool;
     /// Chunks are 2 to the power of this, bytes; what is to be guarded.
     fn guarded(&self) -> (u32, Vec<guard::Member>);
     /// Captures; `end` is called when programs need ask no more.
@@ -201,16 +199,12 @@ impl AfterCut for Rehearsed {
         self.cut(goes_on)
     }
 
-    fn fits(&self) -> bool {
-        self.fits()
+    fn does_not_fit(&self) -> Option<&'static str> {
+        self.does_not_fit()
     }
 
     fn trust_nothing(&mut self) -> Result<()> {
         self.trust_nothing()
-    }
-
-    fn is_any_twice(&self) -> bool {
-        self.is_any_twice()
     }
 
     fn guarded(&self) -> (u32, Vec<guard::Member>) {
@@ -716,19 +710,12 @@ fn take<W: Work>(subject: Subject<'_>, options: &Options, mut prepared: W) -> Re
     };
 
     let mut notes = Vec::new();
-    let mut is_any_twice = false;
     let mut work = match prepared.is_to_be_guarded() {
         false => Stage::Under(prepared),
         true => match (gate, not_to_be_guarded(options, gate, &seen)) {
             (Some(gate), None) => {
                 gate.guard().clear();
-                let rehearsed = prepared.rehearse(cut::settled(gate))?;
-                is_any_twice = rehearsed.is_any_twice();
-                if is_any_twice && options.capture == Method::CopyBeforeWrite {
-                    let why = "a file is there twice, below a bind mount";
-                    notes.push(format!("captured under the hold, and not after it: {why}"));
-                }
-                Stage::After(rehearsed)
+                Stage::After(prepared.rehearse(cut::settled(gate))?)
             }
             (_, why) => {
                 if options.capture == Method::CopyBeforeWrite {
@@ -785,16 +772,20 @@ fn take<W: Work>(subject: Subject<'_>, options: &Options, mut prepared: W) -> Re
     let time = jiff::Timestamp::now();
     let is_guardable =
         !outside.is_used() && mapped.is_empty() && seen.rings().is_empty() && seal.is_none();
-    let is_guardable = is_guardable && !is_any_twice;
     let hidden = match &work {
         Stage::After(_) if is_guardable => seen.held_in_part(),
         _ => held,
     };
     let mut reasons = hold.hidden_calls(&hidden, &outside);
     let mut is_guarded = is_guardable;
+    let is_after = matches!(work, Stage::After(_)) && options.capture == Method::CopyBeforeWrite;
+    let mut not_guarded = (!is_guardable).then_some("somebody may change files without asking");
     if let Stage::After(rehearsed) = &mut work {
         rehearsed.cut(&mut || hold.goes_on() && outside.stands())?;
-        is_guarded = is_guardable && rehearsed.fits();
+        if let Some(why) = rehearsed.does_not_fit() {
+            is_guarded = false;
+            not_guarded = Some(why);
+        }
         if !is_guardable {
             rehearsed.trust_nothing()?;
         }
@@ -842,6 +833,9 @@ fn take<W: Work>(subject: Subject<'_>, options: &Options, mut prepared: W) -> Re
             (captured, capture, moved, held_for, None)
         }
     };
+    if let Some(why) = not_guarded.filter(|_| is_after && guarded.is_none()) {
+        notes.push(format!("captured under the hold, and not after it: {why}"));
+    }
 
     let has_ended = match &witness {
         witness::Found::Nobody => false,

@@ -90,15 +90,11 @@ impl AfterCut for Never {
         match *self {}
     }
 
-    fn fits(&self) -> bool {
+    fn does_not_fit(&self) -> Option<&'static str> {
         match *self {}
     }
 
     fn trust_nothing(&mut self) -> Result<()> {
-        match *self {}
-    }
-
-    fn is_any_twice(&self) -> bool {
         match *self {}
     }
 

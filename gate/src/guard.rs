@@ -30,7 +30,7 @@ use crate::table::FileId;
 /// Most files one guard can be about.
 pub const MAX_FILES: usize = 16_384;
 /// Places in the table of files: twice as many, so that looking one up is short.
-const PLACES: usize = 2 * MAX_FILES;
+pub const PLACES: usize = 2 * MAX_FILES;
 /// Most chunks of all files together.
 pub const MAX_CHUNKS: u32 = 1 << 20;
 /// A chunk is 2 to the power of this, bytes, unless there would be too many: 64 KiB.

@@ -177,8 +177,9 @@ fn opened_how(how: usize) -> How {
 }
 
 /// Bits of a position in [`Ask::Expects`]; above it, the file's place in the table, and one.
-const POSITION_BITS: u32 = 48;
+const POSITION_BITS: u32 = 46;
 const MAX_POSITION: u64 = (1 << POSITION_BITS) - 1;
+const _: () = assert!(guard::PLACES as u64 <= MAX_EXPECTED >> POSITION_BITS);
 
 /// What is expected of a call that changes `known`, from `at` on.
 fn expected(known: Option<&Known<'_>>, at: u64) -> Ask {

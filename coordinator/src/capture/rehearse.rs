@@ -31,6 +31,8 @@ pub struct Rehearsed {
     ready: Option<sweep::Ready>,
     raised: Raised,
     shift: u32,
+    /// See [`is_any_twice`].
+    is_any_twice: bool,
     devices: Vec<u64>,
 }
 
@@ -133,6 +135,7 @@ impl Prepared {
         let expected = scan.members.len();
         let recorded = record::record(&scope, plan, target, ahead, expected, pins, &mut || true)?;
         Ok(Rehearsed {
+            is_any_twice: is_any_twice(&recorded.captured),
             scope,
             recorded: Some(recorded),
             ready: Some(ready),
@@ -169,6 +172,7 @@ impl Rehearsed {
         };
         if !recorded.captured.refresh(&mut recorded.pins)? {
             recorded = again(&self.scope, recorded, go_on)?;
+            self.is_any_twice = is_any_twice(&recorded.captured);
         }
         self.recorded = Some(recorded);
         Ok(())
@@ -187,13 +191,20 @@ impl Rehearsed {
         }
     }
 
-    /// Whether the gate has room for what is to be guarded.
-    pub fn fits(&self) -> bool {
-        self.recorded.as_ref().is_some_and(|recorded| {
-            recorded.pins.len() <= guard::MAX_FILES
-                && guard::shift_for(self.guarded().map(|member| member.size))
-                    .is_some_and(|shift| shift <= self.shift)
-        })
+    /// Why what is to be guarded has no place in the gate's table.
+    pub fn does_not_fit(&self) -> Option<&'static str> {
+        let pins = self
+            .recorded
+            .as_ref()
+            .map_or(0, |recorded| recorded.pins.len());
+        let shift = guard::shift_for(self.guarded().map(|member| member.size));
+        if self.is_any_twice {
+            Some("a file is there twice, below a bind mount")
+        } else if pins > guard::MAX_FILES || shift.is_none_or(|shift| shift > self.shift) {
+            Some("there is more than the gate has room for")
+        } else {
+            None
+        }
     }
 
     /// Chunks are 2 to the power of this, bytes.
@@ -219,19 +230,6 @@ impl Rehearsed {
             .map(pinned)
             .unwrap_or_default()
             .into_iter()
-    }
-
-    /// Whether one file is there twice, and not as a hard link: below a bind mount. It has one
-    /// place among what is guarded.
-    pub fn is_any_twice(&self) -> bool {
-        let Some(recorded) = &self.recorded else {
-            return false;
-        };
-        let mut seen = HashSet::new();
-        let entries = recorded.captured.entries.iter();
-        entries
-            .filter(|entry| matches!(entry.body, Body::File(_)))
-            .any(|entry| !seen.insert(entry.seen.id))
     }
 
     /// Captures the bytes, of which `firsts` says the number of each file's first chunk. To be
@@ -287,6 +285,18 @@ impl Rehearsed {
         drop(self.raised);
         Ok(captured)
     }
+}
+
+/// Whether one file is there twice, and not as a hard link: below a bind mount. It has one
+/// place among what is guarded. (Before the hold it may also have been renamed while the tree
+/// was walked.)
+fn is_any_twice(captured: &Captured) -> bool {
+    let mut seen = HashSet::new();
+    let files = captured
+        .entries
+        .iter()
+        .filter(|entry| matches!(entry.body, Body::File(_)));
+    files.map(|entry| entry.seen.id).any(|id| !seen.insert(id))
 }
 
 /// Walks once more, into the tree that is there.
