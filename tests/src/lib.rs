@@ -13,7 +13,7 @@
 //! | module | what it holds |
 //! |---|---|
 //! | [`apps`] | real programs under load, and what becomes of snapshots of them |
-//! | [`bench`] | the benchmark against every other way to copy |
+//! | [`mod@bench`] | the benchmark against every other way to copy |
 //! | [`coverage`] | what holds see of each of the ways to change a file |
 //! | [`effect`] | a script with the shim and without, compared |
 //! | [`fs`] | XFS, btrfs, ext4 and tmpfs mounts |

@@ -1,5 +1,5 @@
 //! Whether the point `lock` is reached, told from what was seen of each process: without a look at
-//! anything, so that it can be tried on made-up programs ([`super::schedules`]).
+//! anything, so that it can be tried on made-up programs (`schedules.rs`).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::marker::PhantomData;

@@ -7,7 +7,7 @@
 //! | module | what it does |
 //! |---|---|
 //! | [`table`] | the applications |
-//! | [`bench`] | one of them at work: snapshots, copies without the gate, checks |
+//! | [`mod@bench`] | one of them at work: snapshots, copies without the gate, checks |
 //! | [`row`] | what was found, and how it is kept |
 //! | [`page`] | `docs/applications.md` |
 
