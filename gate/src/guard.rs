@@ -60,7 +60,7 @@ pub const NAMES: u32 = 1;
 /// Likewise: modes, owners, times, attributes.
 pub const METADATA: u32 = 2;
 
-/// Why a guard was broken by a call, in [`Guard::broken`].
+/// Why a guard was broken by a call, in [`Guard::why_broken`].
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Broken {
