@@ -647,19 +647,12 @@ fn take<W: Work>(subject: Subject<'_>, options: &Options, prepared: W) -> Result
     };
 
     let mut notes = Vec::new();
-    let mut is_any_twice = false;
     let mut work = match prepared.is_to_be_guarded() {
         false => Stage::Under(prepared),
         true => match (gate, not_to_be_guarded(options, &seen)) {
             (Some(gate), None) => {
                 gate.guard().clear();
-                let rehearsed = prepared.rehearse()?;
-                is_any_twice = rehearsed.is_any_twice();
-                if is_any_twice && options.capture == Method::CopyBeforeWrite {
-                    let why = "a file is there twice, below a bind mount";
-                    notes.push(format!("captured under the hold, and not after it: {why}"));
-                }
-                Stage::After(rehearsed)
+                Stage::After(prepared.rehearse()?)
             }
             (_, why) => {
                 if options.capture == Method::CopyBeforeWrite {
@@ -707,15 +700,20 @@ fn take<W: Work>(subject: Subject<'_>, options: &Options, prepared: W) -> Result
     }
     outside.drain_rings(&seen.rings(), hold.left() / 4);
     let time = jiff::Timestamp::now();
-    let is_guardable =
-        !outside.is_used() && mapped.is_empty() && seen.rings().is_empty() && !is_any_twice;
+    let mut is_guardable = !outside.is_used() && mapped.is_empty() && seen.rings().is_empty();
     let hidden = match &work {
         Stage::After(_) if is_guardable => seen.held_in_part(),
-        _ => held,
+        _ => held.clone(),
     };
     let mut reasons = hold.hidden_calls(&hidden, &outside);
     if let Stage::After(rehearsed) = &mut work {
         rehearsed.cut(&mut || hold.goes_on() && outside.stands())?;
+        // (Before the cut, one that was just being renamed may have been seen under both names.)
+        if is_guardable && rehearsed.is_any_twice() {
+            notes.push("captured under the hold, and not after it: a file is there twice".into());
+            is_guardable = false;
+            reasons = hold.hidden_calls(&held, &outside);
+        }
     }
     let look = |members: &Members, tries| evidence::scan(view.tries(tries), members);
     let begun = Instant::now();

@@ -298,15 +298,15 @@ impl Guard {
     }
 
     /// A free place for a file; `None` if it has one already, or there is none.
+    #[inline]
     fn place_for(&self, id: FileId) -> Option<&GuardedFile> {
-        let mut at = place(id);
         // Never round and round, whatever was written here.
-        for _ in 0..PLACES {
-            let file = &self.files[at];
+        for step in 0..PLACES {
+            let file = self.files.get((place(id) + step) % PLACES)?;
             match file.ino.load(Relaxed) {
                 0 => return Some(file),
                 ino if ino == id.ino && file.dev.load(Relaxed) == id.dev => return None,
-                _ => at = (at + 1) % PLACES,
+                _ => {}
             }
         }
         None
