@@ -412,7 +412,9 @@ impl Guard {
 
     /// Counts a wait.
     pub fn count_wait(&self, us: u64) {
-        self.waited[wait_class(us)].fetch_add(1, Relaxed);
+        if let Some(count) = self.waited.get(wait_class(us)) {
+            count.fetch_add(1, Relaxed);
+        }
     }
 }
 
