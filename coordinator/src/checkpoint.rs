@@ -774,7 +774,7 @@ fn take<W: Work>(subject: Subject<'_>, options: &Options, mut prepared: W) -> Re
         !outside.is_used() && mapped.is_empty() && seen.rings().is_empty() && seal.is_none();
     let hidden = match &work {
         Stage::After(_) if is_guardable => seen.held_in_part(),
-        _ => held,
+        _ => held.clone(),
     };
     let mut reasons = hold.hidden_calls(&hidden, &outside);
     let mut is_guarded = is_guardable;
@@ -783,6 +783,9 @@ fn take<W: Work>(subject: Subject<'_>, options: &Options, mut prepared: W) -> Re
     if let Stage::After(rehearsed) = &mut work {
         rehearsed.cut(&mut || hold.goes_on() && outside.stands())?;
         if let Some(why) = rehearsed.does_not_fit() {
+            if is_guarded {
+                reasons = hold.hidden_calls(&held, &outside);
+            }
             is_guarded = false;
             not_guarded = Some(why);
         }

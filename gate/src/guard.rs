@@ -298,6 +298,7 @@ impl Guard {
     }
 
     /// A free place for a file; `None` if it has one already, or there is none.
+    #[inline]
     fn place_for(&self, id: FileId) -> Option<&GuardedFile> {
         for (_, file) in self.places(id) {
             match file.ino.load(Relaxed) {
