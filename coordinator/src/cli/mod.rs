@@ -37,6 +37,7 @@ pub mod status;
 pub mod style;
 pub mod table;
 pub mod verify;
+mod waits;
 
 use std::ffi::OsString;
 use std::process::ExitCode;

@@ -22,6 +22,7 @@ use crate::store::manifest::{PathName, VERSION};
 use super::args::StatusArgs;
 use super::points::{self, Points};
 use super::table::{Cell, Table};
+use super::waits::Waits;
 use super::{output, style};
 
 /// The counters of a slot, by name.
@@ -57,6 +58,7 @@ struct Report {
     /// Holds that a waiting program broke.
     breaks: u32,
     last_hold_us: u64,
+    waits: Waits,
     writers: Vec<Writer>,
     roots: Vec<PathName>,
     excludes: Vec<PathName>,
@@ -127,6 +129,7 @@ fn report(set: &Set) -> Result<Report> {
         state: match word::state(word) {
             word::OPEN => "open",
             word::CLOSED => "closed",
+            word::GUARDED => "guarded",
             word::ARMED => "armed",
             _ => "unknown",
         },
@@ -142,6 +145,7 @@ fn report(set: &Set) -> Result<Report> {
         overflow: header.overflow.load(Relaxed),
         breaks: header.breaks.load(Relaxed),
         last_hold_us: header.last_hold_ns.load(Relaxed) / 1_000,
+        waits: Waits::of(&set.gate),
         writers: writers(slots),
         points: Points::of(set),
         roots: names(&set.config.roots),

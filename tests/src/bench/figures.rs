@@ -224,16 +224,17 @@ pub const STEP_COLUMNS: &str = "fs\tmethod\tnumber\twall_ms\thold_us\twritten\te
 
 impl Waits {
     /// Names of the columns of [`Waits::line`].
-    pub const COLUMNS: &str = "fs\tmethod\twaits\ttotal_us\tlongest_us";
+    pub const COLUMNS: &str = "fs\tmethod\twaits\ttotal_us\tp99_us\tlongest_us";
 
     /// One line, tab-separated.
     pub fn line(&self) -> String {
         format!(
-            "{}\t{}\t{}\t{}\t{}",
+            "{}\t{}\t{}\t{}\t{}\t{}",
             self.fs.name(),
             self.method,
             self.count,
             self.total_us,
+            self.p99_us,
             self.longest_us
         )
     }
@@ -267,6 +268,8 @@ pub struct Waits {
     pub count: u64,
     /// Together, µs.
     pub total_us: u64,
+    /// 99 in 100 did not exceed this, µs.
+    pub p99_us: u64,
     /// The longest, µs.
     pub longest_us: u64,
 }

@@ -475,6 +475,7 @@ fn waits(lab: &Lab, fs: Fs, method: &str) -> Option<Waits> {
         method: method.to_owned(),
         count: sum("waits"),
         total_us: sum("waited_us"),
+        p99_us: status["waits"]["p99_us"].as_u64().unwrap_or(0),
         longest_us: longest.unwrap_or(0),
     })
 }
