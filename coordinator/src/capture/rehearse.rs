@@ -99,6 +99,16 @@ impl Prepared {
         self.guard
     }
 
+    /// Why there is no room for what would have to be open; see [`Prepared::rehearse`]. With small files
+    /// copied ahead there is.
+    pub fn lacks_room(&self, settled: bool) -> Option<String> {
+        let sizes = self.scan.members.iter().map(|known| known.seen.size);
+        match settled {
+            true => None,
+            false => can_be_guarded(sizes).err(),
+        }
+    }
+
     /// Reads everything but the bytes of files, and opens those; small ones that are left alone
     /// are copied, if `settled`: every call that was in flight when this was prepared has ended. To be
     /// called before the hold.
