@@ -9,7 +9,7 @@ use rustix::fs::{Advice, AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::ahead::Ahead;
-use super::record::{self, SMALL, Target};
+use super::record::{self, Target};
 use super::rehearse::can_be_guarded;
 use super::walk::{At, Found, Paths, Visitor, unreadable, walk};
 use super::{Member, Method, Prepared, Scope, predict, subvolume};
@@ -147,7 +147,7 @@ fn fits(scan: &Scan, method: Method) -> Result<bool> {
     let ahead: BTreeSet<u64> = places.map(|(dev, _)| *dev).collect();
     // The others are copied before the hold.
     let is_guarded =
-        |known: &&Known| known.seen.size > SMALL || !ahead.contains(&known.seen.id.dev);
+        |known: &&Known| !record::is_small(&known.seen) || !ahead.contains(&known.seen.id.dev);
     let guarded = scan.members.iter().filter(is_guarded);
     match can_be_guarded(guarded.map(|known| known.seen.size)) {
         Ok(()) => Ok(true),
