@@ -981,7 +981,12 @@ fn under_hold<R: AfterCut>(
         next += guard::chunks_of(member.size, shift) as u32;
         first
     });
-    rehearsed.sweep(gate, firsts.collect(), goes_on, || Ok(()))
+    let captured = rehearsed.sweep(gate, firsts.collect(), goes_on, || Ok(()));
+    captured.map_err(|cause| match cause.exit {
+        Exit::Aborted => Error::aborted("the hold was over before all files were captured")
+            .next("watch fewer or smaller files, or raise --max-hold"),
+        _ => cause,
+    })
 }
 
 /// Whether the process behind a pidfd has ended (pidfd_open(2): it is readable then).
@@ -1117,8 +1122,8 @@ fn certify<D: Done>(
     let assumptions = scan.assumptions();
     let assumptions = assumptions.into_iter().chain(guard.map(|guard| {
         format!(
-            "no program outside the set opened a member, changed it and closed it again within the {} ms in \
-             which files were captured after the cut",
+            "no program but those held by their system call sites opened a member, changed it and closed it \
+             again within the {} ms in which files were captured after the cut",
             guard.as_millis().max(1)
         )
     }));
