@@ -339,6 +339,7 @@ impl Captured {
                 .absent_roots
                 .iter()
                 .any(|root| root.symlink_metadata().is_ok())
+            || !self.are_tops_in_place()
         {
             return Ok(false);
         }
@@ -394,6 +395,21 @@ impl Captured {
         }
         pins.extend(late);
         Ok(true)
+    }
+
+    /// Whether the paths to the roots still lead where they did: links above a root are followed, and may have
+    /// been replaced, as may directories.
+    fn are_tops_in_place(&self) -> bool {
+        let mut tops = self
+            .source
+            .nodes()
+            .filter(|node| self.source.place(*node).is_none());
+        tops.all(|node| {
+            let there = rustix::fs::stat(&self.source.path(node));
+            let here = self.source.open(node).and_then(rustix::fs::fstat);
+            let id = |stat| Seen::of(&stat).id;
+            there.is_ok_and(|there| here.is_ok_and(|here| id(there) == id(here)))
+        })
     }
 
     /// Pins a file that was copied ahead: what was copied is not what it is. `None`: its name
