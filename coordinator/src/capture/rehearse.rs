@@ -13,7 +13,7 @@ use snapshim_gate::guard::{self, Guard, METADATA, NAMES};
 use super::moved::Moved;
 use super::record::{Body, Entry, How, Pin, Pins, Recorded, Target};
 use super::walk::{Paths, unreadable};
-use super::{Captured, Member, Prepared, record, sweep};
+use super::{Captured, Prepared, record, sweep};
 use crate::store::fault;
 use crate::tree::dirs::Dirs;
 use crate::tree::metadata::XattrReader;
@@ -33,7 +33,6 @@ pub struct Rehearsed {
     shift: u32,
     /// See [`is_any_twice`].
     is_any_twice: bool,
-    devices: Vec<u64>,
 }
 
 /// How many files can be captured after the cut: two descriptors each.
@@ -135,7 +134,6 @@ impl Prepared {
         let grown = sizes.map(|size| size.saturating_add(size / 8));
         let shift = guard::shift_for(grown).unwrap_or(guard::MAX_SHIFT);
         let ready = sweep::ready(shift, bytes)?;
-        let devices = scan.devices.iter().copied().collect();
         let known = scan.members.iter().map(|known| (known.seen.id, known.seen));
         let pins = Some(Pins::first(match settled {
             true => known.collect(),
@@ -151,26 +149,11 @@ impl Prepared {
             ready: Some(ready),
             raised,
             shift,
-            devices,
         })
     }
 }
 
 impl Rehearsed {
-    /// See [`Prepared::devices`].
-    pub fn devices(&self) -> Vec<u64> {
-        self.devices.clone()
-    }
-
-    /// See [`Captured::members`].
-    pub fn members(&self) -> Vec<Member> {
-        let captured = self
-            .recorded
-            .as_ref()
-            .map(|recorded| recorded.captured.members());
-        captured.unwrap_or_default()
-    }
-
     /// Brings everything up to date. To be called at the cut, with the gate shut and drained.
     ///
     /// # Errors
