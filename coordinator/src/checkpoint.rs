@@ -126,6 +126,8 @@ pub(crate) trait Work: Sized {
     }
     /// Whether it is to be done after the cut, if that is possible.
     fn is_to_be_guarded(&self) -> bool;
+    /// Why there is no room for that. `settled`: as for [`Work::rehearse`].
+    fn lacks_room(&self, settled: bool) -> Option<String>;
     /// Gets ready for that. `settled`: every call that was in flight when it was made has ended.
     ///
     /// # Errors
@@ -229,6 +231,10 @@ impl Work for Prepared {
 
     fn is_to_be_guarded(&self) -> bool {
         self.is_to_be_guarded()
+    }
+
+    fn lacks_room(&self, settled: bool) -> Option<String> {
+        self.lacks_room(settled)
     }
 
     fn rehearse(self, settled: bool) -> Result<Rehearsed> {
@@ -712,19 +718,24 @@ fn take<W: Work>(subject: Subject<'_>, options: &Options, mut prepared: W) -> Re
     let mut notes = Vec::new();
     let mut work = match prepared.is_to_be_guarded() {
         false => Stage::Under(prepared),
-        true => match (gate, not_to_be_guarded(options, gate, &seen)) {
-            (Some(gate), None) => {
-                gate.guard().clear();
-                Stage::After(prepared.rehearse(cut::settled(gate))?)
-            }
-            (_, why) => {
-                if options.capture == Method::CopyBeforeWrite {
-                    let why = why.unwrap_or_else(|| "there is no gate".into());
-                    notes.push(format!("captured under the hold, and not after it: {why}"));
+        true => {
+            let why = not_to_be_guarded(options, gate, &seen);
+            let settled = why.is_none() && gate.is_some_and(cut::settled);
+            match (gate, why.or_else(|| prepared.lacks_room(settled))) {
+                (Some(gate), None) => {
+                    gate.guard().clear();
+                    Stage::After(prepared.rehearse(settled)?)
                 }
-                Stage::Under(prepared)
+                (gate, why) => {
+                    if options.capture == Method::CopyBeforeWrite {
+                        let why = why.filter(|_| gate.is_some());
+                        let why = why.unwrap_or_else(|| "there is no gate".into());
+                        notes.push(format!("captured under the hold, and not after it: {why}"));
+                    }
+                    Stage::Under(prepared)
+                }
             }
-        },
+        }
     };
 
     let mut seal = None;
@@ -970,7 +981,12 @@ fn under_hold<R: AfterCut>(
         next += guard::chunks_of(member.size, shift) as u32;
         first
     });
-    rehearsed.sweep(gate, firsts.collect(), goes_on, || Ok(()))
+    let captured = rehearsed.sweep(gate, firsts.collect(), goes_on, || Ok(()));
+    captured.map_err(|cause| match cause.exit {
+        Exit::Aborted => Error::aborted("the hold was over before all files were captured")
+            .next("watch fewer or smaller files, or raise --max-hold"),
+        _ => cause,
+    })
 }
 
 /// Whether the process behind a pidfd has ended (pidfd_open(2): it is readable then).
@@ -1106,8 +1122,8 @@ fn certify<D: Done>(
     let assumptions = scan.assumptions();
     let assumptions = assumptions.into_iter().chain(guard.map(|guard| {
         format!(
-            "no program outside the set opened a member, changed it and closed it again within the {} ms in \
-             which files were captured after the cut",
+            "no program but those held by their system call sites opened a member, changed it and closed it \
+             again within the {} ms in which files were captured after the cut",
             guard.as_millis().max(1)
         )
     }));

@@ -121,6 +121,10 @@ impl Work for Held {
         false
     }
 
+    fn lacks_room(&self, _: bool) -> Option<String> {
+        None
+    }
+
     fn rehearse(self, _: bool) -> Result<Never> {
         Err(Error::new("a command is run under the hold"))
     }

@@ -338,8 +338,12 @@ pub(crate) fn note(
         false => target.change(call.class, table),
     };
     // Only what is written; nobody promises as much of a size or a mode.
-    let is_durable =
-        || matches!((call.class, target), (Class::Write, Target::Fd(fd)) if sys::is_durable(fd));
+    let is_durable = || match target {
+        Target::Fd(fd) | Target::Call { fd, .. } | Target::Stream(fd) => {
+            call.class == Class::Write && sys::is_durable(fd)
+        }
+        _ => false,
+    };
     let is_noted = armed::note::<AsWritten>(watch, slot, &LOCKS, change, is_nested, is_durable);
     if change != Change::None {
         give_up_in_time(gate, watch, word, watch.changes.load(Relaxed));

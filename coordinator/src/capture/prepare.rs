@@ -9,7 +9,7 @@ use rustix::fs::{Advice, AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::ahead::Ahead;
-use super::record::{SMALL, Target};
+use super::record::{self, Target};
 use super::rehearse::can_be_guarded;
 use super::walk::{At, Found, Paths, Visitor, unreadable, walk};
 use super::{Member, Method, Prepared, Scope, predict, subvolume};
@@ -139,9 +139,17 @@ pub(super) fn prepare(scope: &Scope, tree: &Path, method: Method) -> Result<Prep
 
 /// Whether there is room for all of it in the gate's table.
 fn fits(scan: &Scan, method: Method) -> Result<bool> {
+    let shows_stores = |place: &PathBuf| {
+        let flags = OFlags::PATH | OFlags::CLOEXEC;
+        rustix::fs::open(place, flags, Mode::empty()).is_ok_and(record::shows_stores)
+    };
+    let places = scan.places.iter().filter(|(_, place)| shows_stores(place));
+    let ahead: BTreeSet<u64> = places.map(|(dev, _)| *dev).collect();
     // The others are copied before the hold.
-    let sizes = scan.members.iter().map(|known| known.seen.size);
-    match can_be_guarded(sizes.filter(|size| *size > SMALL)) {
+    let is_guarded =
+        |known: &&Known| !record::is_small(&known.seen) || !ahead.contains(&known.seen.id.dev);
+    let guarded = scan.members.iter().filter(is_guarded);
+    match can_be_guarded(guarded.map(|known| known.seen.size)) {
         Ok(()) => Ok(true),
         Err(why) if method == Method::CopyBeforeWrite => {
             Err(Error::new(why).next("pass --capture auto"))

@@ -72,7 +72,7 @@ pub(super) enum How {
 
 /// Files up to this size, bytes, are copied before the hold, if they seem to be left alone: what
 /// has changed by the time of the cut is captured after it.
-pub(super) const SMALL: u64 = 256 << 10;
+const SMALL: u64 = 256 << 10;
 /// For so long, ns.
 const LEFT_ALONE: i64 = 50_000_000;
 
@@ -410,6 +410,19 @@ pub(super) fn allocated(stat: &Stat) -> u64 {
         .saturating_mul(512)
 }
 
+/// Whether a file may be copied ahead, by what was seen of it. With a ctime in whole seconds, what is changed
+/// in a second that has begun already shows nothing.
+pub(super) fn is_small(seen: &Seen) -> bool {
+    seen.size <= SMALL && seen.ctime_ns % 1_000_000_000 != 0
+}
+
+/// Whether the first store into each page of a mapping moves the ctime of a file. On tmpfs a page that was
+/// only read is writable already: who maps a file, reads it, stores into it and unmaps it, all between
+/// two looks, leaves no trace.
+pub(super) fn shows_stores(fd: impl AsFd) -> bool {
+    matches!(reflink::file_system(fd).as_str(), "xfs" | "btrfs" | "ext4")
+}
+
 /// Copies a file before the hold, if that is worth it; whether it was the same all the time.
 /// No call may be in flight that began before it was `seen`.
 fn copy_ahead(
@@ -421,7 +434,7 @@ fn copy_ahead(
 ) -> Result<bool> {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
     let age = nanoseconds(now.tv_sec, now.tv_nsec).saturating_sub(seen.ctime_ns);
-    if seen.size > SMALL || age < LEFT_ALONE {
+    if !is_small(seen) || age < LEFT_ALONE || !shows_stores(file) {
         return Ok(false);
     }
     buffer.resize(copy::CHUNK, 0);

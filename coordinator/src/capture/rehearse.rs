@@ -13,7 +13,7 @@ use snapshim_gate::guard::{self, Guard, METADATA, NAMES};
 use super::moved::Moved;
 use super::record::{Body, Entry, How, Pin, Pins, Recorded, Target};
 use super::walk::{Paths, unreadable};
-use super::{Captured, Member, Prepared, record, sweep};
+use super::{Captured, Prepared, record, sweep};
 use crate::store::fault;
 use crate::tree::dirs::Dirs;
 use crate::tree::metadata::XattrReader;
@@ -33,7 +33,6 @@ pub struct Rehearsed {
     shift: u32,
     /// See [`is_any_twice`].
     is_any_twice: bool,
-    devices: Vec<u64>,
 }
 
 /// How many files can be captured after the cut: two descriptors each.
@@ -99,6 +98,16 @@ impl Prepared {
         self.guard
     }
 
+    /// Why there is no room for what would have to be open; see [`Prepared::rehearse`]. With small files
+    /// copied ahead there is.
+    pub fn lacks_room(&self, settled: bool) -> Option<String> {
+        let sizes = self.scan.members.iter().map(|known| known.seen.size);
+        match settled {
+            true => None,
+            false => can_be_guarded(sizes).err(),
+        }
+    }
+
     /// Reads everything but the bytes of files, and opens those; small ones that are left alone
     /// are copied, if `settled`: every call that was in flight when this was prepared has ended. To be
     /// called before the hold.
@@ -125,7 +134,6 @@ impl Prepared {
         let grown = sizes.map(|size| size.saturating_add(size / 8));
         let shift = guard::shift_for(grown).unwrap_or(guard::MAX_SHIFT);
         let ready = sweep::ready(shift, bytes)?;
-        let devices = scan.devices.iter().copied().collect();
         let known = scan.members.iter().map(|known| (known.seen.id, known.seen));
         let pins = Some(Pins::first(match settled {
             true => known.collect(),
@@ -141,26 +149,11 @@ impl Prepared {
             ready: Some(ready),
             raised,
             shift,
-            devices,
         })
     }
 }
 
 impl Rehearsed {
-    /// See [`Prepared::devices`].
-    pub fn devices(&self) -> Vec<u64> {
-        self.devices.clone()
-    }
-
-    /// See [`Captured::members`].
-    pub fn members(&self) -> Vec<Member> {
-        let captured = self
-            .recorded
-            .as_ref()
-            .map(|recorded| recorded.captured.members());
-        captured.unwrap_or_default()
-    }
-
     /// Brings everything up to date. To be called at the cut, with the gate shut and drained.
     ///
     /// # Errors
@@ -329,6 +322,7 @@ impl Captured {
                 .absent_roots
                 .iter()
                 .any(|root| root.symlink_metadata().is_ok())
+            || !self.are_tops_in_place()
         {
             return Ok(false);
         }
@@ -384,6 +378,21 @@ impl Captured {
         }
         pins.extend(late);
         Ok(true)
+    }
+
+    /// Whether the paths to the roots still lead where they did: links above a root are followed, and may have
+    /// been replaced, as may directories.
+    fn are_tops_in_place(&self) -> bool {
+        let mut tops = self
+            .source
+            .nodes()
+            .filter(|node| self.source.place(*node).is_none());
+        tops.all(|node| {
+            let there = rustix::fs::stat(self.source.path(node));
+            let here = self.source.open(node).and_then(rustix::fs::fstat);
+            let id = |stat| Seen::of(&stat).id;
+            there.is_ok_and(|there| here.is_ok_and(|here| id(there) == id(here)))
+        })
     }
 
     /// Pins a file that was copied ahead: what was copied is not what it is. `None`: its name

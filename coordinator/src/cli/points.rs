@@ -5,7 +5,9 @@ use serde::Serialize;
 
 use crate::commit::CommitPoint;
 use crate::commit::observed::Observed;
+use crate::hold::evidence;
 use crate::hold::set::Set;
+use crate::hold::sites::layer::Looker;
 use crate::store::Store;
 
 /// What is known of a set.
@@ -49,15 +51,16 @@ struct Last {
 impl Points {
     pub(super) fn of(set: &Set) -> Points {
         let observed = Observed::of(&set.gate);
-        let choice = observed.choice();
+        let counts = observed.as_noted(is_partly_seen(set));
+        let choice = counts.choice();
         let text = |point: &CommitPoint| point.to_string();
         let store = Store::open(&set.config.store, &set.name).ok();
         let last = store.and_then(|store| store.last_asked(&CommitPoint::Auto.to_string()));
         Points {
-            offered: observed.offered().iter().map(text).collect(),
+            offered: counts.offered().iter().map(text).collect(),
             auto: Auto {
                 point: choice.to_string(),
-                why: observed.why(),
+                why: counts.why(),
                 claim: choice.claim(),
                 limits: choice.limits(),
                 last: last.map(|(id, point)| Last { id, point }),
@@ -107,6 +110,13 @@ impl Points {
         let row = |(label, value): (&str, String)| vec![label.to_owned(), value];
         rows.into_iter().map(row).collect()
     }
+}
+
+/// Whether a program of the set is held by symbols alone, so that its changes are noted in part.
+fn is_partly_seen(set: &Set) -> bool {
+    let looker = Looker::default();
+    let mut attached = evidence::attached_here(&set.gate).into_iter();
+    attached.any(|pid| looker.look(pid).not_sites.is_some())
 }
 
 /// What a process was seen to use, from its counters: the calls, whatever their files.

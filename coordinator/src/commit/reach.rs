@@ -94,6 +94,13 @@ pub fn reach<'a>(
         (Some(found), _) => (at, found),
         (None, Otherwise::Fail) => return Err(not_reached(asked, refused)),
         (None, Otherwise::At(point)) => {
+            // Stores into a mapping, also one that is gone by now, are changes that nobody has noted.
+            let may_be_told = point == CommitPoint::Write
+                || point.may_have_been_mapped()
+                || ground.seen.outside().is_empty();
+            if !may_be_told {
+                return Err(not_reached(asked, refused));
+            }
             let asked = Asked { at: point, ..asked };
             let found = try_for(ground, gate_id, shut, asked, &mut refused)?;
             (point, found.ok_or_else(|| not_reached(asked, refused))?)
@@ -174,7 +181,7 @@ fn choose(
     hold.drain()?;
     // Points that shut the gate: none. It is opened when this is dropped.
     let _ = hold.arm(until)?.wait(until)?;
-    Ok(Observed::of(ground.gate).choice())
+    Ok(observed().choice())
 }
 
 /// Arms the gate and waits. `None`: the time is over, and the gate open.

@@ -510,10 +510,16 @@ impl Scan {
             } else if found.ring.is_some() || found.aio {
                 "writes by io_uring or AIO".to_owned()
             } else {
-                let layer = found.layer.as_ref();
-                match layer.map(|layer| layer.not_sites.as_ref()) {
-                    Some(None) => return None,
-                    Some(Some(why)) => format!("is held by symbols only ({why})"),
+                match &found.layer {
+                    Some(Layer {
+                        not_sites: Some(why),
+                        ..
+                    }) => format!("is held by symbols only ({why})"),
+                    // Calls made from there ask for nothing.
+                    Some(layer) if !layer.notes.is_empty() => {
+                        format!("has code that was made at run time ({})", layer.notes[0])
+                    }
+                    Some(_) => return None,
                     None => "was not looked into".to_owned(),
                 }
             };

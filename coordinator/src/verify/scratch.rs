@@ -27,7 +27,9 @@ impl Scratch {
             roots: vec![tree.to_owned()],
             excludes: Vec::new(),
         };
+        // File by file: nobody writes to it, so there is nothing to freeze.
         capture::prepare(&scope, &path, Method::Auto)?
+            .needs_locks()?
             .capture(&mut || !stop.is_asked())?
             .finish()?;
         Ok(scratch)
