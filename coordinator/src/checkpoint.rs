@@ -180,6 +180,14 @@ pub(crate) trait Done {
     fn moved_unasked(&self) -> Vec<Moved>;
     /// Chunks that were asked for, if it was done after the cut.
     fn asked(&self) -> Option<u64>;
+    /// It was not done after the cut, although it might have been.
+    #[must_use]
+    fn under_hold(self) -> Self
+    where
+        Self: Sized,
+    {
+        self
+    }
     /// Does what can wait until nobody is held; what that shows to have changed meanwhile.
     ///
     /// # Errors
@@ -278,6 +286,13 @@ impl Done for Taken {
         match self {
             Taken::Captured(captured) => captured.swept().map(|swept| u64::from(swept.asked)),
             Taken::Frozen(_) => None,
+        }
+    }
+
+    fn under_hold(self) -> Taken {
+        match self {
+            Taken::Captured(captured) => Taken::Captured(Box::new(captured.copied_under_hold())),
+            frozen => frozen,
         }
     }
 

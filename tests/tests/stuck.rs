@@ -310,7 +310,10 @@ fn sleep_until(start: Instant, moment: Duration) {
 }
 
 fn start_checkpoint(lab: &Lab) -> Proc {
-    Proc::piped(lab.snapshim(&["checkpoint", lab.set(), "--json"]))
+    // The hold is as long as the capture: moments fall into it. (What becomes of a guard is in
+    // `guarded.rs`.)
+    let args = ["checkpoint", lab.set(), "--json", "--capture", "copy"];
+    Proc::piped(lab.snapshim(&args))
 }
 
 #[test]

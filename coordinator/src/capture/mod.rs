@@ -299,6 +299,18 @@ impl Captured {
         finish::finish(self)
     }
 
+    /// Says that it was captured under the hold after all: copied.
+    #[must_use]
+    pub(crate) fn copied_under_hold(mut self) -> Captured {
+        self.swept = None;
+        for entry in &mut self.entries {
+            if let record::Body::File(how @ record::How::Guarded) = &mut entry.body {
+                *how = record::How::Copy;
+            }
+        }
+        self
+    }
+
     /// What changed without having asked while it was captured after the cut: evidence against it.
     pub fn moved_unasked(&self) -> &[Moved] {
         &self.moved_unasked

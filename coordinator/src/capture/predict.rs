@@ -37,18 +37,21 @@ pub(super) fn is_better_guarded(method: Method, expected: Expected) -> bool {
 /// Looks at the members; after they were flushed.
 pub(super) fn expect(scan: &Scan, plan: &Plan) -> Expected {
     let mut expected = Expected::default();
+    let mut devices = std::collections::BTreeSet::new();
     for member in &scan.members {
         let size = member.seen.size;
+        if devices.insert(member.seen.id.dev) {
+            expected.is_btrfs |= scan.open(member).is_ok_and(|file| is_btrfs(&file));
+        }
         expected.hold += match plan.way(member.seen.id.dev) {
             Way::Copy => COPY + at_rate(size, COPIED),
             Way::Reflink | Way::Unknown => {
                 // What is small has few of either.
                 let (dirty, extents) = match size {
                     0..1_048_576 => (0, 1),
-                    _ => scan.open(member).map_or((0, 1), |file| {
-                        expected.is_btrfs |= is_btrfs(&file);
-                        (dirty(&file, size), extents(&file))
-                    }),
+                    _ => scan
+                        .open(member)
+                        .map_or((0, 1), |file| (dirty(&file, size), extents(&file))),
                 };
                 CLONE + EXTENT * extents + at_rate(dirty, WRITTEN_BACK)
             }
