@@ -997,11 +997,13 @@ fn under_hold<R: AfterCut>(
         first
     });
     let captured = rehearsed.sweep(gate, firsts.collect(), goes_on, || Ok(()));
-    captured.map_err(|cause| match cause.exit {
-        Exit::Aborted => Error::aborted("the hold was over before all files were captured")
-            .next("watch fewer or smaller files, or raise --max-hold"),
-        _ => cause,
-    })
+    captured
+        .map(Done::under_hold)
+        .map_err(|cause| match cause.exit {
+            Exit::Aborted => Error::aborted("the hold was over before all files were captured")
+                .next("watch fewer or smaller files, or raise --max-hold"),
+            _ => cause,
+        })
 }
 
 /// Whether the process behind a pidfd has ended (pidfd_open(2): it is readable then).
