@@ -11,11 +11,23 @@ use crate::table::FileId;
 use crate::watch::{self, Noted, Tracked, Watch};
 use crate::word;
 
+/// Whether locks are noted while this is the gate's word: from the first hold of a checkpoint on,
+/// also while a boundary is looked at. A lock is granted then as at any other time, and what
+/// is given up later may be another.
+#[inline(always)]
+pub const fn notes_locks(word: u32) -> bool {
+    !word::is_open(word) && !word::is_guarded(word)
+}
+
 /// A way to break the rules on purpose: each must make the simulation fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Break {
     /// What was changed under a lock counts as settled when any other is given up.
     AnyUnlockSettles,
+    /// Locks are noted only while the gate is armed, not while it is shut.
+    LocksNotedArmedOnly,
+    /// The judge does not ask who waits for a lock since before the checkpoint.
+    WaitersAreForgotten,
     /// Changes are not counted in the slot.
     ChangesUncounted,
     /// Whoever holds a lock waits at the door like anybody else.
@@ -62,16 +74,44 @@ pub enum Change {
     Unknown,
 }
 
+/// Kinds of locks that do not see one another, or end in different ways: giving up one leaves
+/// another on the same descriptor alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Of a process: `F_SETLK`, `lockf`.
+    Posix,
+    /// Of an open file description: `F_OFD_SETLK`.
+    Ofd,
+    /// `flock`.
+    Flock,
+}
+
 /// The descriptors under which a process was granted write locks, and has given none up since,
-/// modulo 64. A descriptor that was closed stays: its lock may live on with another process. So
-/// it errs on the side of a lock that is gone.
+/// modulo 64, by kind. A descriptor that was closed stays: its lock may live on with another process.
+/// So it errs on the side of a lock that is gone.
 #[derive(Debug, Default)]
-pub struct Locks(AtomicU64);
+pub struct Locks {
+    posix: AtomicU64,
+    ofd: AtomicU64,
+    flock: AtomicU64,
+}
 
 impl Locks {
     /// None.
     pub const fn none() -> Locks {
-        Locks(AtomicU64::new(0))
+        Locks {
+            posix: AtomicU64::new(0),
+            ofd: AtomicU64::new(0),
+            flock: AtomicU64::new(0),
+        }
+    }
+
+    fn of(&self, kind: Kind) -> &AtomicU64 {
+        match kind {
+            Kind::Posix => &self.posix,
+            Kind::Ofd => &self.ofd,
+            Kind::Flock => &self.flock,
+        }
     }
 
     const fn bit(fd: i32) -> u64 {
@@ -80,23 +120,28 @@ impl Locks {
 
     /// Whether there is one.
     pub fn is_any(&self) -> bool {
-        self.0.load(Relaxed) != 0
+        (self.posix.load(Relaxed) | self.ofd.load(Relaxed) | self.flock.load(Relaxed)) != 0
     }
 
     /// A copy, as a forked child has it.
     pub fn inherited(&self) -> Locks {
-        Locks(AtomicU64::new(self.0.load(Relaxed)))
+        let copy = |kind| AtomicU64::new(self.of(kind).load(Relaxed));
+        Locks {
+            posix: copy(Kind::Posix),
+            ofd: copy(Kind::Ofd),
+            flock: copy(Kind::Flock),
+        }
     }
 
     /// A write lock was granted.
-    pub fn took(&self, watch: &Watch, fd: i32) {
-        self.0.fetch_or(Locks::bit(fd), Relaxed);
+    pub fn took(&self, watch: &Watch, kind: Kind, fd: i32) {
+        self.of(kind).fetch_or(Locks::bit(fd), Relaxed);
         watch.count(Noted::Locked);
     }
 
     /// A lock was given up, or made one for reading.
-    pub fn gave_up<R: Rules>(&self, watch: &Watch, slot: Option<&Slot>, fd: i32) {
-        let before = self.0.fetch_and(!Locks::bit(fd), AcqRel);
+    pub fn gave_up<R: Rules>(&self, watch: &Watch, slot: Option<&Slot>, kind: Kind, fd: i32) {
+        let before = self.of(kind).fetch_and(!Locks::bit(fd), AcqRel);
         if before & Locks::bit(fd) != 0 {
             watch.count(Noted::Unlocked);
         }
@@ -104,7 +149,7 @@ impl Locks {
         // was not done under a lock that somebody else still holds.
         let Some(slot) = slot else { return };
         let changed = slot.changed.fetch_add(1, AcqRel).wrapping_add(1);
-        if before & !Locks::bit(fd) == 0 || R::broken(Break::AnyUnlockSettles) {
+        if !self.is_any() || R::broken(Break::AnyUnlockSettles) {
             slot.settled.store(changed, Release);
         }
     }

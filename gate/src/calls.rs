@@ -164,5 +164,20 @@ pub const fn ioctl_changes(request: usize) -> bool {
 
 /// Whether an `fcntl` command takes or drops a lock: POSIX (6, 7) and OFD (37, 38).
 pub const fn fcntl_locks(command: usize) -> bool {
-    matches!(command, 6 | 7 | 37 | 38)
+    matches!(command, 6 | 7) || fcntl_locks_description(command)
+}
+
+/// Whether an `fcntl` command takes or drops a lock of an open file description.
+pub const fn fcntl_locks_description(command: usize) -> bool {
+    matches!(command, 37 | 38)
+}
+
+/// Whether system call `number` may be waiting for a lock.
+pub fn waits_for_lock(number: usize, command: usize) -> bool {
+    match action(number) {
+        Some(Action::Lock) => true,
+        // Those that wait are F_SETLKW and F_OFD_SETLKW.
+        Some(Action::Fcntl) => matches!(command, 7 | 38),
+        _ => false,
+    }
 }

@@ -91,6 +91,10 @@ const PID_MASK: u64 = (1 << PID_BITS) - 1;
 /// Bits of a pid namespace's inode number that are kept.
 pub const PIDNS_MASK: u32 = 0xf_ffff;
 
+/// Bit of [`Slot::image`]: the owner's process was forked from another since the program was
+/// begun (execve), and may have inherited locks.
+pub const FORKED: u64 = 1;
+
 /// [`Slot::owner`] of a slot nobody owns.
 pub const FREE: u64 = 0;
 /// [`Slot::owner`] of a slot that is being claimed or reset.
@@ -142,7 +146,7 @@ pub struct Slot<M: Memory = Shared> {
     /// Start time of the owner's process in clock ticks since boot
     /// (proc_pid_stat(5), field 22).
     pub start_time: M::U64,
-    /// Hash of the owner's AT_RANDOM bytes: changes with execve.
+    /// Hash of the owner's AT_RANDOM bytes: changes with execve. [`FORKED`] is not part of it.
     pub image: M::U64,
     /// Longest time one call waited, µs.
     pub longest_wait_us: M::U32,

@@ -12,7 +12,7 @@
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst};
 use core::sync::atomic::{AtomicU32, AtomicU64};
 
-use crate::slot::Slot;
+use crate::slot::{FORKED, Slot};
 use crate::table::FileId;
 
 /// Files whose changes can be followed at the same time.
@@ -37,6 +37,13 @@ pub const LOCKER: u32 = 1 << 8;
 
 /// Likewise: one of them had changed something.
 pub const CHANGER: u32 = 1 << 9;
+
+/// Likewise: somebody ended at all.
+pub const ANYBODY: u32 = 1 << 10;
+
+/// Likewise: one of them had been forked from another, and had changed something or asked for
+/// locks. Either may have been under a lock that somebody else has, too.
+pub const HEIR: u32 = 1 << 11;
 
 /// What was noted, for [`Watch::counts`].
 #[repr(usize)]
@@ -104,7 +111,7 @@ pub struct Watch {
     /// C. Not zero: whoever would begin a unit, or holds no lock and would take one, waits.
     pub door: AtomicU32,
     /// Whoever reaps a slot. [`LOCK`], [`UNIT`]: its owner ended in the middle of something;
-    /// [`LOCKER`], [`CHANGER`].
+    /// [`LOCKER`], [`CHANGER`], [`ANYBODY`], [`HEIR`].
     vanished: AtomicU32,
     /// C. Processes that hold a lock, as [`Owner::pack`](crate::slot::Owner::pack)ed with
     /// their process id as thread id; 0 for none.
@@ -137,9 +144,9 @@ impl Tracked {
 
 impl Watch {
     /// Forgets what was noted, and begins anew. For the coordinator, with the gate shut
-    /// and drained: nobody else is at it.
+    /// and drained: nobody else is at it. But for who ended: that is told from the beginning of the
+    /// checkpoint on, see [`Watch::forget_ended`].
     pub fn arm(&self, word: u32) {
-        self.vanished.store(0, Relaxed);
         for file in &self.files {
             file.state.store(FREE, Relaxed);
             for count in [&file.begun, &file.done, &file.synced] {
@@ -252,13 +259,18 @@ impl Watch {
     /// To be told of a slot before it is reaped: its owner, who is gone, may have been in the
     /// middle of a unit, or have changed something since it last gave up a lock.
     pub fn note_end(&self, slot: &Slot) {
+        self.vanished.fetch_or(ANYBODY, AcqRel);
         let locks = slot.seen[crate::slot::Seen::Lock as usize].load(Relaxed) > 0;
         let is_unsettled = slot.changed.load(Acquire) != slot.settled.load(Acquire);
         if locks && is_unsettled {
             self.vanished.fetch_or(LOCK, AcqRel);
         }
-        if slot.changed.load(Acquire) != 0 {
+        let changes = slot.changed.load(Acquire) != 0;
+        if changes {
             self.vanished.fetch_or(CHANGER, AcqRel);
+        }
+        if slot.image.load(Relaxed) & FORKED != 0 && (changes || locks) {
+            self.vanished.fetch_or(HEIR, AcqRel);
         }
         if locks {
             self.vanished.fetch_or(LOCKER, AcqRel);
@@ -268,13 +280,13 @@ impl Watch {
         }
     }
 
-    /// Forgets who ended. For the coordinator, before it shuts the gate.
+    /// Forgets who ended. For the coordinator, before it shuts the gate for the first time.
     pub fn forget_ended(&self) {
         self.vanished.store(0, Release);
     }
 
-    /// Whether somebody ended so, since the gate was armed; `point`: [`LOCK`], [`UNIT`] or
-    /// [`LOCKER`], [`CHANGER`].
+    /// Whether somebody ended so, since the checkpoint began; `point`: [`LOCK`], [`UNIT`] or
+    /// [`LOCKER`], [`CHANGER`], [`ANYBODY`], [`HEIR`].
     pub fn has_vanished(&self, point: u32) -> bool {
         self.vanished.load(Acquire) & point != 0
     }

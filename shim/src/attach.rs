@@ -11,7 +11,7 @@ use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64};
 
 use snapshim_gate::abi::{Gate, HEADER_SIZE, MAX_SLOTS, REFUSE_RINGS, STDIO_RECORDS, file_size};
 use snapshim_gate::reap::{self, Claimed};
-use snapshim_gate::slot::{Owner, PIDNS_MASK};
+use snapshim_gate::slot::{FORKED, Owner, PIDNS_MASK};
 use snapshim_gate::sys::ticks;
 
 use crate::hooks::stdio;
@@ -128,7 +128,8 @@ pub(crate) fn sandboxing(call: impl FnOnce() -> isize) -> isize {
     result
 }
 
-/// Hash of the random bytes the kernel gave this program image: changes with execve.
+/// Hash of the random bytes the kernel gave this program image: changes with execve. With it,
+/// [`FORKED`].
 pub(crate) fn image() -> u64 {
     ATTACHED.image.load(Relaxed)
 }
@@ -239,7 +240,7 @@ fn try_attach() -> bool {
     else {
         return false;
     };
-    ATTACHED.image.store(image_id(), Relaxed);
+    ATTACHED.image.store(image_id() & !FORKED, Relaxed);
     // SAFETY: this thread alone holds BUSY, and nobody reads before `has_gate`.
     unsafe { *ATTACHED.gate.get() = Some(gate) };
     ATTACHED.has_gate.store(true, Release);
@@ -264,7 +265,11 @@ fn try_attach() -> bool {
 #[cold]
 fn become_process() {
     let page = page();
-    page.pid.store(sys::getpid(), Relaxed);
+    // A forked child's page is empty. Before the id is written: whoever finds that finds this.
+    if page.pid.load(Relaxed) == 0 {
+        ATTACHED.image.fetch_or(FORKED, Release);
+    }
+    page.pid.store(sys::getpid(), Release);
     page.pidns.store(pid_namespace(), Relaxed);
     page.start_time.store(start_time(), Relaxed);
     clear_stale_slots();

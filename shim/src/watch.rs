@@ -1,15 +1,17 @@
 //! While the gate is armed: what calls change is noted, and the call that reaches a
 //! commit point shuts the gate, in the program's own thread, before it returns.
 //!
+//! Locks are noted while it is shut, too: they are granted then as well.
+//!
 //! Nothing in here is done while the gate is open. What is noted, and what of it is
 //! believed, is in [`snapshim_gate::watch`].
 
-use core::sync::atomic::Ordering::{AcqRel, Relaxed, Release};
-use core::sync::atomic::{AtomicBool, AtomicU32};
+use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
+use core::sync::atomic::{AtomicBool, AtomicU32, fence};
 
 use snapshim_gate::abi::Gate;
-use snapshim_gate::armed::{self, AsWritten, Change, Door, Locks};
-use snapshim_gate::slot::{Call, Class, Slot};
+use snapshim_gate::armed::{self, AsWritten, Change, Door, Kind, Locks};
+use snapshim_gate::slot::{Call, Class, Seen, Slot};
 use snapshim_gate::sys::{futex_wait, futex_wake_all, monotonic_ns};
 use snapshim_gate::table::FileId;
 use snapshim_gate::watch::{self, Noted, Tracked, Watch};
@@ -18,7 +20,7 @@ use snapshim_gate::word;
 use crate::guard::{self, Frame};
 use crate::member::Target;
 use crate::vectors::preserving;
-use crate::{attach, claim, sys};
+use crate::{attach, claim, sys, thread};
 
 /// A call that may reach a commit point, although it changes nothing.
 #[repr(u32)]
@@ -28,7 +30,7 @@ pub(crate) enum Event {
     Sync = 1,
     /// Makes everything durable.
     SyncAll = 2,
-    /// A lock by fcntl.
+    /// A process's lock by fcntl.
     Lock = 3,
     /// A lock by flock.
     Flock = 4,
@@ -36,18 +38,20 @@ pub(crate) enum Event {
     Lockf = 5,
     /// Closes a descriptor.
     Close = 6,
+    /// An open file description's lock by fcntl.
+    Ofd = 7,
 }
 
 impl Event {
     fn from_raw(raw: usize) -> Option<Event> {
         use Event::*;
-        [Sync, SyncAll, Lock, Flock, Lockf, Close]
+        [Sync, SyncAll, Lock, Flock, Lockf, Close, Ofd]
             .into_iter()
             .find(|event| *event as usize == raw)
     }
 }
 
-/// The write locks of this process, as far as they were granted while the gate was armed.
+/// The write locks of this process, as far as they were noted: [`armed::notes_locks`].
 static LOCKS: Locks = Locks::none();
 /// Whether this process ever took a lock: its closes may drop some.
 static HAS_LOCKED: AtomicBool = AtomicBool::new(false);
@@ -63,26 +67,50 @@ const F_RDLCK: i16 = 0;
 const F_WRLCK: i16 = 1;
 const F_UNLCK: i16 = 2;
 
+/// Counts a call about locks. Unlike others it is worth a slot: whoever ends with a lock must be known.
+#[inline(always)]
+pub(crate) fn seen_lock() {
+    let thread = thread::current();
+    if thread.generation.get() != attach::page().generation.load(Relaxed) {
+        claim_slot();
+    }
+    guard::seen(Seen::Lock);
+}
+
+#[cold]
+#[inline(never)]
+fn claim_slot() {
+    preserving(&mut || _ = mine());
+}
+
 /// Before a call that may reach a point.
 #[inline(always)]
 pub(crate) fn event(event: Event, fd: i32, argument: u64) -> Frame {
-    if let Some(gate) = attach::gate()
-        && word::is_armed(gate.header().word.load(Relaxed))
-    {
-        return begin(gate, event, fd, argument);
+    if let Some(gate) = attach::gate() {
+        let word = gate.header().word.load(Relaxed);
+        let is_noted = match event {
+            Event::Lock | Event::Ofd | Event::Flock | Event::Lockf => armed::notes_locks(word),
+            Event::Sync | Event::SyncAll | Event::Close => word::is_armed(word),
+        };
+        if is_noted {
+            return begin(gate, word, event, fd, argument);
+        }
     }
     Frame::NONE
 }
 
 #[cold]
 #[inline(never)]
-fn begin(gate: &'static Gate, event: Event, fd: i32, argument: u64) -> Frame {
+fn begin(gate: &'static Gate, word: u32, event: Event, fd: i32, argument: u64) -> Frame {
     let mut frame = Frame::NONE;
-    preserving(&mut || frame = begin_event(gate, event, fd, argument));
+    preserving(&mut || frame = begin_event(gate, word, event, fd, argument));
     frame
 }
 
-fn begin_event(gate: &'static Gate, event: Event, fd: i32, argument: u64) -> Frame {
+/// `word`: what was found at the gate.
+fn begin_event(gate: &'static Gate, word: u32, event: Event, fd: i32, argument: u64) -> Frame {
+    // The members were written before the word that says which table they are in.
+    fence(Acquire);
     // Whatever it takes to find out may be fatal.
     if attach::is_sandboxed() {
         gate.header().watch.set_blind();
@@ -92,7 +120,7 @@ fn begin_event(gate: &'static Gate, event: Event, fd: i32, argument: u64) -> Fra
     let arming = u64::from(watch.arming.load(Relaxed) as u16);
     let payload = match event {
         Event::Sync => {
-            let begun = member(gate, fd).and_then(|id| watch.sync_begins(id));
+            let begun = member(gate, word, fd).and_then(|id| watch.sync_begins(id));
             let Some((tracked, covered)) = begun else {
                 return Frame::NONE;
             };
@@ -102,23 +130,24 @@ fn begin_event(gate: &'static Gate, event: Event, fd: i32, argument: u64) -> Fra
             Some(covered) => arming << 48 | u64::from(covered),
             None => return Frame::NONE,
         },
-        Event::Lock | Event::Flock | Event::Lockf => {
+        Event::Lock | Event::Ofd | Event::Flock | Event::Lockf => {
             HAS_LOCKED.store(true, Relaxed);
-            if member(gate, fd).is_none() {
+            if member(gate, word, fd).is_none() {
                 return Frame::NONE;
             }
-            if !LOCKS.is_any() && takes_lock(event, argument) {
+            // At a gate that is shut nobody waits at the door.
+            if word::is_armed(word) && !LOCKS.is_any() && takes_lock(event, argument) {
                 wait_at_door(gate);
             }
             argument
         }
         Event::Close => {
-            let writes = member(gate, fd).is_some() && sys::is_writable(fd);
+            let writes = member(gate, word, fd).is_some() && sys::is_writable(fd);
             let points = watch.points.load(Relaxed);
             let matters = writes
                 || points & watch::LOCK != 0
                     && HAS_LOCKED.load(Relaxed)
-                    && member(gate, fd).is_some();
+                    && member(gate, word, fd).is_some();
             if !matters {
                 return Frame::NONE;
             }
@@ -129,9 +158,10 @@ fn begin_event(gate: &'static Gate, event: Event, fd: i32, argument: u64) -> Fra
     Frame::event(event as usize | extra, payload)
 }
 
-/// The member behind a descriptor.
-fn member(gate: &Gate, fd: i32) -> Option<FileId> {
-    let word = gate.header().word.load(Relaxed);
+/// The member behind a descriptor, by the table of the hold (or arming) that `word` is of. Not
+/// by that of the present word: should the gate have been opened meanwhile, that table is an
+/// older checkpoint's.
+fn member(gate: &Gate, word: u32, fd: i32) -> Option<FileId> {
     let table = gate.table(word::bank(word));
     match Target::Fd(fd).change(snapshim_gate::slot::Class::Write, table) {
         Change::File(id) => Some(id),
@@ -247,11 +277,16 @@ fn end_event(gate: &'static Gate, event: Event, extra: u32, payload: u64) {
                 synced(gate);
             }
         }
-        Event::Lock => {
+        Event::Lock | Event::Ofd => {
             // SAFETY: fcntl has just read a `struct flock` there.
             let kind = unsafe { (payload as *const i16).read_unaligned() };
+            let whose = match event {
+                Event::Ofd => Kind::Ofd,
+                _ => Kind::Posix,
+            };
             locked(
                 gate,
+                whose,
                 extra as i32,
                 kind == F_WRLCK,
                 matches!(kind, F_UNLCK | F_RDLCK),
@@ -264,6 +299,7 @@ fn end_event(gate: &'static Gate, event: Event, extra: u32, payload: u64) {
             let takes = payload & LOCK_EX != 0;
             locked(
                 gate,
+                Kind::Flock,
                 extra as i32,
                 takes,
                 payload & (LOCK_SH | LOCK_UN) != 0,
@@ -275,6 +311,7 @@ fn end_event(gate: &'static Gate, event: Event, extra: u32, payload: u64) {
             const F_TLOCK: u64 = 2;
             locked(
                 gate,
+                Kind::Posix,
                 extra as i32,
                 matches!(payload, F_LOCK | F_TLOCK),
                 payload == F_ULOCK,
@@ -299,13 +336,13 @@ fn synced(gate: &'static Gate) {
     }
 }
 
-fn locked(gate: &'static Gate, fd: i32, takes: bool, gives_up: bool) {
+fn locked(gate: &'static Gate, kind: Kind, fd: i32, takes: bool, gives_up: bool) {
     let watch = &gate.header().watch;
     if takes {
-        LOCKS.took(watch, fd);
+        LOCKS.took(watch, kind, fd);
     } else if gives_up {
         let slot = mine().map(|(_, slot)| slot);
-        LOCKS.gave_up::<AsWritten>(watch, slot, fd);
+        LOCKS.gave_up::<AsWritten>(watch, slot, kind, fd);
         boundary(gate, watch::LOCK);
     }
 }

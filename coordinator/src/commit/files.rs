@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering::{Acquire, Relaxed};
 
 use snapshim_gate::abi::Gate;
+use snapshim_gate::calls;
 use snapshim_gate::reap::Claimed;
 use snapshim_gate::slot::{Owner, Seen, Slot};
 use snapshim_gate::table::FileId;
@@ -14,7 +15,7 @@ use snapshim_gate::table::FileId;
 use super::locks;
 use crate::capture::Member;
 use crate::hold::locate::Locator;
-use crate::hold::process::{self, Pid};
+use crate::hold::process::{self, Doing, Pid};
 
 /// A process that owns slots, and what it did.
 #[derive(Clone, Debug, Default)]
@@ -28,6 +29,8 @@ pub struct Worker {
     pub is_unsettled: bool,
     /// Whether it ever asked for a lock.
     pub locks: bool,
+    /// Its threads that did.
+    pub lockers: Vec<Owner>,
     /// See [`Slot::image`].
     pub image: u64,
 }
@@ -65,10 +68,33 @@ pub fn workers(gate: &Gate) -> Option<BTreeMap<Key, Worker>> {
             worker.changes.push((at, generation, changed));
         }
         worker.image = slot.image.load(Relaxed);
-        worker.locks |= slot.seen[Seen::Lock as usize].load(Relaxed) > 0;
+        if slot.seen[Seen::Lock as usize].load(Relaxed) > 0 {
+            worker.locks = true;
+            worker.lockers.push(owner);
+        }
         worker.is_unsettled |= changed != slot.settled.load(Acquire);
     }
     Some(workers)
+}
+
+/// Whether one of these threads of a process waits for a lock now, or may, for all that can be seen.
+pub fn waits_for_lock(pid: Pid, lockers: &[Owner]) -> bool {
+    let locator = Locator::default();
+    lockers.iter().any(|owner| {
+        let tid = match locator.thread(*owner, pid) {
+            Ok(Some(tid)) => tid,
+            Ok(None) => return false,
+            Err(_) => return true,
+        };
+        match process::doing(pid, tid) {
+            Doing::Call { number, args } => {
+                let number = usize::try_from(number);
+                number.is_ok_and(|number| calls::waits_for_lock(number, args[1] as usize))
+            }
+            Doing::Hidden => true,
+            Doing::Running | Doing::Elsewhere | Doing::Gone => false,
+        }
+    })
 }
 
 /// A process in the form of [`snapshim_gate::watch::Watch::holders`].
@@ -175,4 +201,42 @@ pub fn open_below(pid: Pid, below: &Below<'_>) -> std::io::Result<Vec<Open>> {
         });
     }
     Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+    use std::time::{Duration, Instant};
+
+    use nix::fcntl::{Flock, FlockArg};
+
+    use super::*;
+
+    #[test]
+    fn who_waits_for_a_lock_is_seen() {
+        let dir = crate::store::scratch::Scratch::new();
+        let path = dir.join("file");
+        std::fs::write(&path, "").unwrap();
+        let open = || std::fs::File::open(&path).unwrap();
+        let held = Flock::lock(open(), FlockArg::LockExclusive).unwrap();
+        let other = open();
+        let (sender, receiver) = mpsc::channel();
+        let thread = std::thread::spawn(move || {
+            sender.send(nix::unistd::gettid().as_raw() as u32).unwrap();
+            drop(Flock::lock(other, FlockArg::LockExclusive).unwrap());
+        });
+        let pid = std::process::id();
+        let owner = Owner {
+            pid,
+            tid: receiver.recv().unwrap(),
+            pidns: process::pid_namespace(pid).unwrap(),
+        };
+        let begun = Instant::now();
+        while !waits_for_lock(pid, &[owner]) {
+            assert!(begun.elapsed() < Duration::from_secs(20));
+        }
+        drop(held);
+        thread.join().unwrap();
+        assert!(!waits_for_lock(pid, &[owner]));
+    }
 }

@@ -212,6 +212,9 @@ impl<'a> Judge<'a> {
         let mappers = evidence::mappers(self.ground.seen, self.ground.gate);
         let look = |(key, worker): (files::Key, files::Worker)| Look {
             key,
+            // First: a lock that is granted in between is seen by one of the two looks.
+            is_waiting: self.locks.asks_who_waits(&key)
+                && (worker.pid).is_some_and(|pid| files::waits_for_lock(pid, &worker.lockers)),
             state: match worker.pid.map(|pid| self.open(pid)) {
                 None => State::Gone,
                 Some(None) => State::Unknown,
@@ -233,8 +236,42 @@ impl<'a> Judge<'a> {
         };
         let looked_at: Vec<Pid> = workers.values().filter_map(|worker| worker.pid).collect();
         let looks = workers.into_iter().map(look).collect();
+        let is_first = self.locks.is_first();
         let is_free = self.locks.is_free(looks, self.ended());
-        is_free && self.uses_locks(is_quiet) && self.nobody(&looked_at, |file| file.is_write_locked)
+        let may_be = is_free && self.uses_locks(is_quiet);
+        // All others take time: when it matters, and once so that it is known who has inherited what.
+        if !may_be && !is_first {
+            return false;
+        }
+        let others = self.others_are_free(&looked_at);
+        others && may_be
+    }
+
+    /// Whether no process but these holds a write lock, and none has ended with one.
+    fn others_are_free(&mut self, but: &[Pid]) -> bool {
+        let Ok(all) = process::all() else {
+            return false;
+        };
+        let me = std::process::id();
+        let holds = |pid: &Pid| {
+            let open = self.open(*pid);
+            open.is_some_and(|mut open| open.any(|file| file.is_write_locked))
+        };
+        let others = all
+            .into_iter()
+            .filter(|pid| *pid != me && !but.contains(pid));
+        let holders = others.filter(holds);
+        let holders = holders.map(|pid| (pid, process::start_time(pid).unwrap_or(0)));
+        let holders = holders.collect();
+        let below = &self.below;
+        self.locks.is_free_of_others(holders, |(pid, start)| {
+            let is_there = process::is_alive(*pid)
+                && process::start_time(*pid).is_none_or(|now| now == *start);
+            is_there.then(|| {
+                let open = files::open_below(*pid, below);
+                open.map_or(true, |open| open.iter().any(|file| file.is_write_locked))
+            })
+        })
     }
 
     /// Who ended since the checkpoint began.
@@ -243,6 +280,8 @@ impl<'a> Judge<'a> {
             unsettled: self.watch().has_vanished(watch::LOCK),
             locker: self.watch().has_vanished(watch::LOCKER),
             changer: self.watch().has_vanished(watch::CHANGER),
+            anybody: self.watch().has_vanished(watch::ANYBODY),
+            heir: self.watch().has_vanished(watch::HEIR),
         }
     }
 

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::marker::PhantomData;
 
 use snapshim_gate::armed::{AsWritten, Break, Rules};
+use snapshim_gate::slot::FORKED;
 
 use super::files::{Changes, Key};
 
@@ -15,6 +16,9 @@ pub struct Look {
     pub key: Key,
     /// What it holds.
     pub state: State,
+    /// Whether one of its threads waits for a lock, if [`LockJudge::asks_who_waits`]; looked at before
+    /// `state` is, so that a lock granted in between is seen in one of them.
+    pub is_waiting: bool,
     /// The changes it has made by now.
     pub changes: Changes,
     /// Whether it may have made others that nobody counted: stores into a mapping.
@@ -23,7 +27,7 @@ pub struct Look {
     pub is_unsettled: bool,
     /// Whether it ever asked for a lock.
     pub locks: bool,
-    /// The same for those who are forked from one another, and have made no exec since.
+    /// The same for those who are forked from one another, and have made no exec since; but for [`FORKED`].
     pub image: u64,
 }
 
@@ -36,6 +40,10 @@ pub struct Ended {
     pub locker: bool,
     /// Somebody who had changed something.
     pub changer: bool,
+    /// Somebody.
+    pub anybody: bool,
+    /// Somebody who was forked from another, and had changed something or asked for a lock.
+    pub heir: bool,
 }
 
 /// What a process holds.
@@ -55,6 +63,9 @@ pub enum State {
     },
 }
 
+/// A process that owns no slot, and when it was started.
+pub type Outsider = (u32, u64);
+
 /// Judges again and again, while the gate is armed.
 #[derive(Debug)]
 pub struct LockJudge<R = AsWritten> {
@@ -66,6 +77,12 @@ pub struct LockJudge<R = AsWritten> {
     /// Processes that held a lock before anything was noted, and were not seen without one since:
     /// what they give up may be another.
     unaccounted: BTreeSet<Key>,
+    /// Processes that waited for a lock before anything was noted, and may still: it is granted without
+    /// being noted.
+    waiting: BTreeSet<Key>,
+    /// Processes without a slot that held a lock when they were last looked at: one they have
+    /// inherited.
+    outsiders: BTreeSet<Outsider>,
     /// The images of all that were seen.
     images: BTreeMap<Key, u64>,
     /// Whether nothing has been looked at: nothing was noted so far.
@@ -81,6 +98,8 @@ impl<R> Default for LockJudge<R> {
             lockless: BTreeMap::new(),
             locked: BTreeMap::new(),
             unaccounted: BTreeSet::new(),
+            waiting: BTreeSet::new(),
+            outsiders: BTreeSet::new(),
             images: BTreeMap::new(),
             is_first: true,
             is_lost: false,
@@ -90,6 +109,17 @@ impl<R> Default for LockJudge<R> {
 }
 
 impl<R: Rules> LockJudge<R> {
+    /// Whether nothing has been looked at. Then all processes are, whatever the first ones are like.
+    pub fn is_first(&self) -> bool {
+        self.is_first
+    }
+
+    /// Whether it matters, of a process, if it waits for a lock: of all when they are first looked
+    /// at, then of those who did.
+    pub fn asks_who_waits(&self, key: &Key) -> bool {
+        (self.is_first || self.waiting.contains(key)) && !R::broken(Break::WaitersAreForgotten)
+    }
+
     /// Whether nobody of these holds a write lock under which something was changed, and none
     /// vanished with its owner.
     pub fn is_free(&mut self, looks: Vec<Look>, ended: Ended) -> bool {
@@ -114,6 +144,9 @@ impl<R: Rules> LockJudge<R> {
                 }
                 State::Unlocked => {
                     self.unaccounted.remove(&key);
+                    if !look.is_waiting {
+                        self.waiting.remove(&key);
+                    }
                     self.lockless.insert(key, changes);
                 }
                 State::Locked { is_own } => {
@@ -132,11 +165,31 @@ impl<R: Rules> LockJudge<R> {
         is_free
     }
 
+    /// To be told, after a look at all other processes, of those that hold a write lock; whether that is
+    /// nobody, and none has ended with one. `has_it`: whether a process that has been one of them before
+    /// is there, and has a lock (now it may own a slot).
+    pub fn is_free_of_others(
+        &mut self,
+        holders: BTreeSet<Outsider>,
+        has_it: impl Fn(&Outsider) -> Option<bool>,
+    ) -> bool {
+        let before = std::mem::replace(&mut self.outsiders, holders);
+        let is_free = self.outsiders.is_empty();
+        for known in before {
+            match has_it(&known) {
+                Some(true) => _ = self.outsiders.insert(known),
+                Some(false) => {}
+                None => self.is_lost = true,
+            }
+        }
+        is_free && !self.is_lost
+    }
+
     /// Whether somebody was forked from a process, or it from him.
     fn has_relatives(&self, key: Key) -> bool {
-        let image = self.images.get(&key);
+        let image = self.images.get(&key).map(|image| image | FORKED);
         let mut others = self.images.iter().filter(|(other, _)| **other != key);
-        others.any(|(_, other)| Some(other) == image)
+        others.any(|(_, other)| Some(other | FORKED) == image)
     }
 
     /// Of whom it cannot be told whether he had given up what he had.
@@ -144,30 +197,41 @@ impl<R: Rules> LockJudge<R> {
         self.images
             .extend(looks.iter().map(|look| (look.key, look.image)));
         if std::mem::take(&mut self.is_first) {
-            let mut gone = looks.iter().filter(|look| look.state == State::Gone);
-            self.is_lost = ended.locker || gone.any(|look| look.locks);
+            // Also who never asked for a lock may have inherited one, and what he changed while the
+            // gate was open was not counted.
+            self.is_lost = ended.anybody || looks.iter().any(|look| look.state == State::Gone);
             let locked = looks
                 .iter()
                 .filter(|l| matches!(l.state, State::Locked { .. }));
             self.unaccounted = locked.map(|look| look.key).collect();
+            let waiting = looks.iter().filter(|look| look.is_waiting);
+            self.waiting = waiting.map(|look| look.key).collect();
             return;
         }
+        // What was one's lock may have been another's, too, and he may never have been seen, if he came and
+        // went between two looks: neither who changed something under it nor who had it settles that.
+        let is_heir =
+            |look: &Look| look.image & FORKED != 0 && (look.locks || !look.changes.is_empty());
+        let mut gone = looks.iter().filter(|look| look.state == State::Gone);
+        self.is_lost |= ended.heir || gone.any(is_heir);
         let is_there = |key: &Key| {
             let mut those = looks.iter().filter(|look| look.key == *key);
             those.any(|look| look.state != State::Gone)
         };
         self.is_lost |= self.unaccounted.iter().any(|key| !is_there(key));
-        // Of those who are forked from one another one may have had the other's.
-        let known: Vec<Key> = self.images.keys().copied().collect();
-        let unsure = |key: &Key| {
+        let was_busy = |key: &Key| {
             let was_idle = match looks.iter().find(|look| look.key == *key) {
                 Some(look) => {
                     look.changes.is_empty() || self.lockless.get(key) == Some(&look.changes)
                 }
                 None => !ended.changer,
             };
-            !is_there(key) && !was_idle && self.has_relatives(*key)
+            !is_there(key) && !was_idle
         };
+        self.is_lost |= self.waiting.iter().any(was_busy);
+        // Of those who are forked from one another one may have had the other's.
+        let known: Vec<Key> = self.images.keys().copied().collect();
+        let unsure = |key: &Key| was_busy(key) && self.has_relatives(*key);
         self.is_lost |= known.iter().any(unsure);
     }
 }

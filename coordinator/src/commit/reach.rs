@@ -131,7 +131,7 @@ fn try_for<'a>(
     refused: &mut u32,
 ) -> Result<Option<Found<'a>>> {
     let until = Instant::now() + asked.wait;
-    if asked.at == CommitPoint::Lock {
+    if matches!(asked.at, CommitPoint::Lock | CommitPoint::Unit) {
         // From here on it matters who ends: before that, nothing is known of anybody.
         cut::reap_the_dead(ground.gate);
         ground.gate.header().watch.forget_ended();

@@ -2,6 +2,7 @@
 
 use core::ffi::{c_char, c_int};
 
+use snapshim_gate::calls::fcntl_locks_description;
 use snapshim_gate::slot::{Class, Seen};
 
 use crate::guard::{Frame, enter, seen};
@@ -195,20 +196,23 @@ fn syncs_all() -> Frame {
 }
 
 /// fcntl's locks; `lock` points to a `struct flock`.
-fn locks(fd: c_int, lock: usize) -> Frame {
-    seen(Seen::Lock);
-    watch::event(Event::Lock, fd, lock as u64)
+fn locks(fd: c_int, command: usize, lock: usize) -> Frame {
+    watch::seen_lock();
+    match fcntl_locks_description(command) {
+        true => watch::event(Event::Ofd, fd, lock as u64),
+        false => watch::event(Event::Lock, fd, lock as u64),
+    }
 }
 
 /// flock and its operation.
 fn flocks(fd: c_int, operation: c_int) -> Frame {
-    seen(Seen::Lock);
+    watch::seen_lock();
     watch::event(Event::Flock, fd, operation as u32 as u64)
 }
 
 /// lockf and its command.
 fn lockfs(fd: c_int, command: c_int) -> Frame {
-    seen(Seen::Lock);
+    watch::seen_lock();
     watch::event(Event::Lockf, fd, command as u32 as u64)
 }
 

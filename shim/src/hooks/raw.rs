@@ -193,7 +193,7 @@ pub(super) fn ioctl(fd: i32, request: usize) -> Frame {
 /// fcntl: only lock commands are of interest.
 pub(super) fn fcntl(fd: i32, command: usize, lock: usize) -> Frame {
     if fcntl_locks(command) {
-        locks(fd, lock)
+        locks(fd, command, lock)
     } else {
         Frame::NONE
     }
