@@ -78,3 +78,10 @@ impl Random {
         self.number() % bound
     }
 }
+
+/// The kernel's version, without what its builders have added: "6.18".
+pub fn kernel() -> String {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let parts: Vec<&str> = release.trim().split('.').take(2).collect();
+    parts.join(".")
+}

@@ -51,7 +51,7 @@ fn machine() -> String {
     let cpus = std::thread::available_parallelism().map_or(1, |n| n.get());
     format!(
         "Machine: {cpus} × {cpu}, shared with other work; Linux {}; XFS on a loop device.",
-        read("/proc/sys/kernel/osrelease").trim()
+        crate::kernel()
     )
 }
 

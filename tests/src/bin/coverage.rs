@@ -167,7 +167,6 @@ fn table(rows: &[Row], holds: usize) -> String {
 }
 
 fn page(table: &str) -> String {
-    let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     format!(
         "# Coverage\n\n\
          Each way by which a program can change a file, as a program that does it all the time\n\
@@ -180,6 +179,6 @@ fn page(table: &str) -> String {
          command fails. *Layer*: by what the certificates say the processes were held; *none*: a\n\
          process outside, and what it did. How changes are found: `tests/src/coverage.rs`.\n\n\
          {table}\n",
-        kernel.trim()
+        snapshim_tests::kernel()
     )
 }
