@@ -197,15 +197,7 @@ impl Set {
             return None;
         };
         note("published");
-        let check = |(file, [first, second]): (usize, [u32; 2])| {
-            assert_eq!(first, second, "a call is half done");
-            assert!(
-                first >= earlier[file],
-                "a call that returned before the close is missing"
-            );
-            first
-        };
-        Some(captured.into_iter().map(check).collect())
+        Some(checked(captured, &earlier))
     }
 
     /// Closes, drains, guards, and captures `members` while calls go on.
@@ -240,15 +232,7 @@ impl Set {
             return None;
         }
         note("published");
-        let check = |(file, [first, second]): (usize, [u32; 2])| {
-            assert_eq!(first, second, "a call is half done");
-            assert!(
-                first >= earlier[file],
-                "a call that returned before the close is missing"
-            );
-            first
-        };
-        Some(captured.into_iter().map(check).collect())
+        Some(checked(captured, &earlier))
     }
 
     /// At the end: nobody is left counted.
@@ -257,6 +241,20 @@ impl Set {
             assert_eq!(slot.count.load(Relaxed), 0, "a count is left");
         }
     }
+}
+
+/// The records that were captured, each of which has to be whole, and no older than what was
+/// written before the gate was shut.
+fn checked(captured: Vec<(usize, [u32; 2])>, earlier: &[u32]) -> Vec<u32> {
+    let check = |(file, [first, second]): (usize, [u32; 2])| {
+        assert_eq!(first, second, "a call is half done");
+        assert!(
+            first >= earlier[file],
+            "a call that returned before the close is missing"
+        );
+        first
+    };
+    captured.into_iter().map(check).collect()
 }
 
 fn slot() -> Slot<Modelled> {
