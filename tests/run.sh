@@ -66,7 +66,8 @@ cargo build --release --workspace
 say "tests"
 built=$(realpath "${CARGO_TARGET_DIR:-target}")/release
 export SNAPSHIM_BIN="$built/snapshim" SNAPSHIM_SO="$built/libsnapshim.so"
-cargo test --workspace "$@"
+# All of them, whatever fails: one run is to show everything.
+cargo test --workspace --no-fail-fast "$@"
 
 say "what holds see of each way to change a file"
 cargo run --release --quiet -p snapshim-tests --bin coverage -- --quick
