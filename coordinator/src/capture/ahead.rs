@@ -1,7 +1,8 @@
 //! Directories and empty files made in the tree before the hold.
 //!
 //! Making a file costs about as much as cloning a small one into it (XFS and btrfs, 20,000
-//! files: 25 to 30 µs each, measured), and does not need the program to stand still.
+//! files: 25 to 30 µs each, measured), and does not need the program to stand still. What has
+//! not changed since the previous snapshot gets a further name of its copy there instead.
 
 use std::collections::{HashMap, HashSet};
 use std::ffi::{CStr, OsString};
@@ -13,6 +14,7 @@ use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 use snapshim_gate::table::FileId;
 
+use super::base::Base;
 use super::prepare::Scan;
 use super::record::Target;
 use crate::Result;
@@ -30,20 +32,35 @@ const FRESH: OFlags = OFlags::WRONLY
 #[derive(Debug, Default)]
 pub(super) struct Ahead {
     /// One set for each directory.
-    names: Vec<HashSet<Box<CStr>>>,
+    names: Vec<HashMap<Box<CStr>, Made>>,
     /// Which, by the directory's path in the live tree.
     /// Not as `Path`, which is hashed component by component.
     by_path: HashMap<OsString, usize>,
     /// Which, by the directory's number in the capture.
     by_node: HashMap<Node, usize>,
-    /// The names that were used, by their set.
-    used: Vec<(usize, Box<CStr>)>,
+    /// Those that were used, likewise.
+    used: Vec<HashMap<Box<CStr>, Made>>,
+}
+
+/// What is there by a name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Made {
+    /// A directory, or a file that is nobody else's.
+    Own,
+    /// A further name of a file of the previous snapshot: what this live file was there. It is
+    /// never opened for writing.
+    Shared(FileId),
 }
 
 impl Ahead {
     /// Makes what the scan found. Whatever of it is gone by the time of the capture is
     /// removed afterwards, by [`Ahead::remove_unused`].
-    pub(super) fn make(&mut self, scan: &Scan, target: &mut Target) -> Result<()> {
+    pub(super) fn make(
+        &mut self,
+        scan: &mut Scan,
+        target: &mut Target,
+        base: Option<&Base>,
+    ) -> Result<()> {
         // Of its own, with the scan's numbers; the capture has others.
         let mut dirs = Dirs::new();
         let mut sets = Vec::new();
@@ -66,13 +83,14 @@ impl Ahead {
                     let made = Arc::new(target.make_dir(&fd, name, put_at, false)?);
                     dirs.add(parent, name, None, &made);
                     let set: usize = sets[parent as usize];
-                    self.names[set].insert(name.into());
+                    self.names[set].insert(name.into(), Made::Own);
                 }
             }
             sets.push(self.set_of(path));
         }
         let mut linked: HashSet<FileId> = HashSet::new();
-        for member in &scan.members {
+        let mut shared = Vec::new();
+        for (index, member) in scan.members.iter().enumerate() {
             // Further names become links.
             if member.seen.nlink > 1 && !linked.insert(member.seen.id) {
                 continue;
@@ -81,19 +99,33 @@ impl Ahead {
             let dir = dirs
                 .open(member.dir)
                 .map_err(|cause| fault("open", &put_at(), cause))?;
-            make_file(&dir, &member.name).map_err(|cause| fault("make", &put_at(), cause))?;
-            self.names[sets[member.dir as usize]].insert(member.name.clone());
+            let made = match base {
+                Some(base) if base.link(&member.seen, &dir, &member.name) => {
+                    shared.push(index);
+                    Made::Shared(member.seen.id)
+                }
+                _ => {
+                    make_file(&dir, &member.name)
+                        .map_err(|cause| fault("make", &put_at(), cause))?;
+                    Made::Own
+                }
+            };
+            self.names[sets[member.dir as usize]].insert(member.name.clone(), made);
+        }
+        for index in shared {
+            scan.members[index].is_shared = true;
         }
         Ok(())
     }
 
     fn set_of(&mut self, path: PathBuf) -> usize {
-        let names = &mut self.names;
+        let (names, used) = (&mut self.names, &mut self.used);
         *self
             .by_path
             .entry(path.into_os_string())
             .or_insert_with(|| {
-                names.push(HashSet::new());
+                names.push(HashMap::new());
+                used.push(HashMap::new());
                 names.len() - 1
             })
     }
@@ -109,23 +141,43 @@ impl Ahead {
         self.by_node.insert(node, set);
     }
 
-    /// Whether something of this name was made ahead and not used. Now it is.
-    pub(super) fn take(&mut self, dir: Node, name: &CStr) -> bool {
-        let Some(set) = self.by_node.get(&dir) else {
-            return false;
-        };
-        let is_there = self.names[*set].remove(name);
-        if is_there {
-            self.used.push((*set, name.into()));
+    fn take(&mut self, dir: Node, name: &CStr) -> Option<Made> {
+        let set = *self.by_node.get(&dir)?;
+        let made = self.names[set].remove(name)?;
+        self.used[set].insert(name.into(), made);
+        Some(made)
+    }
+
+    fn find(&self, dir: Node, name: &CStr) -> Option<Made> {
+        let set = self.by_node.get(&dir)?;
+        self.names[*set].get(name).copied()
+    }
+
+    /// Whether something of this name was made ahead and not used, and is not shared. Now it is
+    /// used.
+    pub(super) fn take_own(&mut self, dir: Node, name: &CStr) -> bool {
+        self.find(dir, name) == Some(Made::Own) && self.take(dir, name).is_some()
+    }
+
+    /// The live file that the copy of this name belongs to, if it is shared with the previous
+    /// snapshot.
+    pub(super) fn shared(&self, dir: Node, name: &CStr) -> Option<FileId> {
+        match self.find(dir, name)? {
+            Made::Shared(id) => Some(id),
+            Made::Own => None,
         }
-        is_there
+    }
+
+    /// Uses what is shared.
+    pub(super) fn take_shared(&mut self, dir: Node, name: &CStr) {
+        self.take(dir, name);
     }
 
     /// Everything that was made for a capture is made ahead for another one.
     pub(super) fn begin_again(&mut self) {
         self.by_node.clear();
-        for (set, name) in self.used.drain(..) {
-            self.names[set].insert(name);
+        for (names, used) in self.names.iter_mut().zip(&mut self.used) {
+            names.extend(used.drain());
         }
     }
 
@@ -136,30 +188,71 @@ impl Ahead {
         fd: &OwnedFd,
         name: &CStr,
     ) -> rustix::io::Result<OwnedFd> {
-        if self.take(dir, name) {
-            let flags = OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            match rustix::fs::openat(fd, name, flags, Mode::empty()) {
-                // It was a directory then.
-                Err(Errno::ISDIR) => remove_tree(fd, as_path(name).as_os_str())?,
-                other => return other,
+        match self.find(dir, name) {
+            Some(Made::Own) => {
+                self.take(dir, name);
+                let flags = OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                match rustix::fs::openat(fd, name, flags, Mode::empty()) {
+                    // It was a directory then.
+                    Err(Errno::ISDIR) => remove_tree(fd, as_path(name).as_os_str())?,
+                    other => return other,
+                }
             }
+            Some(Made::Shared(_)) => {
+                self.forget(dir, name);
+                rustix::fs::unlinkat(fd, name, AtFlags::empty())?;
+            }
+            None => {}
         }
         let made = make_file(fd, name)?;
         self.made(dir, name);
         Ok(made)
     }
 
+    /// What was used is not needed any more.
+    pub(super) fn unuse(&mut self, dir: Node, name: &CStr) {
+        if let Some(set) = self.by_node.get(&dir)
+            && let Some(made) = self.used[*set].remove(name)
+        {
+            self.names[*set].insert(name.into(), made);
+        }
+    }
+
+    /// An empty file, also in place of one that was used for this capture already.
+    pub(super) fn file_instead(
+        &mut self,
+        dir: Node,
+        fd: &OwnedFd,
+        name: &CStr,
+    ) -> rustix::io::Result<OwnedFd> {
+        match rustix::fs::unlinkat(fd, name, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => {}
+            Err(cause) => return Err(cause),
+        }
+        self.forget(dir, name);
+        self.made(dir, name);
+        make_file(fd, name)
+    }
+
+    /// What is there by this name is removed.
+    fn forget(&mut self, dir: Node, name: &CStr) {
+        if let Some(set) = self.by_node.get(&dir) {
+            self.names[*set].remove(name);
+        }
+    }
+
     /// Made by this capture; there for the next one.
     fn made(&mut self, dir: Node, name: &CStr) {
         if let Some(set) = self.by_node.get(&dir) {
-            self.used.push((*set, name.into()));
+            self.used[*set].insert(name.into(), Made::Own);
         }
     }
 
     /// Makes way for a directory; whether one was made ahead.
     pub(super) fn dir(&mut self, dir: Node, fd: &OwnedFd, name: &CStr) -> rustix::io::Result<bool> {
-        if !self.take(dir, name) {
-            self.made(dir, name);
+        let is_there = self.take(dir, name).is_some();
+        self.made(dir, name);
+        if !is_there {
             return Ok(false);
         }
         match rustix::fs::unlinkat(fd, name, AtFlags::empty()) {
@@ -185,7 +278,7 @@ impl Ahead {
                 Err(Errno::NOENT | Errno::NOTDIR) => continue,
                 Err(cause) => return Err(failed(cause)),
             };
-            for name in &self.names[*set] {
+            for name in self.names[*set].keys() {
                 remove_tree(&dir, as_path(name).as_os_str()).map_err(failed)?;
             }
         }

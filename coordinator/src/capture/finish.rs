@@ -68,6 +68,10 @@ impl Tree<'_> {
 
     /// Anything but a directory.
     fn complete(&self, entry: &Entry) -> Result<()> {
+        // All of it is the copy's.
+        if matches!(entry.body, Body::File(How::Shared)) {
+            return Ok(());
+        }
         let dir = self.dir(entry)?;
         match &entry.body {
             Body::File(_) => {
@@ -98,7 +102,7 @@ impl Tree<'_> {
                 self.apply_by_name(&dir, entry, true)
             }
             // A socket or device is only recorded.
-            Body::Special | Body::Dir(_) => Ok(()),
+            Body::Special | Body::Dir(_) | Body::Gone => Ok(()),
         }
     }
 
@@ -164,19 +168,25 @@ fn record(captured: &Captured, entry: &Entry) -> FileRecord {
         Body::File(How::Reflink) => Some("reflink"),
         Body::File(How::Copy) => Some("copy"),
         Body::File(How::Guarded | How::Ahead) => Some("copy-before-write"),
+        Body::File(How::Shared) => Some("shared"),
         Body::HardLink(_) if entry.seen.kind() == Kind::File => Some("hardlink"),
-        Body::HardLink(_) | Body::Dir(_) | Body::Symlink(_) | Body::Special => None,
+        Body::HardLink(_) | Body::Dir(_) | Body::Symlink(_) | Body::Special | Body::Gone => None,
     };
     let first = match &entry.body {
-        Body::HardLink(first) => &captured.entries[*first].body,
-        body => body,
+        Body::HardLink(first) => &captured.entries[*first],
+        _ => entry,
     };
-    let target = match first {
+    let target = match &first.body {
         Body::Symlink(points_to) => Some(&**points_to),
+        _ => None,
+    };
+    let shared = match (&first.body, &captured.base) {
+        (Body::File(How::Shared), Some(base)) => base.find(&first.seen),
         _ => None,
     };
     FileRecord {
         capture: capture.map(str::to_owned),
+        digest: shared.and_then(|record| record.digest.clone()),
         ..entry.seen.record(captured.path_of(entry), target)
     }
 }

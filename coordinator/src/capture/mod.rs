@@ -4,7 +4,7 @@
 //!
 //! | step | gate | what it does |
 //! |---|---|---|
-//! | [`prepare`] | open | walks the roots, finds out how each file system can be captured, makes empty files to clone into, flushes ahead |
+//! | [`prepare_after`] | open | walks the roots, finds out how each file system can be captured, makes empty files to clone into, or further names of copies of the previous snapshot, flushes ahead |
 //! | [`Prepared::rehearse`] | open | all of that once more, with the files open, for a capture after the cut |
 //! | [`Prepared::capture`] | shut | walks again; bytes, metadata, link targets, extended attributes |
 //! | [`Captured::finish`] | open again | links, owners, modes, times into the tree; makes all of it durable |
@@ -29,17 +29,20 @@
 //! (`security.*`, `trusted.*`). Access times and inode flags (`chattr`) are not carried.
 
 mod ahead;
+mod base;
 mod finish;
 mod look;
 mod moved;
 mod predict;
 mod prepare;
 mod record;
+mod refresh;
 mod rehearse;
 mod subvolume;
 mod sweep;
 #[cfg(test)]
 mod tests;
+mod tracker;
 mod walk;
 
 use std::path::{Path, PathBuf};
@@ -50,6 +53,7 @@ use crate::Result;
 use crate::store::manifest::FileRecord;
 use crate::tree::dirs;
 
+pub use base::Base;
 pub use look::{Live, look};
 pub use moved::Moved;
 pub use rehearse::Rehearsed;
@@ -107,6 +111,8 @@ pub struct Prepared {
     guard: bool,
     /// Whether subvolumes are to be frozen.
     subvolumes: Option<subvolume::Plan>,
+    /// What unchanged files are shared with.
+    base: Option<Base>,
 }
 
 /// What a hold brought.
@@ -134,6 +140,8 @@ pub struct Captured {
     moved_unasked: Vec<Moved>,
     /// It was read from frozen subvolumes.
     is_subvolume: bool,
+    /// What unchanged files are shared with.
+    base: Option<Base>,
 }
 
 /// Gets ready for capturing `scope` into the directory `tree`, which exists and is empty.
@@ -155,7 +163,21 @@ pub struct Captured {
 /// a member or directory that cannot be read, or not be written back; a store on another file system than a
 /// member unless `method` is [`Method::Copy`]; [`Method::Reflink`] where the file system has none.
 pub fn prepare(scope: &Scope, tree: &Path, method: Method) -> Result<Prepared> {
-    prepare::prepare(scope, tree, method)
+    prepare::prepare(scope, tree, method, None)
+}
+
+/// The same, but files that have not changed since `base` become further names of its copies.
+///
+/// # Errors
+///
+/// As [`prepare`].
+pub fn prepare_after(
+    scope: &Scope,
+    tree: &Path,
+    method: Method,
+    base: Option<Base>,
+) -> Result<Prepared> {
+    prepare::prepare(scope, tree, method, base)
 }
 
 impl Prepared {
@@ -195,6 +217,12 @@ impl Prepared {
             Ok(frozen) => Taken::Frozen(Box::new(frozen)),
             Err(prepared) => Taken::Captured(Box::new(prepared.capture(go_on)?)),
         })
+    }
+
+    /// Says that files may be changed in ways that leave no trace: nothing is shared with the
+    /// previous snapshot.
+    pub fn share_nothing(&mut self) {
+        self.base = None;
     }
 
     /// Says that calls may be in flight at the cut which nothing has held up: what waits for
@@ -321,7 +349,8 @@ impl Captured {
         self.swept
     }
 
-    /// `reflink`, `copy`, `copy-before-write`, `mixed`, `subvolume`, or `none` if there was no file.
+    /// `reflink`, `copy`, `copy-before-write`, `mixed`, `subvolume`, `shared` if no file has
+    /// changed since the previous snapshot, or `none` if there was no file.
     pub fn method(&self) -> String {
         if self.swept.is_some() {
             return "copy-before-write".to_owned();
@@ -338,6 +367,7 @@ impl Captured {
             (true, true) => "mixed",
             (true, false) => "reflink",
             (false, true) => "copy",
+            (false, false) if used(record::How::Shared) => "shared",
             (false, false) => "none",
         };
         name.to_owned()

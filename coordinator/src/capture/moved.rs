@@ -47,7 +47,7 @@ pub(super) fn moved(captured: &Captured) -> Vec<Moved> {
     found
 }
 
-fn difference(captured: &Captured, entry: &Entry) -> Option<String> {
+pub(super) fn difference(captured: &Captured, entry: &Entry) -> Option<String> {
     let stat = captured
         .source
         .open(entry.dir)

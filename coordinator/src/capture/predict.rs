@@ -11,8 +11,12 @@ const SHORT: Duration = Duration::from_millis(1);
 /// Making a clone, and each extent of it: measured on XFS and btrfs, on a virtual machine.
 const CLONE: Duration = Duration::from_micros(30);
 const EXTENT: Duration = Duration::from_nanos(1_500);
+/// Walking, for each file.
+const WALK: Duration = Duration::from_nanos(2_500);
 /// Opening, reading and writing a file that is small.
 const COPY: Duration = Duration::from_micros(25);
+/// Bytes that are copied in no time.
+const LITTLE: u64 = 8 << 20;
 /// Bytes a second: copied in memory, and written back to a disk.
 const COPIED: u64 = 2 << 30;
 const WRITTEN_BACK: u64 = 300 << 20;
@@ -21,28 +25,35 @@ const WRITTEN_BACK: u64 = 300 << 20;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Expected {
     pub(super) hold: Duration,
-    /// On btrfs, copying stalls a program's own writes more than anything else does.
+    /// On btrfs, copying much stalls a program's own writes more than anything else does.
     pub(super) is_btrfs: bool,
+    /// What would be copied, bytes.
+    pub(super) bytes: u64,
 }
 
 /// Whether to guard the cut rather than to capture under the hold.
 pub(super) fn is_better_guarded(method: Method, expected: Expected) -> bool {
     match method {
         Method::CopyBeforeWrite => true,
-        Method::Auto => expected.hold > SHORT && !expected.is_btrfs,
+        Method::Auto => expected.hold > SHORT && (!expected.is_btrfs || expected.bytes <= LITTLE),
         Method::Reflink | Method::Copy | Method::Subvolume => false,
     }
 }
 
 /// Looks at the members; after they were flushed.
 pub(super) fn expect(scan: &Scan, plan: &Plan) -> Expected {
-    let mut expected = Expected::default();
+    let files = u32::try_from(scan.members.len()).unwrap_or(u32::MAX);
+    let mut expected = Expected {
+        hold: WALK * files,
+        ..Expected::default()
+    };
     let mut devices = std::collections::BTreeSet::new();
-    for member in &scan.members {
+    for member in scan.to_capture() {
         let size = member.seen.size;
         if devices.insert(member.seen.id.dev) {
             expected.is_btrfs |= scan.open(member).is_ok_and(|file| is_btrfs(&file));
         }
+        expected.bytes = expected.bytes.saturating_add(size);
         expected.hold += match plan.way(member.seen.id.dev) {
             Way::Copy => COPY + at_rate(size, COPIED),
             Way::Reflink | Way::Unknown => {
@@ -114,7 +125,13 @@ mod tests {
         let expected = |ms, is_btrfs| Expected {
             hold: Duration::from_millis(ms),
             is_btrfs,
+            bytes: 1 << 30,
         };
+        let little = Expected {
+            bytes: 1 << 20,
+            ..expected(30, true)
+        };
+        assert!(is_better_guarded(Method::Auto, little));
         assert!(is_better_guarded(Method::Auto, expected(30, false)));
         assert!(!is_better_guarded(Method::Auto, expected(30, true)));
         assert!(!is_better_guarded(Method::Auto, expected(0, false)));

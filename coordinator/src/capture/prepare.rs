@@ -9,6 +9,7 @@ use rustix::fs::{Advice, AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::ahead::Ahead;
+use super::base::Base;
 use super::record::{self, Target};
 use super::rehearse::can_be_guarded;
 use super::walk::{At, Found, Paths, Visitor, unreadable, walk};
@@ -38,6 +39,8 @@ pub(super) struct Known {
     pub(super) dir: Node,
     pub(super) name: Box<CStr>,
     pub(super) seen: Seen,
+    /// Its copy is shared with the previous snapshot, unless it changes.
+    pub(super) is_shared: bool,
 }
 
 /// How the files of a device are captured.
@@ -80,6 +83,11 @@ impl Scan {
         self.members.iter().map(member).collect()
     }
 
+    /// The members that have to be captured, as far as it is known now.
+    pub(super) fn to_capture(&self) -> impl Iterator<Item = &Known> + Clone {
+        self.members.iter().filter(|known| !known.is_shared)
+    }
+
     pub(super) fn open(&self, member: &Known) -> std::result::Result<OwnedFd, Errno> {
         let parent = self.dirs.open(member.dir)?;
         self.dirs
@@ -103,7 +111,12 @@ impl Scan {
 }
 
 /// See [`super::prepare`].
-pub(super) fn prepare(scope: &Scope, tree: &Path, method: Method) -> Result<Prepared> {
+pub(super) fn prepare(
+    scope: &Scope,
+    tree: &Path,
+    method: Method,
+    mut base: Option<Base>,
+) -> Result<Prepared> {
     let mut target = Target::open(tree)?;
     let paths = Paths::new(scope, Some(target.id))?;
     let mut scan = Scan {
@@ -117,16 +130,28 @@ pub(super) fn prepare(scope: &Scope, tree: &Path, method: Method) -> Result<Prep
     scan.dirs = dirs;
     let plan = plan(&scan, &target, method)?;
     let mut ahead = Ahead::default();
-    ahead.make(&scan, &mut target)?;
+    let showing = devices_that_show_stores(&scan);
+    // What is frozen is cloned after the hold, whatever has changed of it.
+    if method == Method::Subvolume {
+        base = None;
+    }
+    if let Some(base) = &mut base {
+        base.only_on(&showing);
+    }
+    ahead.make(&mut scan, &mut target, base.as_ref())?;
     let subvolumes = subvolume::plan(&scan, &paths, &target, method)?;
+    if subvolumes.is_some() {
+        base = None;
+    }
     // With a plan, everything was flushed.
     if subvolumes.is_none() {
         flush_ahead(&scan, &plan)?;
     }
     let guard = subvolumes.is_none()
         && predict::is_better_guarded(method, predict::expect(&scan, &plan))
-        && fits(&scan, method)?;
+        && fits(&scan, &showing, method)?;
     Ok(Prepared {
+        base,
         guard,
         scope: paths,
         scan,
@@ -137,18 +162,23 @@ pub(super) fn prepare(scope: &Scope, tree: &Path, method: Method) -> Result<Prep
     })
 }
 
-/// Whether there is room for all of it in the gate's table.
-fn fits(scan: &Scan, method: Method) -> Result<bool> {
+/// The devices on which a store into a mapping moves the ctime of a file.
+fn devices_that_show_stores(scan: &Scan) -> BTreeSet<u64> {
     let shows_stores = |place: &PathBuf| {
         let flags = OFlags::PATH | OFlags::CLOEXEC;
         rustix::fs::open(place, flags, Mode::empty()).is_ok_and(record::shows_stores)
     };
     let places = scan.places.iter().filter(|(_, place)| shows_stores(place));
-    let ahead: BTreeSet<u64> = places.map(|(dev, _)| *dev).collect();
+    places.map(|(dev, _)| *dev).collect()
+}
+
+/// Whether there is room for all of it in the gate's table. `ahead`: the devices whose small files
+/// are copied before the hold.
+fn fits(scan: &Scan, ahead: &BTreeSet<u64>, method: Method) -> Result<bool> {
     // The others are copied before the hold.
     let is_guarded =
         |known: &&Known| !record::is_small(&known.seen) || !ahead.contains(&known.seen.id.dev);
-    let guarded = scan.members.iter().filter(is_guarded);
+    let guarded = scan.to_capture().filter(is_guarded);
     match can_be_guarded(guarded.map(|known| known.seen.size)) {
         Ok(()) => Ok(true),
         Err(why) if method == Method::CopyBeforeWrite => {
@@ -204,6 +234,7 @@ impl Visitor for Scanner<'_> {
             dir: at.node,
             name: name.into(),
             seen,
+            is_shared: false,
         });
         Ok(Found::Entry)
     }
@@ -326,9 +357,10 @@ pub(super) fn no_reflink(path: &Path, file: impl std::os::fd::AsFd) -> Error {
 /// Opens every member: fails for one that may not be read, and starts and awaits the
 /// writeback of those to be cloned, reads ahead those to be copied.
 fn flush_ahead(scan: &Scan, plan: &Plan) -> Result<()> {
-    for batch in scan.members.chunks(BATCH) {
+    let mut members = scan.to_capture().peekable();
+    while members.peek().is_some() {
         let mut started = Vec::with_capacity(BATCH);
-        for member in batch {
+        for member in members.by_ref().take(BATCH) {
             let file = match scan.open(member) {
                 Ok(file) => file,
                 Err(cause @ (Errno::ACCESS | Errno::PERM | Errno::MFILE | Errno::NFILE)) => {

@@ -11,7 +11,9 @@ use rustix::io::Errno;
 use snapshim_gate::table::FileId;
 
 use super::ahead::Ahead;
+use super::base::Base;
 use super::prepare::{Plan, Way, no_reflink, not_written_back, other_file_system};
+use super::tracker::Tracker;
 use super::walk::{At, Found, Paths, Visitor, unreadable, walk};
 use super::{Captured, Method, Prepared, sweep};
 use crate::store::fault;
@@ -57,6 +59,8 @@ pub(super) enum Body {
     Symlink(Box<CStr>),
     /// FIFO, socket or device.
     Special,
+    /// Nothing: it was a file before the hold, and had gone at the cut.
+    Gone,
 }
 
 /// How a file's bytes were captured.
@@ -68,13 +72,15 @@ pub(super) enum How {
     Guarded,
     /// Before the hold. At the cut it was what it was then.
     Ahead,
+    /// Not at all: it is what it was in the previous snapshot, and shares the copy there.
+    Shared,
 }
 
 /// Files up to this size, bytes, are copied before the hold, if they seem to be left alone: what
 /// has changed by the time of the cut is captured after it.
 const SMALL: u64 = 256 << 10;
 /// For so long, ns.
-const LEFT_ALONE: i64 = 50_000_000;
+pub(super) const LEFT_ALONE: i64 = 50_000_000;
 
 /// A file that is to be captured after the cut: open, so that it stays, whatever becomes of
 /// its name.
@@ -83,7 +89,8 @@ pub(super) struct Pin {
     /// Its entry, by index.
     pub(super) entry: usize,
     pub(super) file: OwnedFd,
-    pub(super) target: sweep::Target,
+    /// Made when the capture begins, if it was pinned at the cut.
+    pub(super) target: Option<sweep::Target>,
 }
 
 /// Files that are pinned, and those pinned by an earlier walk.
@@ -102,7 +109,7 @@ pub(super) struct Pins {
 
 impl Entry {
     pub(super) fn is_file(&self) -> bool {
-        self.seen.kind() == Kind::File
+        self.seen.kind() == Kind::File && !matches!(self.body, Body::Gone)
     }
 }
 
@@ -201,12 +208,32 @@ pub(super) fn capture(prepared: Prepared, go_on: &mut dyn FnMut() -> bool) -> Re
         plan,
         target,
         ahead,
+        base,
         ..
     } = prepared;
-    let expected = scan.members.len();
+    let into = Into {
+        plan,
+        target,
+        ahead,
+        base,
+        expected: scan.members.len(),
+        tracker: None,
+    };
     drop(scan);
-    let recorded = record(&scope, plan, target, ahead, expected, None, go_on)?;
-    Ok(recorded.captured)
+    Ok(record(&scope, into, None, go_on)?.captured)
+}
+
+/// What a walk captures into, and how.
+#[derive(Debug)]
+pub(super) struct Into {
+    pub(super) plan: Plan,
+    pub(super) target: Target,
+    pub(super) ahead: Ahead,
+    pub(super) base: Option<Base>,
+    /// How many files there were the last time.
+    pub(super) expected: usize,
+    /// What watches the directories from now on.
+    pub(super) tracker: Option<Tracker>,
 }
 
 /// What a walk brought.
@@ -215,23 +242,30 @@ pub(super) struct Recorded {
     pub(super) captured: Captured,
     pub(super) plan: Plan,
     pub(super) pins: Vec<Pin>,
+    pub(super) tracker: Option<Tracker>,
 }
 
 /// Walks, and records everything; files are captured, or pinned if there are `pins`.
 pub(super) fn record(
     scope: &Paths,
-    plan: Plan,
-    target: Target,
-    ahead: Ahead,
-    expected: usize,
+    into: Into,
     pins: Option<Pins>,
     go_on: &mut dyn FnMut() -> bool,
 ) -> Result<Recorded> {
+    let Into {
+        plan,
+        target,
+        ahead,
+        base,
+        expected,
+        tracker,
+    } = into;
     let mut source = Dirs::new().without_atime();
     let mut recorder = Recorder {
         plan,
         target,
         ahead,
+        base,
         entries: Vec::with_capacity(expected + expected / 8 + 16),
         names: HashMap::new(),
         xattrs: XattrReader::default(),
@@ -239,6 +273,7 @@ pub(super) fn record(
         vanished: Vec::new(),
         absent_roots: Vec::new(),
         pins,
+        tracker,
         go_on,
     };
     walk(scope, &mut source, &mut recorder)?;
@@ -253,9 +288,11 @@ pub(super) fn record(
             swept: None,
             moved_unasked: Vec::new(),
             is_subvolume: false,
+            base: recorder.base,
         },
         plan: recorder.plan,
         pins: recorder.pins.unwrap_or_default().pins,
+        tracker: recorder.tracker,
     })
 }
 
@@ -292,6 +329,7 @@ struct Recorder<'a> {
     plan: Plan,
     target: Target,
     ahead: Ahead,
+    base: Option<Base>,
     entries: Vec<Entry>,
     /// The first name of each file that has several, by index.
     names: HashMap<FileId, usize>,
@@ -302,6 +340,7 @@ struct Recorder<'a> {
     absent_roots: Vec<PathBuf>,
     /// If files are only pinned.
     pins: Option<Pins>,
+    tracker: Option<Tracker>,
     go_on: &'a mut dyn FnMut() -> bool,
 }
 
@@ -325,6 +364,9 @@ impl Visitor for Recorder<'_> {
             return Err(self.stopped());
         }
         let known_file = kind == Some(FileType::RegularFile);
+        if self.is_shared(at, name)? {
+            return Ok(Found::Entry);
+        }
         if known_file && let Some(file) = open_file(at, name)? {
             return self.file(at, name, file);
         }
@@ -380,12 +422,23 @@ impl Visitor for Recorder<'_> {
         let made = Arc::new(target.make_dir(&parent, name, put_at, exists)?);
         let node = self.target.dirs.add(at.node, name, None, &made);
         self.ahead.enter(node, &live);
+        let mut seen = seen;
+        if let Some(tracker) = &self.tracker {
+            tracker.watch(node, fd);
+            // As it was when it was watched already.
+            let stat = rustix::fs::fstat(fd).map_err(|cause| unreadable(&live, cause))?;
+            seen = Seen::of(&stat);
+        }
         self.push(at.node, name, seen, Body::Dir(node), xattrs);
         Ok(())
     }
 
     fn gone(&mut self, path: PathBuf) {
         self.vanished.push(path);
+    }
+
+    fn follows_changes(&self) -> bool {
+        self.pins.is_some()
     }
 }
 
@@ -410,10 +463,14 @@ pub(super) fn allocated(stat: &Stat) -> u64 {
         .saturating_mul(512)
 }
 
-/// Whether a file may be copied ahead, by what was seen of it. With a ctime in whole seconds, what is changed
-/// in a second that has begun already shows nothing.
+/// Whether a file may be copied ahead, by what was seen of it.
 pub(super) fn is_small(seen: &Seen) -> bool {
-    seen.size <= SMALL && seen.ctime_ns % 1_000_000_000 != 0
+    seen.size <= SMALL && shows_when_changed(seen.ctime_ns)
+}
+
+/// With a ctime in whole seconds, what is changed in a second that has begun already shows nothing.
+pub(super) fn shows_when_changed(ctime_ns: i64) -> bool {
+    ctime_ns % 1_000_000_000 != 0
 }
 
 /// Whether the first store into each page of a mapping moves the ctime of a file. On tmpfs a page that was
@@ -457,6 +514,29 @@ fn empty(to: &OwnedFd, put_at: &Path) -> Result<bool> {
 }
 
 impl Recorder<'_> {
+    /// Whether this is a file that is what it was in the previous snapshot, and is shared with
+    /// that. Then it is recorded as such.
+    fn is_shared(&mut self, at: &At<'_>, name: &CStr) -> Result<bool> {
+        let (Some(base), Some(id)) = (&self.base, self.ahead.shared(at.node, name)) else {
+            return Ok(false);
+        };
+        let seen = match rustix::fs::statat(at.fd, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) => Seen::of(&stat),
+            Err(Errno::NOENT) => return Ok(false),
+            Err(cause) => return Err(unreadable(&at.path(name), cause)),
+        };
+        if seen.id != id || base.find(&seen).is_none() || self.names.contains_key(&id) {
+            return Ok(false);
+        }
+        self.ahead.take_shared(at.node, name);
+        if seen.nlink > 1 {
+            self.names.insert(id, self.entries.len());
+        }
+        // Its attributes are those of the copy.
+        self.push(at.node, name, seen, Body::File(How::Shared), Vec::new());
+        Ok(true)
+    }
+
     /// Captures an open file. What was opened counts, whatever the name leads to by now.
     fn file(&mut self, at: &At<'_>, name: &CStr, file: OwnedFd) -> Result<Found> {
         let stat = rustix::fs::fstat(&file).map_err(|cause| unreadable(&at.path(name), cause))?;
@@ -492,12 +572,12 @@ impl Recorder<'_> {
             return Ok(How::Guarded);
         };
         // Its copy is in place, and still what it is.
-        if pins.copied.get(&live) == Some(&seen) && self.ahead.take(at.node, name) {
+        if pins.copied.get(&live) == Some(&seen) && self.ahead.take_own(at.node, name) {
             return Ok(How::Ahead);
         }
         let pin = match pins.earlier.remove(&seen.id) {
             // Its empty file is in place.
-            Some((path, pin)) if path == live && self.ahead.take(at.node, name) => {
+            Some((path, pin)) if path == live && self.ahead.take_own(at.node, name) => {
                 Pin { entry, ..pin }
             }
             _ => {
@@ -519,7 +599,7 @@ impl Recorder<'_> {
                 Pin {
                     entry,
                     file,
-                    target: sweep::Target::new(put_at, to, seen.size, allocated(stat))?,
+                    target: Some(sweep::Target::new(put_at, to, seen.size, allocated(stat))?),
                 }
             }
         };

@@ -6,17 +6,16 @@
 
 use std::collections::{HashMap, HashSet};
 
-use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use snapshim_gate::guard::{self, Guard, METADATA, NAMES};
 
 use super::moved::Moved;
-use super::record::{Body, Entry, How, Pin, Pins, Recorded, Target};
-use super::walk::{Paths, unreadable};
+use super::record::{Body, Entry, Into, Pin, Pins, Recorded, Target};
+use super::refresh::{Caught, Followed};
+use super::tracker::Tracker;
+use super::walk::Paths;
 use super::{Captured, Prepared, record, sweep};
-use crate::store::fault;
 use crate::tree::dirs::Dirs;
-use crate::tree::metadata::XattrReader;
 use crate::tree::seen::Seen;
 use crate::{Error, Result};
 
@@ -33,6 +32,8 @@ pub struct Rehearsed {
     shift: u32,
     /// See [`is_any_twice`].
     is_any_twice: bool,
+    /// If there are many: what tells which of them have changed.
+    followed: Option<Followed>,
 }
 
 /// How many files can be captured after the cut: two descriptors each.
@@ -101,7 +102,7 @@ impl Prepared {
     /// Why there is no room for what would have to be open; see [`Prepared::rehearse`]. With small files
     /// copied ahead there is.
     pub fn lacks_room(&self, settled: bool) -> Option<String> {
-        let sizes = self.scan.members.iter().map(|known| known.seen.size);
+        let sizes = self.scan.to_capture().map(|known| known.seen.size);
         match settled {
             true => None,
             false => can_be_guarded(sizes).err(),
@@ -126,24 +127,33 @@ impl Prepared {
             plan,
             target,
             ahead,
+            base,
             ..
         } = self;
-        let sizes = scan.members.iter().map(|known| known.seen.size);
+        let sizes = scan.to_capture().map(|known| known.seen.size);
         let bytes = sizes.clone().sum();
         // Room to grow until the cut.
         let grown = sizes.map(|size| size.saturating_add(size / 8));
         let shift = guard::shift_for(grown).unwrap_or(guard::MAX_SHIFT);
         let ready = sweep::ready(shift, bytes)?;
-        let known = scan.members.iter().map(|known| (known.seen.id, known.seen));
+        let known = scan.to_capture().map(|known| (known.seen.id, known.seen));
         let pins = Some(Pins::first(match settled {
             true => known.collect(),
             false => HashMap::new(),
         }));
         let raised = Raised::for_files(scan.members.len().min(guard::MAX_FILES));
-        let expected = scan.members.len();
-        let recorded = record::record(&scope, plan, target, ahead, expected, pins, &mut || true)?;
+        let into = Into {
+            plan,
+            target,
+            ahead,
+            base,
+            expected: scan.members.len(),
+            tracker: tracker_for(scan.members.len()),
+        };
+        let mut recorded = record::record(&scope, into, pins, &mut || true)?;
         Ok(Rehearsed {
             is_any_twice: is_any_twice(&recorded.captured),
+            followed: followed(&mut recorded),
             scope,
             recorded: Some(recorded),
             ready: Some(ready),
@@ -163,11 +173,62 @@ impl Rehearsed {
         let Some(mut recorded) = self.recorded.take() else {
             return Err(Error::new("nothing was rehearsed"));
         };
-        if !recorded.captured.refresh(&mut recorded.pins)? {
-            recorded = again(&self.scope, recorded, go_on)?;
+        let caught = match &mut self.followed {
+            Some(followed) => {
+                let (captured, pins) = (&mut recorded.captured, &mut recorded.pins);
+                captured.follow(&self.scope, followed, pins)?
+            }
+            None => Caught::Lost,
+        };
+        // It may have been renamed during the walk, and been met by both names.
+        self.is_any_twice &= caught != Caught::Up || is_any_twice(&recorded.captured);
+        let is_current = match caught {
+            Caught::Up => true,
+            Caught::Else => false,
+            Caught::Lost => {
+                self.followed = None;
+                recorded.captured.refresh(&mut recorded.pins)?
+            }
+        };
+        if !is_current {
+            self.followed = None;
+            recorded = again(&self.scope, recorded, None, go_on)?;
             self.is_any_twice = is_any_twice(&recorded.captured);
         }
         self.recorded = Some(recorded);
+        Ok(())
+    }
+
+    /// Brings everything up to date so far, so that less is left for the cut. To be called just
+    /// before the gate is shut.
+    ///
+    /// # Errors
+    ///
+    /// As [`Prepared::capture`].
+    pub fn catch_up(&mut self) -> Result<()> {
+        /// How often everything is walked again because directories came and went.
+        const WALKS: usize = 3;
+        for _ in 0..WALKS {
+            let Some(followed) = &mut self.followed else {
+                return Ok(());
+            };
+            let Some(mut recorded) = self.recorded.take() else {
+                return Ok(());
+            };
+            let (captured, pins) = (&mut recorded.captured, &mut recorded.pins);
+            let caught = captured.follow(&self.scope, followed, pins)?;
+            if caught == Caught::Else {
+                let tracker = tracker_for(recorded.captured.entries.len());
+                recorded = again(&self.scope, recorded, tracker, &mut || true)?;
+                self.is_any_twice = is_any_twice(&recorded.captured);
+                self.followed = self::followed(&mut recorded);
+            }
+            self.is_any_twice &= caught != Caught::Up || is_any_twice(&recorded.captured);
+            self.recorded = Some(recorded);
+            if caught != Caught::Else {
+                break;
+            }
+        }
         Ok(())
     }
 
@@ -232,7 +293,7 @@ impl Rehearsed {
     ///
     /// `end`'s; `goes_on` said no; a member cannot be read, the snapshot not be written.
     pub fn sweep(
-        self,
+        mut self,
         gate: &snapshim_gate::abi::Gate,
         firsts: Vec<u32>,
         goes_on: &mut dyn FnMut() -> bool,
@@ -242,20 +303,30 @@ impl Rehearsed {
             return Err(Error::new("nothing was rehearsed"));
         };
         let Recorded {
-            mut captured, pins, ..
+            mut captured,
+            mut pins,
+            ..
         } = recorded;
-        let source = |(pin, first): (Pin, u32)| {
+        let mut sources = Vec::with_capacity(pins.len());
+        for (pin, first) in pins.iter_mut().zip(firsts) {
+            let target = match pin.target.take() {
+                Some(target) => target,
+                None => captured.target_of(pin)?,
+            };
+            sources.push((first, target));
+        }
+        let source = |(pin, (first, target)): (Pin, (u32, sweep::Target))| {
             let entry = &captured.entries[pin.entry];
             sweep::Source {
                 path: captured.path_of(entry),
                 file: pin.file,
                 size: entry.seen.size,
                 first,
-                target: pin.target,
+                target,
                 entry: pin.entry,
             }
         };
-        let sources: Vec<sweep::Source> = pins.into_iter().zip(firsts).map(source).collect();
+        let sources: Vec<sweep::Source> = pins.into_iter().zip(sources).map(source).collect();
         let asked = sweep::Asked {
             guard: gate.guard(),
             asks: gate.used_asks(),
@@ -271,6 +342,11 @@ impl Rehearsed {
                 what: "became shorter".to_owned(),
             });
         }
+        if let Some(followed) = &mut self.followed {
+            let pinned = sources.iter().map(|source| source.entry).collect();
+            moved.extend(captured.moved_unreported(followed, &pinned));
+        }
+        captured.forget_gone(&mut []);
         captured.moved_unasked = moved;
         captured.swept = Some(swept);
         // Once the files are closed.
@@ -292,159 +368,55 @@ fn is_any_twice(captured: &Captured) -> bool {
     files.map(|entry| entry.seen.id).any(|id| !seen.insert(id))
 }
 
+/// Looking at fewer files than this at the cut costs less than being told which have changed.
+const MANY: usize = 64;
+
+fn tracker_for(files: usize) -> Option<Tracker> {
+    match files > MANY {
+        true => Tracker::new(),
+        false => None,
+    }
+}
+
+fn followed(recorded: &mut Recorded) -> Option<Followed> {
+    let tracker = recorded.tracker.take()?;
+    Some(Followed::new(tracker, &recorded.captured, &recorded.pins))
+}
+
 /// Walks once more, into the tree that is there.
-fn again(scope: &Paths, recorded: Recorded, go_on: &mut dyn FnMut() -> bool) -> Result<Recorded> {
+fn again(
+    scope: &Paths,
+    recorded: Recorded,
+    tracker: Option<Tracker>,
+    go_on: &mut dyn FnMut() -> bool,
+) -> Result<Recorded> {
     let Recorded {
         captured,
         plan,
         pins,
+        ..
     } = recorded;
     let pins = Pins::again(pins, &captured);
     let Captured {
         target,
         mut ahead,
         entries,
+        base,
         ..
     } = captured;
     ahead.begin_again();
-    let target = Target {
-        dirs: Dirs::new(),
-        ..target
+    let into = Into {
+        plan,
+        target: Target {
+            dirs: Dirs::new(),
+            ..target
+        },
+        ahead,
+        base,
+        expected: entries.len(),
+        tracker,
     };
-    record::record(scope, plan, target, ahead, entries.len(), Some(pins), go_on)
-}
-
-impl Captured {
-    /// Brings what was recorded up to date, where only files have changed; `false` if more has.
-    fn refresh(&mut self, pins: &mut Vec<Pin>) -> Result<bool> {
-        if !self.vanished.is_empty()
-            || self
-                .absent_roots
-                .iter()
-                .any(|root| root.symlink_metadata().is_ok())
-            || !self.are_tops_in_place()
-        {
-            return Ok(false);
-        }
-        let mut xattrs = XattrReader::default();
-        let mut late = Vec::new();
-        // In the order of their entries.
-        let mut pinned_files = pins.iter().peekable();
-        for index in 0..self.entries.len() {
-            let pinned = pinned_files.next_if(|pin| pin.entry == index);
-            let entry = &self.entries[index];
-            let is_top = self.source.place(entry.dir).is_none();
-            let by_name = || {
-                let dir = self.source.open(entry.dir)?;
-                rustix::fs::statat(&dir, &*entry.name, AtFlags::SYMLINK_NOFOLLOW)
-            };
-            // Its name is what it was, as its directory has not changed.
-            let pin = pinned.filter(|_| !is_top);
-            let stat = match pin {
-                Some(pin) => rustix::fs::fstat(&pin.file),
-                None => by_name(),
-            };
-            let Ok(now) = stat.map(|stat| Seen::of(&stat)) else {
-                return Ok(false);
-            };
-            if now == entry.seen {
-                continue;
-            }
-            let is_file = matches!(entry.body, Body::File(How::Guarded | How::Ahead));
-            if now.id != entry.seen.id
-                || now.mode & nix::libc::S_IFMT != entry.seen.mode & nix::libc::S_IFMT
-                || !is_file
-                || now.nlink != entry.seen.nlink
-            {
-                return Ok(false);
-            }
-            let pin = match pinned {
-                Some(pin) => pin,
-                None => match self.pin_late(index)? {
-                    Some(pin) => {
-                        late.push(pin);
-                        &late[late.len() - 1]
-                    }
-                    None => return Ok(false),
-                },
-            };
-            let read = xattrs.read(&pin.file);
-            let read =
-                read.map_err(|cause| unreadable(&self.path_of(&self.entries[index]), cause))?;
-            let entry = &mut self.entries[index];
-            entry.seen = now;
-            entry.xattrs = read;
-            entry.body = Body::File(How::Guarded);
-        }
-        pins.extend(late);
-        Ok(true)
-    }
-
-    /// Whether the paths to the roots still lead where they did: links above a root are followed, and may have
-    /// been replaced, as may directories.
-    fn are_tops_in_place(&self) -> bool {
-        let mut tops = self
-            .source
-            .nodes()
-            .filter(|node| self.source.place(*node).is_none());
-        tops.all(|node| {
-            let there = rustix::fs::stat(self.source.path(node));
-            let here = self.source.open(node).and_then(rustix::fs::fstat);
-            let id = |stat| Seen::of(&stat).id;
-            there.is_ok_and(|there| here.is_ok_and(|here| id(there) == id(here)))
-        })
-    }
-
-    /// Pins a file that was copied ahead: what was copied is not what it is. `None`: its name
-    /// leads to something else.
-    fn pin_late(&self, index: usize) -> Result<Option<Pin>> {
-        let entry = &self.entries[index];
-        let flags = OFlags::NONBLOCK | OFlags::NOCTTY;
-        let opened = self.source.open(entry.dir).and_then(|dir| {
-            let file = self.source.open_at(&dir, &entry.name, flags)?;
-            let stat = rustix::fs::fstat(&file)?;
-            Ok((file, stat))
-        });
-        let (file, stat) = match opened {
-            Ok((file, stat)) if Seen::of(&stat).id == entry.seen.id => (file, stat),
-            _ => return Ok(None),
-        };
-        let put_at = self.target.path_of(&self.path_of(entry));
-        let flags = OFlags::WRONLY | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let to = self
-            .target
-            .dirs
-            .open(entry.dir)
-            .and_then(|dir| rustix::fs::openat(&dir, &*entry.name, flags, Mode::empty()));
-        let to = to.map_err(|cause| fault("open", &put_at, cause))?;
-        let size = Seen::of(&stat).size;
-        let target = sweep::Target::new(put_at, to, size, record::allocated(&stat))?;
-        Ok(Some(Pin {
-            entry: index,
-            file,
-            target,
-        }))
-    }
-
-    /// Pins everything that was copied ahead: it is not sure that it is what it was.
-    fn pin_all(&mut self, pins: &mut Vec<Pin>) -> Result<()> {
-        for index in 0..self.entries.len() {
-            if !matches!(self.entries[index].body, Body::File(How::Ahead)) {
-                continue;
-            }
-            if let Some(pin) = self.pin_late(index)? {
-                pins.push(pin);
-                self.entries[index].body = Body::File(How::Guarded);
-            } else {
-                let path = self.path_of(&self.entries[index]);
-                return Err(Error::by_chance(format!(
-                    "{} was replaced while it was captured",
-                    path.display()
-                )));
-            }
-        }
-        Ok(())
-    }
+    record::record(scope, into, Some(pins), go_on)
 }
 
 /// What has changed since the cut without having asked: evidence against a capture that went on

@@ -79,7 +79,7 @@ pub(super) fn plan(
     method: Method,
 ) -> Result<Option<Plan>> {
     let is_required = method == Method::Subvolume;
-    if !is_required && (method != Method::Auto || scan.members.len() < MANY) {
+    if !is_required && (method != Method::Auto || scan.to_capture().count() < MANY) {
         return Ok(None);
     }
     match check(scan, paths, target).and_then(|()| make_place(target)) {

@@ -179,6 +179,10 @@ pub(super) trait Visitor {
     fn dir(&mut self, at: &At<'_>, name: &CStr, fd: &OwnedFd, seen: Seen) -> Result<()>;
     /// A name that was listed and is gone, or a directory that was moved away.
     fn gone(&mut self, path: PathBuf);
+    /// Whether it relies on being able to tell later what changed since [`Visitor::dir`].
+    fn follows_changes(&self) -> bool {
+        false
+    }
 }
 
 /// Walks every root. Directories are numbered in `dirs` in the order of [`Visitor::dir`],
@@ -295,9 +299,18 @@ impl<V: Visitor> Walk<'_, V> {
             fd: &parent_fd,
         };
         self.visitor.dir(&at, name, &fd, seen)?;
+        // btrfs lists what was there when the directory was opened, less what has gone since: a
+        // file that was replaced before it was looked at would be missing.
+        let fresh = match self.visitor.follows_changes() {
+            true => {
+                let opened = self.dirs.open_dir_at(&fd, c".");
+                Some(opened.map_err(|cause| unreadable(&path(), cause))?)
+            }
+            false => None,
+        };
         let fd = Arc::new(fd);
         let node = self.dirs.add(parent, name, Some(seen.id), &fd);
-        self.list(node, &fd)
+        self.list(node, fresh.as_ref().unwrap_or(&fd))
     }
 
     fn list(&mut self, node: Node, fd: &OwnedFd) -> Result<()> {

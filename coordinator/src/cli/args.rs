@@ -272,6 +272,10 @@ pub struct MeansArgs {
     /// How the files are captured [default: auto]
     #[arg(long, value_name = "METHOD")]
     pub capture: Option<Capture>,
+    /// Capture every file; else one that has not changed since the previous snapshot shares its
+    /// copy there (hard link)
+    #[arg(long)]
+    pub full: bool,
     /// How programs that the shim cannot hold are stopped meanwhile: ptrace, freezer, sigstop,
     /// several of them to be tried in order (ptrace,freezer), or none [default: ptrace]
     #[arg(long, value_name = "HOW")]
@@ -373,6 +377,7 @@ impl HowArgs {
             (self.at.is_some(), "--at"),
             (self.otherwise.is_some(), "--else"),
             (means.capture.is_some(), "--capture"),
+            (means.full, "--full"),
             (means.outside.is_some(), "--outside"),
             (means.before_cut.is_some(), "--before-cut"),
             (means.after_cut.is_some(), "--after-cut"),
@@ -398,6 +403,7 @@ impl HowArgs {
             policy: limits.keep.policy().or(&set.config.policy),
             pin: None,
             only: None,
+            share: !self.means.full,
             digest: !(limits.check.no_digest || set.config.no_digest),
             verify: match &limits.check.verify.verify {
                 Some(_) => limits.check.verify.wanted(),
@@ -583,6 +589,7 @@ impl SnapArgs {
             policy: config.policy.clone(),
             pin: self.pin.note.clone(),
             only: None,
+            share: !self.means.full,
             digest: !config.no_digest,
             verify: config.verify.clone(),
             hooks: self.means.hooks(),

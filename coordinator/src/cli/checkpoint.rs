@@ -81,14 +81,19 @@ pub(super) fn report(outcome: Outcome, json: bool) -> Result<ExitCode> {
 
 /// A snapshot in one line.
 fn summary(manifest: &Manifest) -> String {
-    let Totals { files, bytes } = Totals::of(&manifest.files);
+    let totals = Totals::of(&manifest.files);
+    let shared = match totals.shared_files {
+        Some(count) if count < totals.files => format!(", {count} of them shared"),
+        _ => String::new(),
+    };
     format!(
-        "{}  {}  held {} (drained in {})  {files} files, {}, {}\n",
+        "{}  {}  held {} (drained in {})  {} files, {}, {}{shared}\n",
         style::paint(&manifest.id, style::NAME, style::on_stdout()),
         output::state(manifest.verified),
         output::micros(manifest.hold_us),
         output::micros(manifest.drain_us),
-        output::size(bytes),
+        totals.files,
+        output::size(totals.bytes),
         manifest.capture,
     )
 }

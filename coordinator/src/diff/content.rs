@@ -6,6 +6,7 @@ use rustix::fs::SeekFrom;
 use rustix::io::{Errno, Result};
 
 use crate::store::extents::may_differ;
+use crate::tree::seen::Seen;
 
 /// Bytes: what differs is told in blocks of this size, counted from the start of the file.
 pub const BLOCK: u64 = 4096;
@@ -52,10 +53,13 @@ impl Comparer {
         b: &OwnedFd,
         advance: &mut dyn FnMut(u64),
     ) -> Result<Difference> {
-        let size = |fd: &OwnedFd| {
-            rustix::fs::fstat(fd).map(|stat| u64::try_from(stat.st_size).unwrap_or(0))
-        };
-        let (size_a, size_b) = (size(a)?, size(b)?);
+        let seen = |fd: &OwnedFd| rustix::fs::fstat(fd).map(|stat| Seen::of(&stat));
+        let (seen_a, seen_b) = (seen(a)?, seen(b)?);
+        // Shared by two snapshots.
+        if seen_a.id == seen_b.id {
+            return Ok(Difference::default());
+        }
+        let (size_a, size_b) = (seen_a.size, seen_b.size);
         let common = size_a.min(size_b);
         // What the file system cannot tell, the bytes can.
         let may = may_differ(a, b).unwrap_or(None);

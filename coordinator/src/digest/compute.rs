@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
+use blake3::Hash;
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 
@@ -51,6 +52,11 @@ pub fn digest(
     let mut linked: HashMap<u64, String> = HashMap::new();
     let mut digested = Digested::default();
     for record in files.iter_mut().filter(is_file) {
+        // Shared with the snapshot before, and not in the file: what it was there.
+        if record.digest.is_some() && record.size <= SMALL {
+            progress.advance(record.size);
+            continue;
+        }
         let path = record.path.0.as_path();
         let failed = |cause| {
             let place = draft.tree().join(path.strip_prefix("/").unwrap_or(path));
@@ -71,6 +77,20 @@ pub fn digest(
         if let Some(known) = linked.get(&id.ino) {
             progress.advance(id.size);
             record.digest = Some(known.clone());
+            continue;
+        }
+        // Likewise; but what is known of its chunks goes on being known.
+        let shared = record.digest.as_deref().map(parse);
+        if let Some(Parsed::Blake3(digest)) = shared {
+            progress.advance(id.size);
+            if id.size > SMALL
+                && let Some(known) = previous.as_ref().and_then(|p| p.values(id, &digest))
+            {
+                writer.add(id, &known).map_err(sidecar)?;
+            }
+            if stat.st_nlink > 1 {
+                linked.insert(id.ino, form(&digest));
+            }
             continue;
         }
         let hashed = one(path, &file, id, previous.as_ref(), &mut |bytes| {
@@ -165,6 +185,11 @@ impl Previous {
 }
 
 impl Indexed<'_> {
+    /// The chaining values of a file that is shared with it.
+    fn values(&self, id: Identity, digest: &Hash) -> Option<Hashed> {
+        self.previous.sidecar.values(id, digest)
+    }
+
     /// What is known of the file that had the same path: its digest and values, its
     /// size, and the ranges in which `file` may differ from it.
     fn find(
@@ -174,12 +199,19 @@ impl Indexed<'_> {
     ) -> Option<(Hashed, u64, Vec<std::ops::Range<u64>>)> {
         let record = self.files.get(path)?;
         let (theirs, stat) = self.previous.snapshot.open_file(record).ok()?;
-        let id = Identity::from(&Seen::of(&stat));
-        let known = self.previous.sidecar.find(id)?;
+        let seen = Seen::of(&stat);
+        let id = Identity::from(&seen);
         // The manifest and the file beside it must tell of the same bytes.
-        if parse(record.digest.as_deref()?) != Parsed::Blake3(known.digest) {
+        let Parsed::Blake3(digest) = parse(record.digest.as_deref()?) else {
             return None;
-        }
+        };
+        let sidecar = &self.previous.sidecar;
+        let known = sidecar.find(id).filter(|known| known.digest == digest);
+        // Further names move a ctime, too.
+        let known = known.or_else(|| match seen.mtime_ns == record.mtime_ns {
+            true => sidecar.values(id, &digest),
+            false => None,
+        })?;
         let differing = extents::may_differ(file, &theirs).ok()??;
         Some((known, id.size, differing))
     }

@@ -139,6 +139,18 @@ impl Sidecar {
     /// it is still what it was and they belong together.
     pub(super) fn find(&self, id: Identity) -> Option<Hashed> {
         let place = self.entries.get(&id.ino).filter(|place| place.id == id)?;
+        self.read(place)
+    }
+
+    /// The chaining values of a file of this digest, if they are known: whatever its ctime, which
+    /// moves with each further name.
+    pub(super) fn values(&self, id: Identity, digest: &Hash) -> Option<Hashed> {
+        let is_it = |place: &&Place| place.id.size == id.size && place.digest == *digest;
+        self.read(self.entries.get(&id.ino).filter(is_it)?)
+    }
+
+    fn read(&self, place: &Place) -> Option<Hashed> {
+        let id = place.id;
         let count = usize::try_from(tree::kept(id.size)).ok()?;
         let mut values: Vec<ChainingValue> = vec![[0; 32]; count];
         self.file

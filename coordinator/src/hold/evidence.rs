@@ -527,6 +527,14 @@ impl Scan {
         })
     }
 
+    /// Whether anybody may change a member otherwise than by calls that begin and end within this
+    /// look and the cut: through a mapping, or by handing it to the kernel; or is not held.
+    pub fn may_change_unseen(&self) -> bool {
+        self.found
+            .values()
+            .any(|f| !f.open_unheld.is_empty() || !f.mapped.is_empty() || f.ring.is_some() || f.aio)
+    }
+
     /// The processes that no gate can hold, or not wholly, and that stopping does hold: those
     /// without it, those that map a member, and those with code whose calls pass it by.
     pub fn outside(&self) -> BTreeSet<Target> {

@@ -8,7 +8,7 @@ use serde::Deserialize;
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::{Map, Value};
 
-use super::manifest::{Kind, Manifest, Pin, Reason, Totals, VERSION};
+use super::manifest::{FileRecord, Kind, Manifest, Pin, Reason, Totals, VERSION};
 use super::policy::Class;
 use super::{Store, read};
 use crate::Result;
@@ -227,11 +227,17 @@ impl<'de> Visitor<'de> for Front<'_> {
 
 impl Totals {
     /// Those of a list of files.
-    pub fn of(files: &[super::manifest::FileRecord]) -> Totals {
+    pub fn of(files: &[FileRecord]) -> Totals {
         let files = || files.iter().filter(|file| file.kind == Kind::File);
+        let is_shared = |file: &&FileRecord| file.capture.as_deref() == Some("shared");
+        let shared = || files().filter(is_shared);
+        let bytes = |sum: u64, file: &FileRecord| sum.saturating_add(file.size);
+        let shared_files = Some(shared().count() as u64).filter(|count| *count > 0);
         Totals {
             files: files().count() as u64,
-            bytes: files().fold(0, |sum, file| sum.saturating_add(file.size)),
+            bytes: files().fold(0, bytes),
+            shared_files,
+            shared_bytes: shared_files.map(|_| shared().fold(0, bytes)),
         }
     }
 }

@@ -40,7 +40,8 @@ pub struct Manifest {
     pub hold_us: u64,
     /// From shutting the gate to the last call in flight having returned, µs.
     pub drain_us: u64,
-    /// `reflink`, `copy`, `mixed`, or `none` if there was no file.
+    /// `reflink`, `copy`, `copy-before-write`, `mixed`, `subvolume`, `shared` if no file had
+    /// changed since the previous snapshot, or `none` if there was no file.
     pub capture: String,
     /// The longest stop of a process from outside, µs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -91,6 +92,12 @@ pub struct Totals {
     pub files: u64,
     /// The sum of their sizes.
     pub bytes: u64,
+    /// How many of them share their copy with the previous snapshot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shared_files: Option<u64>,
+    /// The sum of the sizes of those.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shared_bytes: Option<u64>,
 }
 
 /// That a snapshot stays.
@@ -256,7 +263,9 @@ pub struct FileRecord {
     /// Where a symbolic link points.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target: Option<PathName>,
-    /// `reflink` or `copy`; for a further name of a file captured already, `hardlink`.
+    /// `reflink`, `copy` or `copy-before-write`; for a further name of a file captured already,
+    /// `hardlink`; if it had not changed since the previous snapshot, and its copy is a further
+    /// name of the one there, `shared`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub capture: Option<String>,
     /// Of a regular file's bytes: `blake3:` and 64 hexadecimal digits.

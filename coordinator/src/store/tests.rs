@@ -660,6 +660,7 @@ fn of_long_manifests_the_head_is_read() {
     let totals = Totals {
         files: 3000,
         bytes: 30_000,
+        ..Totals::default()
     };
     assert_eq!(head().unwrap().totals, totals);
     // What comes after the head is not read: damage there shows when it is.

@@ -1,0 +1,333 @@
+//! Sets of many files: only what has changed since the last look is looked at under the hold, and
+//! what has not changed since the previous snapshot is shared with it.
+//!
+//! `rounds` changes its files one after the other, so of a snapshot it can be said whether it is of
+//! one instant: no file may be newer than one that comes before it in the round.
+//!
+//! `SNAPSHIM_TEST_FULL=1` takes 1,000 snapshots.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use snapshim_tests::lab::Certificate;
+use snapshim_tests::process::Proc;
+use snapshim_tests::stats::distribution;
+use snapshim_tests::{Fs, Lab, lab, process, product, rounds};
+
+/// More than are looked at one by one.
+const FILES: u64 = 600;
+
+/// The directory and name of a file.
+fn file(number: u64) -> String {
+    format!("d{}/f{number}", number / 50)
+}
+
+/// The last number in a file; `None` if it is not there, 0 if it is empty.
+fn last(dir: &Path, number: u64) -> Option<u64> {
+    let text = fs::read_to_string(dir.join(file(number))).ok()?;
+    let last = text.lines().next_back().unwrap_or("0");
+    Some(last.parse().unwrap_or_else(|_| panic!("torn: {text:?}")))
+}
+
+/// Why a copy is not of one instant, if it is not.
+fn fault(dir: &Path) -> Option<String> {
+    let found: Vec<Option<u64>> = (0..FILES).map(|number| last(dir, number)).collect();
+    let newest = found.iter().flatten().copied().max().unwrap_or(0);
+    // The next one that is changed may be half done: missing, empty, or by its other name as well.
+    let next = (newest.max(FILES - 1) + 1..).find(|k| k % FILES % 4 != 3)?;
+    for number in 0..FILES {
+        let expected = match newest / FILES * FILES + number {
+            _ if number % 4 == 3 => 0,
+            k if k <= newest => k,
+            k => k.saturating_sub(FILES),
+        };
+        // Those of the first round.
+        let expected = if expected < FILES { 0 } else { expected };
+        let found = found[number as usize];
+        if found == Some(expected) || number == next % FILES && matches!(found, None | Some(0)) {
+            continue;
+        }
+        return Some(format!(
+            "after {newest}: file {number} has {found:?}, not {expected}"
+        ));
+    }
+    None
+}
+
+fn start(lab: &Lab) -> Proc {
+    let args = [&lab.data().display().to_string(), &FILES.to_string(), "50"];
+    let options = ["--keep-last", "3", "--max-hold", "5s"];
+    let mut writer = lab.run(&options, &product::program("rounds"), &args);
+    lab.wait_for_beats(&mut writer, 2 * FILES);
+    writer
+}
+
+/// Of copies made without the gate: how many are not of one instant.
+fn control(lab: &Lab) -> (usize, usize) {
+    let (mut bad, mut copies) = (0, 0);
+    while copies < 8 || bad == 0 && copies < 100 {
+        copies += 1;
+        let copy = lab.beside("copy");
+        let mut cp = Command::new("cp");
+        // Names come and go meanwhile.
+        cp.arg("-r").arg(lab.data()).arg(&copy);
+        process::run(cp, Duration::from_secs(60));
+        bad += usize::from(fault(&copy).is_some());
+        fs::remove_dir_all(copy).unwrap();
+    }
+    (bad, copies)
+}
+
+/// The files of a snapshot by how they were captured.
+fn captured(certificate: &Certificate) -> BTreeMap<String, Vec<PathBuf>> {
+    let mut by = BTreeMap::<String, Vec<PathBuf>>::new();
+    for entry in certificate.0["files"].as_array().unwrap() {
+        if let Some(how) = entry["capture"].as_str() {
+            let path = PathBuf::from(entry["path"].as_str().unwrap());
+            by.entry(how.to_owned()).or_default().push(path);
+        }
+    }
+    by
+}
+
+fn of_one_instant(fs: Fs, count: usize) {
+    let _alone = lab::serial();
+    let Some(lab) = Lab::new("many", fs, Duration::from_secs(1500)) else {
+        return;
+    };
+    let mut writer = start(&lab);
+    let (bad, copies) = control(&lab);
+    let (mut verified, mut shared, mut holds, mut guarded) = (0, 0, Vec::new(), 0);
+    let mut others = BTreeMap::<String, usize>::new();
+    let mut inconsistent = 0;
+    for turn in 0..count {
+        // One in four while nothing is guarded.
+        let method = match turn % 4 {
+            3 => "auto",
+            _ => "copy-before-write",
+        };
+        let outcome = lab.checkpoint(&["--capture", method]);
+        let Some(certificate) = &outcome.certificate else {
+            let error = outcome.stderr.lines().next().unwrap_or_default();
+            *others.entry(error.to_owned()).or_default() += 1;
+            continue;
+        };
+        holds.push(certificate.hold_us());
+        guarded += usize::from(certificate.0["guard_us"].is_u64());
+        shared += captured(certificate).get("shared").map_or(0, Vec::len);
+        for (code, text) in certificate.reasons() {
+            *others.entry(format!("{code}: {text}")).or_default() += 1;
+        }
+        if certificate.is_verified() {
+            verified += 1;
+            if let Some(fault) = fault(&certificate.copy_of(&lab.data())) {
+                eprintln!("{} on {}: {fault}", certificate.id(), fs.name());
+                inconsistent += 1;
+            }
+        }
+    }
+    writer.signal(Signal::SIGTERM);
+    writer.wait(Duration::from_secs(30)).ok("rounds");
+    println!(
+        "{}: {count} snapshots, {verified} verified, {inconsistent} of them inconsistent; {guarded} guarded; {} files \
+         of each shared; hold {}; without the gate {bad} of {copies} copies inconsistent; else {others:?}",
+        fs.name(),
+        shared / count,
+        distribution(&holds),
+    );
+    assert_eq!(inconsistent, 0);
+    assert!(bad > 0, "the control shows nothing");
+    assert!(
+        verified * 10 >= count * 8,
+        "{verified} of {count}: {others:?}"
+    );
+    // Of all that never change.
+    let may_share = fs != Fs::Tmpfs;
+    assert_eq!(shared / count >= FILES as usize / 8, may_share);
+    // Whatever happened to later ones, those that are there are what they were.
+    for (path, certificate) in lab.stored() {
+        let ended = process::run(
+            lab.snapshim(&["verify", lab.set(), certificate.id()]),
+            Duration::from_secs(60),
+        );
+        assert_eq!(ended.code(), 0, "{}: {}", path.display(), ended.err());
+        if certificate.is_verified() {
+            let below = lab.data().strip_prefix("/").unwrap().to_owned();
+            assert_eq!(fault(&path.join("tree").join(below)), None);
+        }
+    }
+}
+
+#[test]
+fn of_one_instant_on_xfs() {
+    of_one_instant(Fs::Xfs, rounds(250, 25));
+}
+
+#[test]
+fn of_one_instant_on_ext4() {
+    of_one_instant(Fs::Ext4, rounds(250, 20));
+}
+
+#[test]
+fn of_one_instant_on_btrfs() {
+    of_one_instant(Fs::Btrfs, rounds(250, 20));
+}
+
+#[test]
+fn of_one_instant_on_tmpfs() {
+    of_one_instant(Fs::Tmpfs, rounds(250, 20));
+}
+
+/// What a test of shared files begins with: 20 files that were left alone.
+fn quiet(fs: Fs) -> Option<Lab> {
+    let lab = Lab::new("shared", fs, Duration::from_secs(300))?;
+    fs::create_dir(lab.data().join("d")).unwrap();
+    for number in 0..20 {
+        fs::write(lab.data().join(format!("d/f{number}")), vec![b'x'; 30_000]).unwrap();
+    }
+    fs::hard_link(lab.data().join("d/f0"), lab.data().join("link")).unwrap();
+    std::thread::sleep(Duration::from_millis(100));
+    lab.env(&[]);
+    Some(lab)
+}
+
+fn inode(certificate: &Certificate, path: &Path) -> u64 {
+    fs::metadata(certificate.copy_of(path)).unwrap().ino()
+}
+
+#[test]
+fn what_has_not_changed_is_shared() {
+    for fs in [Fs::Xfs, Fs::Ext4, Fs::Btrfs] {
+        let _alone = lab::serial();
+        let Some(lab) = quiet(fs) else { continue };
+        let path = |number: u32| lab.data().join(format!("d/f{number}"));
+        let first = lab.checkpoint(&[]);
+        let first = first.verified();
+        assert!(!captured(first).contains_key("shared"));
+
+        // One in each way that a file changes; times are put back where that is possible.
+        fs::write(path(1), vec![b'y'; 30_000]).unwrap();
+        let touched = Command::new("touch")
+            .arg("-r")
+            .arg(path(2))
+            .arg(path(1))
+            .status();
+        assert!(touched.unwrap().success());
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+        fs::set_permissions(path(3), mode).unwrap();
+        fs::rename(path(4), path(40)).unwrap();
+        fs::write(lab.data().join("new"), vec![b'x'; 30_000]).unwrap();
+        fs::rename(lab.data().join("new"), path(5)).unwrap();
+        fs::remove_file(path(6)).unwrap();
+        let set = Command::new("setfattr")
+            .args(["-n", "user.a", "-v", "1"])
+            .arg(path(7))
+            .status();
+        assert!(set.unwrap().success());
+
+        std::thread::sleep(Duration::from_millis(100));
+        let second = lab.checkpoint(&["-v"]);
+        let second = second.verified();
+        let shared = &captured(second)["shared"];
+        let expected = (1..20).filter(|n| ![1, 3, 4, 5, 6, 7].contains(n));
+        // What is directly in a root comes first, so of two names of a file this.
+        let expected: Vec<PathBuf> = std::iter::once(lab.data().join("link"))
+            .chain(expected.map(path))
+            .collect();
+        let mut found = shared.clone();
+        found.sort_by_key(|path| expected.iter().position(|other| other == path));
+        assert_eq!(found, expected, "{}", fs.name());
+        for path in shared {
+            assert_eq!(inode(first, path), inode(second, path));
+        }
+        for number in [1, 3, 5, 7] {
+            assert_ne!(inode(first, &path(number)), inode(second, &path(number)));
+        }
+        assert_eq!(second.0["totals"]["shared_files"], 14);
+        assert_eq!(
+            fs::read(first.copy_of(&path(1))).unwrap(),
+            vec![b'x'; 30_000]
+        );
+        assert_eq!(
+            fs::read(second.copy_of(&path(1))).unwrap(),
+            vec![b'y'; 30_000]
+        );
+        // Bytes and metadata, by somebody else.
+        let mut rsync = Command::new("rsync");
+        let from = format!("{}/", lab.data().display());
+        let to = format!("{}/", second.copy_of(&lab.data()).display());
+        rsync.args(["-naHAXSc", "--delete", "--itemize-changes", &from, &to]);
+        let ended = process::run(rsync, Duration::from_secs(60)).ok("rsync");
+        assert_eq!(ended.out(), "");
+
+        // Digests came along, and files larger than those that are hashed again at once are
+        // known the next time, too.
+        assert!(second.0["hashed_bytes"].as_u64().unwrap() < 10 * 30_000);
+        let third = lab.checkpoint(&[]);
+        assert_eq!(third.verified().0["capture"], "shared");
+        assert_eq!(third.verified().0["hashed_bytes"], 0);
+
+        // Somebody has written to a snapshot: its file is not shared, and the damage is told.
+        fs::write(third.verified().copy_of(&path(9)), b"?").unwrap();
+        let fourth = lab.checkpoint(&[]);
+        let all = captured(fourth.verified());
+        assert!(!all["shared"].contains(&path(9)) && all["shared"].contains(&path(10)));
+        assert_eq!(
+            fs::read(fourth.verified().copy_of(&path(9))).unwrap(),
+            vec![b'x'; 30_000]
+        );
+
+        // Not if it is not wanted; and not with what is not verified.
+        let full = lab.checkpoint(&["--full"]);
+        assert!(!captured(full.verified()).contains_key("shared"));
+
+        // Taking out the others leaves it what it is.
+        let prune = ["prune", lab.set(), "--keep-last", "1"];
+        process::run(lab.snapshim(&prune), Duration::from_secs(60)).ok("prune");
+        let verify = lab.snapshim(&["verify", lab.set()]);
+        process::run(verify, Duration::from_secs(60)).ok("verify");
+    }
+}
+
+/// A file that is mapped and stored into is always captured, though its ctime may stand.
+#[test]
+fn what_is_mapped_is_captured() {
+    let _alone = lab::serial();
+    let Some(lab) = Lab::new("shared-mapped", Fs::Ext4, Duration::from_secs(120)) else {
+        return;
+    };
+    let script = "import mmap,sys,time
+f=open(sys.argv[1],'r+b'); m=mmap.mmap(f.fileno(),4096)
+n=0
+while True:
+    n+=1; m[0:8]=b'%08d'%n; time.sleep(0.001)
+";
+    fs::write(lab.data().join("mapped"), vec![b'0'; 4096]).unwrap();
+    fs::write(lab.data().join("quiet"), vec![b'0'; 4096]).unwrap();
+    let path = lab.data().join("mapped");
+    let mut writer = lab.run(
+        &[],
+        Path::new("python3"),
+        &["-c", script, path.to_str().unwrap()],
+    );
+    let number = |path: &Path| String::from_utf8(fs::read(path).unwrap()[..8].to_vec()).unwrap();
+    assert!(process::wait_until(Duration::from_secs(20), || number(
+        &path
+    )
+        > "00000100".into()));
+    let mut before = number(&path);
+    for _ in 0..4 {
+        let outcome = lab.checkpoint(&[]);
+        let certificate = outcome.verified();
+        let found = number(&certificate.copy_of(&path));
+        assert!(found > before, "{found} after {before}");
+        assert!(!captured(certificate).contains_key("shared"));
+        before = number(&path);
+    }
+    writer.end();
+}
