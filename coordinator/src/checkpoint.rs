@@ -2,6 +2,7 @@
 
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::Ordering::{Acquire, Relaxed};
 use std::time::{Duration, Instant};
 
@@ -30,7 +31,7 @@ use crate::stop::Stop;
 use crate::store::manifest::{FileRecord, Kind, Manifest, PathName, Pin, Reason, Totals, VERSION};
 use crate::store::pace::Pace;
 use crate::store::policy::{Policy, Room};
-use crate::store::{Draft, Store, StoreLock};
+use crate::store::{Draft, Snapshot, Store, StoreLock};
 use crate::verify::command::{self, Verify};
 use crate::{Error, Exit, Result};
 
@@ -461,8 +462,10 @@ fn make(
     progress: &mut dyn Progress,
 ) -> Result<(Manifest, PathBuf)> {
     let scope = scope(subject, options);
+    let is_compared = options.share || options.digest;
+    let previous = is_compared.then(|| store.newest().map(Arc::new)).flatten();
     let base = || match options.share {
-        true => store.newest().and_then(capture::Base::of),
+        true => previous.clone().and_then(capture::Base::of),
         false => None,
     };
     let mut tries = 1;
@@ -511,7 +514,8 @@ fn make(
     ));
     let mut manifest = with_files(manifest, files);
     if options.digest {
-        add_digests(&mut manifest, &draft, store, options, progress)?;
+        let previous = previous.as_deref();
+        add_digests(&mut manifest, &draft, previous, options, progress)?;
     }
     if let Some(verify) = &options.verify {
         check_draft(&mut manifest, verify, &draft, store, options, progress);
@@ -594,12 +598,12 @@ fn retain(store: &Store, lock: &StoreLock, policy: &Policy) -> Old {
 fn add_digests(
     manifest: &mut Manifest,
     draft: &Draft,
-    store: &Store,
+    previous: Option<&Snapshot>,
     options: &Options,
     progress: &mut dyn Progress,
 ) -> Result<()> {
     let files = &mut manifest.files;
-    let digested = digest::digest(files, draft, store, &options.stop, progress)?;
+    let digested = digest::digest(files, draft, previous, &options.stop, progress)?;
     if let Some(first) = digested.missing.first() {
         progress.note(&format!(
             "{} of the files have no digest: {} is the first",

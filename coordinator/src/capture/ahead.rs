@@ -14,7 +14,7 @@ use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 use snapshim_gate::table::FileId;
 
-use super::base::Base;
+use super::base::{Base, Link};
 use super::prepare::Scan;
 use super::record::Target;
 use crate::Result;
@@ -27,6 +27,9 @@ const FRESH: OFlags = OFlags::WRONLY
     .union(OFlags::EXCL)
     .union(OFlags::NOFOLLOW)
     .union(OFlags::CLOEXEC);
+
+/// Directories whose files are linked together: they are open meanwhile.
+const DIRS: usize = 64;
 
 /// The names made ahead and not used yet.
 #[derive(Debug, Default)]
@@ -90,6 +93,10 @@ impl Ahead {
         }
         let mut linked: HashSet<FileId> = HashSet::new();
         let mut shared = Vec::new();
+        // Members whose copies are linked together, and in how many directories they are.
+        let mut batch: Vec<(usize, Arc<OwnedFd>)> = Vec::new();
+        let mut last_dir = None;
+        let mut in_dirs = 0;
         for (index, member) in scan.members.iter().enumerate() {
             // Further names become links.
             if member.seen.nlink > 1 && !linked.insert(member.seen.id) {
@@ -99,22 +106,70 @@ impl Ahead {
             let dir = dirs
                 .open(member.dir)
                 .map_err(|cause| fault("open", &put_at(), cause))?;
-            let made = match base {
-                Some(base) if base.link(&member.seen, &dir, &member.name) => {
-                    shared.push(index);
-                    Made::Shared(member.seen.id)
-                }
-                _ => {
-                    make_file(&dir, &member.name)
-                        .map_err(|cause| fault("make", &put_at(), cause))?;
-                    Made::Own
-                }
+            let set = sets[member.dir as usize];
+            let Some(base) = base.filter(|base| base.find(&member.seen).is_some()) else {
+                self.make_own(set, &dir, &member.name)
+                    .map_err(|cause| fault("make", &put_at(), cause))?;
+                continue;
             };
-            self.names[sets[member.dir as usize]].insert(member.name.clone(), made);
+            if last_dir != Some(member.dir) {
+                last_dir = Some(member.dir);
+                in_dirs += 1;
+            }
+            // They are open.
+            if in_dirs > DIRS {
+                in_dirs = 1;
+                self.share(base, scan, target, &sets, &mut batch, &mut shared)?;
+            }
+            batch.push((index, dir));
+        }
+        if let Some(base) = base {
+            self.share(base, scan, target, &sets, &mut batch, &mut shared)?;
         }
         for index in shared {
             scan.members[index].is_shared = true;
         }
+        Ok(())
+    }
+
+    /// Makes further names for the members of a batch, or files where that does not work.
+    fn share(
+        &mut self,
+        base: &Base,
+        scan: &Scan,
+        target: &Target,
+        sets: &[usize],
+        batch: &mut Vec<(usize, Arc<OwnedFd>)>,
+        shared: &mut Vec<usize>,
+    ) -> Result<()> {
+        let link = |(index, dir): &(usize, Arc<OwnedFd>)| {
+            let member = &scan.members[*index];
+            Link {
+                seen: &member.seen,
+                dir: Arc::clone(dir),
+                name: &member.name,
+            }
+        };
+        let links: Vec<Link<'_>> = batch.iter().map(link).collect();
+        let done = base.link(&links);
+        for ((index, dir), is_linked) in batch.drain(..).zip(done) {
+            let member = &scan.members[index];
+            let set = sets[member.dir as usize];
+            if is_linked {
+                shared.push(index);
+                let made = Made::Shared(member.seen.id);
+                self.names[set].insert(member.name.clone(), made);
+            } else {
+                self.make_own(set, &dir, &member.name)
+                    .map_err(|cause| fault("make", &target.path_of(&scan.path(member)), cause))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn make_own(&mut self, set: usize, dir: &OwnedFd, name: &CStr) -> rustix::io::Result<()> {
+        make_file(dir, name)?;
+        self.names[set].insert(name.into(), Made::Own);
         Ok(())
     }
 

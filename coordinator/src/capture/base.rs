@@ -15,12 +15,12 @@
 //! The copy in the store is looked at, too: one whose size or mtime is not what the manifest
 //! says was written to.
 
-use std::cell::RefCell;
 use std::collections::{BTreeSet, HashMap};
 use std::ffi::CStr;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rustix::fs::{AtFlags, OFlags};
 use snapshim_gate::table::FileId;
@@ -36,16 +36,29 @@ use crate::tree::seen::Seen;
 #[derive(Debug)]
 pub struct Base {
     /// Open: it cannot be removed meanwhile.
-    snapshot: Snapshot,
+    snapshot: Arc<Snapshot>,
     /// Records that may count, by the identity of the live file.
     by_id: HashMap<FileId, u32>,
+}
+
+/// Gives copies of a [`Base`] further names.
+struct Linker<'a> {
+    base: &'a Base,
     /// The directory of the snapshot that was last linked from: the next is often the same.
-    last_dir: RefCell<Option<(PathBuf, OwnedFd)>>,
+    last_dir: Option<(PathBuf, OwnedFd)>,
+}
+
+/// A live file whose copy is to have a further name.
+pub(super) struct Link<'a> {
+    pub(super) seen: &'a Seen,
+    /// The directory it goes to.
+    pub(super) dir: Arc<OwnedFd>,
+    pub(super) name: &'a CStr,
 }
 
 impl Base {
     /// What can be shared with this snapshot; `None` if that is nothing.
-    pub(crate) fn of(snapshot: Snapshot) -> Option<Base> {
+    pub(crate) fn of(snapshot: Arc<Snapshot>) -> Option<Base> {
         let manifest = &snapshot.manifest;
         if !snapshot.is_own || manifest.class() != Class::Good || !manifest.verified {
             return None;
@@ -71,11 +84,7 @@ impl Base {
             .filter(|(_, record)| counts(record))
             .map(|(index, record)| (id_of(record), index))
             .collect();
-        (!by_id.is_empty()).then_some(Base {
-            snapshot,
-            by_id,
-            last_dir: RefCell::new(None),
-        })
+        (!by_id.is_empty()).then_some(Base { snapshot, by_id })
     }
 
     /// Leaves out what is on other devices than these.
@@ -97,28 +106,66 @@ impl Base {
         is_same.then_some(record)
     }
 
-    /// Gives the copy of a live file, if that is what it was then, a further name; whether it has
-    /// it now. If not, it is to be captured like any other.
-    pub(super) fn link(&self, seen: &Seen, dir: impl AsFd, name: &CStr) -> bool {
-        let Some(record) = self.find(seen) else {
+    /// Gives each copy its further name; whether it has it now, in their order. What has not is to be
+    /// captured like any other.
+    ///
+    /// A link takes some 7 µs: many are made by several threads.
+    pub(super) fn link(&self, links: &[Link<'_>]) -> Vec<bool> {
+        const FEW: usize = 256;
+        const MOST: usize = 4;
+        let link_some = |links: &[Link<'_>]| -> Vec<bool> {
+            let mut linker = Linker {
+                base: self,
+                last_dir: None,
+            };
+            links.iter().map(|link| linker.link(link)).collect()
+        };
+        let threads = std::thread::available_parallelism().map_or(1, |n| n.get().min(MOST));
+        if links.len() < FEW || threads == 1 {
+            return link_some(links);
+        }
+        let parts = links.chunks(links.len().div_ceil(threads));
+        std::thread::scope(|scope| {
+            let begin = |part| {
+                (
+                    part,
+                    std::thread::Builder::new().spawn_scoped(scope, move || link_some(part)),
+                )
+            };
+            let begun: Vec<_> = parts.map(begin).collect();
+            let end = |(part, thread): (
+                &[Link<'_>],
+                std::io::Result<std::thread::ScopedJoinHandle<'_, _>>,
+            )| {
+                match thread.map(std::thread::ScopedJoinHandle::join) {
+                    Ok(Ok(linked)) => linked,
+                    // Without a thread, here.
+                    Ok(Err(_)) | Err(_) => link_some(part),
+                }
+            };
+            begun.into_iter().flat_map(end).collect()
+        })
+    }
+}
+
+impl Linker<'_> {
+    fn link(&mut self, link: &Link<'_>) -> bool {
+        let Some(record) = self.base.find(link.seen) else {
             return false;
         };
         let path: &Path = record.path.as_ref();
         let (Some(parent), Some(its_name)) = (path.parent(), path.file_name()) else {
             return false;
         };
-        let mut last = self.last_dir.borrow_mut();
-        if last
-            .as_ref()
-            .is_none_or(|(at, _)| at.as_os_str() != parent.as_os_str())
-        {
+        let last = self.last_dir.as_ref();
+        if last.is_none_or(|(at, _)| at.as_os_str() != parent.as_os_str()) {
             let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW;
-            let Ok(fd) = self.snapshot.open_at(parent, flags) else {
+            let Ok(fd) = self.base.snapshot.open_at(parent, flags) else {
                 return false;
             };
-            *last = Some((parent.to_owned(), fd));
+            self.last_dir = Some((parent.to_owned(), fd));
         }
-        let Some((_, from)) = last.as_ref() else {
+        let Some((_, from)) = &self.last_dir else {
             return false;
         };
         let its_name = its_name.as_bytes();
@@ -129,8 +176,9 @@ impl Base {
                 && copy.mtime_ns == record.mtime_ns
                 && copy.permissions() == record.mode
         });
+        let linked = || rustix::fs::linkat(from, its_name, &link.dir, link.name, AtFlags::empty());
         // EMLINK, EXDEV, …: without a further name it is captured.
-        is_untouched && rustix::fs::linkat(from, its_name, dir, name, AtFlags::empty()).is_ok()
+        is_untouched && linked().is_ok()
     }
 }
 

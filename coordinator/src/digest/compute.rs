@@ -15,7 +15,7 @@ use crate::Result;
 use crate::progress::Progress;
 use crate::stop::Stop;
 use crate::store::manifest::{FileRecord, Kind};
-use crate::store::{Draft, Snapshot, Store, extents, fault, open_below};
+use crate::store::{Draft, Snapshot, extents, fault, open_below};
 use crate::tree::seen::Seen;
 
 /// What came of digesting a snapshot's files.
@@ -28,7 +28,7 @@ pub struct Digested {
 }
 
 /// Digests the regular files of a draft, from the draft's own copies, and writes the
-/// draft's file `digests`. Compares with the newest snapshot of the store.
+/// draft's file `digests`. Compares with the newest snapshot of the store, `previous`.
 ///
 /// # Errors
 ///
@@ -36,11 +36,11 @@ pub struct Digested {
 pub fn digest(
     files: &mut [FileRecord],
     draft: &Draft,
-    store: &Store,
+    previous: Option<&Snapshot>,
     stop: &Stop,
     progress: &mut dyn Progress,
 ) -> Result<Digested> {
-    let previous = store.newest().and_then(Previous::of);
+    let previous = previous.and_then(Previous::of);
     let previous = previous.as_ref().map(Previous::indexed);
     let tree = draft.tree_fd()?;
     let sidecar = |cause| fault("write the digests of", &draft.tree(), cause);
@@ -154,20 +154,20 @@ fn one(
     tree::hash_with(file, id.size, &value, go_on)
 }
 
-/// The snapshot to compare with. It stays open: it cannot be removed meanwhile.
-struct Previous {
-    snapshot: Snapshot,
+/// The snapshot to compare with.
+struct Previous<'a> {
+    snapshot: &'a Snapshot,
     sidecar: Sidecar,
 }
 
 /// The same, with its files by path.
 struct Indexed<'a> {
-    previous: &'a Previous,
+    previous: &'a Previous<'a>,
     files: HashMap<&'a Path, &'a FileRecord>,
 }
 
-impl Previous {
-    fn of(snapshot: Snapshot) -> Option<Previous> {
+impl<'a> Previous<'a> {
+    fn of(snapshot: &'a Snapshot) -> Option<Previous<'a>> {
         let sidecar = snapshot.is_own.then(|| Sidecar::open(snapshot.dir()))??;
         Some(Previous { snapshot, sidecar })
     }
