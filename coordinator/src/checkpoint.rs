@@ -21,7 +21,7 @@ use crate::hold::clock::Clock;
 use crate::hold::cut::{self, Hold, Shut};
 use crate::hold::evidence::{self, Members, Scan, View, reason};
 use crate::hold::outside::{Methods, Outside, Report};
-use crate::hold::process::Pid;
+use crate::hold::process::{self, Pid};
 use crate::hold::rebuilt;
 use crate::hold::set::{Config, Set, SetLock};
 use crate::hold::witness;
@@ -527,6 +527,13 @@ fn make(
         manifest.id,
         begun.elapsed()
     ));
+    let own = std::process::id();
+    if let Some(kib) = process::status_number(own, own, "VmHWM:") {
+        progress.detail(&format!(
+            "used {} MiB of memory at most",
+            kib.div_ceil(1024)
+        ));
+    }
     Ok((manifest, path))
 }
 

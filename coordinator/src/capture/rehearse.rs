@@ -181,7 +181,9 @@ impl Rehearsed {
             None => Caught::Lost,
         };
         // It may have been renamed during the walk, and been met by both names.
-        self.is_any_twice &= caught != Caught::Up || is_any_twice(&recorded.captured);
+        if self.is_any_twice && caught == Caught::Up {
+            self.is_any_twice = is_any_twice(&recorded.captured);
+        }
         let is_current = match caught {
             Caught::Up => true,
             Caught::Else => false,
@@ -223,7 +225,9 @@ impl Rehearsed {
                 self.is_any_twice = is_any_twice(&recorded.captured);
                 self.followed = self::followed(&mut recorded);
             }
-            self.is_any_twice &= caught != Caught::Up || is_any_twice(&recorded.captured);
+            if self.is_any_twice && caught == Caught::Up {
+                self.is_any_twice = is_any_twice(&recorded.captured);
+            }
             self.recorded = Some(recorded);
             if caught != Caught::Else {
                 break;

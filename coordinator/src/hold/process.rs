@@ -260,11 +260,11 @@ fn look(pid: Pid, tid: Pid) -> io::Result<Task> {
     Task::parse(&text).ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))
 }
 
-/// A number in a thread's status file.
+/// A number in a thread's status file; of sizes, those in KiB.
 pub fn status_number(pid: Pid, tid: Pid, field: &str) -> Option<u32> {
     let status = fs::read_to_string(format!("/proc/{pid}/task/{tid}/status")).ok()?;
     let line = status.lines().find_map(|l| l.strip_prefix(field))?;
-    line.trim().parse().ok()
+    line.trim().trim_end_matches(" kB").parse().ok()
 }
 
 /// The process that traces a thread, 0 if none does; `None` if the thread is gone.
