@@ -32,7 +32,7 @@ mod ahead;
 mod finish;
 mod look;
 mod moved;
-mod predict;
+pub mod predict;
 mod prepare;
 mod record;
 mod rehearse;
@@ -48,6 +48,7 @@ use snapshim_gate::table::FileId;
 
 use crate::Result;
 use crate::store::manifest::FileRecord;
+use crate::store::prediction::Prediction;
 use crate::tree::dirs;
 
 pub use look::{Live, look};
@@ -73,7 +74,8 @@ pub struct Scope {
 pub enum Method {
     /// Reflink where the file system can, else copy; but never a copy to another file
     /// system, which would be a surprise under a hold. Of very many files on btrfs, a
-    /// snapshot of the subvolume, if that can be made.
+    /// snapshot of the subvolume, if that can be made. After the cut, where that is expected to
+    /// take long or would break up a file ([`predict`]).
     Auto,
     /// `FICLONE`: the file's extents are shared with the clone.
     Reflink,
@@ -105,6 +107,7 @@ pub struct Prepared {
     ahead: ahead::Ahead,
     /// Whether it can be captured after the cut: see [`Prepared::rehearse`].
     guard: bool,
+    prediction: Prediction,
     /// Whether subvolumes are to be frozen.
     subvolumes: Option<subvolume::Plan>,
 }
@@ -163,6 +166,11 @@ impl Prepared {
     /// an absent root would appear in; sorted. btrfs subvolumes have their own.
     pub fn devices(&self) -> Vec<u64> {
         self.scan.devices.iter().copied().collect()
+    }
+
+    /// What capturing is expected to take, by each method, and which was chosen.
+    pub fn prediction(&self) -> &Prediction {
+        &self.prediction
     }
 
     /// The regular files under the roots, as found before the hold.

@@ -9,10 +9,11 @@ use rustix::fs::{Advice, AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::ahead::Ahead;
+use super::predict::{self, Means};
 use super::record::{self, Target};
 use super::rehearse::can_be_guarded;
 use super::walk::{At, Found, Paths, Visitor, unreadable, walk};
-use super::{Member, Method, Prepared, Scope, predict, subvolume};
+use super::{Member, Method, Prepared, Scope, subvolume};
 use crate::store::fault;
 use crate::tree::dirs::{Dirs, Node, as_path};
 use crate::tree::reflink;
@@ -57,6 +58,13 @@ pub(super) struct Plan {
 }
 
 impl Plan {
+    pub(super) fn new(method: Method) -> Plan {
+        Plan {
+            method,
+            ways: BTreeMap::new(),
+        }
+    }
+
     pub(super) fn way(&self, dev: u64) -> Way {
         match self.method {
             Method::Copy | Method::CopyBeforeWrite => Way::Copy,
@@ -72,6 +80,15 @@ impl Plan {
 }
 
 impl Scan {
+    pub(super) fn new() -> Scan {
+        Scan {
+            dirs: Dirs::new().without_atime(),
+            members: Vec::new(),
+            devices: BTreeSet::new(),
+            places: BTreeMap::new(),
+        }
+    }
+
     pub(super) fn members(&self) -> Vec<Member> {
         let member = |found: &Known| Member {
             path: self.dirs.path(found.dir).join(as_path(&found.name)),
@@ -106,12 +123,7 @@ impl Scan {
 pub(super) fn prepare(scope: &Scope, tree: &Path, method: Method) -> Result<Prepared> {
     let mut target = Target::open(tree)?;
     let paths = Paths::new(scope, Some(target.id))?;
-    let mut scan = Scan {
-        dirs: Dirs::new().without_atime(),
-        members: Vec::new(),
-        devices: BTreeSet::new(),
-        places: BTreeMap::new(),
-    };
+    let mut scan = Scan::new();
     let mut dirs = Dirs::new().without_atime();
     walk(&paths, &mut dirs, &mut Scanner { scan: &mut scan })?;
     scan.dirs = dirs;
@@ -123,11 +135,23 @@ pub(super) fn prepare(scope: &Scope, tree: &Path, method: Method) -> Result<Prep
     if subvolumes.is_none() {
         flush_ahead(&scan, &plan)?;
     }
-    let guard = subvolumes.is_none()
-        && predict::is_better_guarded(method, predict::expect(&scan, &plan))
-        && fits(&scan, method)?;
+    let predicted = predict::predict(
+        &scan,
+        &plan,
+        Means {
+            method,
+            can_freeze: subvolumes.is_some(),
+            is_flushed: subvolumes.is_none(),
+            fresh: record::LEFT_ALONE,
+            not_guarded: &mut || fits(&scan).err(),
+        },
+    );
+    if method == Method::CopyBeforeWrite && !predicted.is_guarded {
+        fits(&scan).map_err(|why| Error::new(why).next("pass --capture auto"))?;
+    }
     Ok(Prepared {
-        guard,
+        guard: predicted.is_guarded,
+        prediction: predicted.prediction,
         scope: paths,
         scan,
         plan,
@@ -137,8 +161,8 @@ pub(super) fn prepare(scope: &Scope, tree: &Path, method: Method) -> Result<Prep
     })
 }
 
-/// Whether there is room for all of it in the gate's table.
-fn fits(scan: &Scan, method: Method) -> Result<bool> {
+/// Whether there is room for all of it in the gate's table; else why not.
+pub(super) fn fits(scan: &Scan) -> std::result::Result<(), String> {
     let shows_stores = |place: &PathBuf| {
         let flags = OFlags::PATH | OFlags::CLOEXEC;
         rustix::fs::open(place, flags, Mode::empty()).is_ok_and(record::shows_stores)
@@ -149,17 +173,11 @@ fn fits(scan: &Scan, method: Method) -> Result<bool> {
     let is_guarded =
         |known: &&Known| !record::is_small(&known.seen) || !ahead.contains(&known.seen.id.dev);
     let guarded = scan.members.iter().filter(is_guarded);
-    match can_be_guarded(guarded.map(|known| known.seen.size)) {
-        Ok(()) => Ok(true),
-        Err(why) if method == Method::CopyBeforeWrite => {
-            Err(Error::new(why).next("pass --capture auto"))
-        }
-        Err(_) => Ok(false),
-    }
+    can_be_guarded(guarded.map(|known| known.seen.size))
 }
 
-struct Scanner<'a> {
-    scan: &'a mut Scan,
+pub(super) struct Scanner<'a> {
+    pub(super) scan: &'a mut Scan,
 }
 
 impl Visitor for Scanner<'_> {
@@ -219,14 +237,11 @@ impl Visitor for Scanner<'_> {
 
 /// Finds out how each device can be captured.
 fn plan(scan: &Scan, target: &Target, method: Method) -> Result<Plan> {
-    let mut plan = Plan {
-        method,
-        ways: BTreeMap::new(),
-    };
+    let mut plan = Plan::new(method);
     if matches!(method, Method::Copy | Method::CopyBeforeWrite) {
         return Ok(plan);
     }
-    // The smallest file of each, because trying means cloning it.
+    // The smallest file of each, because trying means cloning some of it.
     let mut smallest: BTreeMap<u64, &Known> = BTreeMap::new();
     for member in &scan.members {
         let known = smallest.entry(member.seen.id.dev).or_insert(member);
@@ -253,7 +268,7 @@ fn try_member(scan: &Scan, member: &Known, target: &Target, method: Method) -> R
         }
         Err(_) => return Ok(Way::Unknown),
     };
-    match target.with_scratch(|scratch| reflink::clone(scratch, &file))? {
+    match target.with_scratch(|scratch| reflink::try_clone(scratch, &file))? {
         Ok(()) => Ok(Way::Reflink),
         Err(Errno::XDEV) => Err(other_file_system(&scan.path(member), target, method)),
         Err(cause) if reflink::is_unsupported(cause) => match method {

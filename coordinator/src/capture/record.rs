@@ -74,7 +74,7 @@ pub(super) enum How {
 /// has changed by the time of the cut is captured after it.
 const SMALL: u64 = 256 << 10;
 /// For so long, ns.
-const LEFT_ALONE: i64 = 50_000_000;
+pub(super) const LEFT_ALONE: i64 = 50_000_000;
 
 /// A file that is to be captured after the cut: open, so that it stays, whatever becomes of
 /// its name.

@@ -14,6 +14,7 @@ pub mod delete;
 pub mod diff;
 pub mod doctor;
 pub mod env;
+mod forecast;
 pub mod help;
 pub mod hold;
 pub mod inherited;
