@@ -31,6 +31,7 @@ use crate::store::manifest::{FileRecord, Kind, Manifest, PathName, Pin, Reason, 
 use crate::store::pace::Pace;
 use crate::store::policy::{Policy, Room};
 use crate::store::{Draft, Store, StoreLock};
+use crate::tally::Tally;
 use crate::verify::command::{self, Verify};
 use crate::{Error, Exit, Result};
 
@@ -70,6 +71,8 @@ pub struct Options {
     pub hooks: Hooks,
     /// Why the snapshot is not to be verified, whatever is found.
     pub doubt: Option<Reason>,
+    /// How far the capture is, for whoever looks.
+    pub tally: Tally,
     /// Whether to come to an end: what the snapshot need not have is left out then.
     pub stop: Stop,
 }
@@ -447,7 +450,8 @@ fn make(
     let (draft, prepare, prediction, mut cut) = loop {
         let draft = store.begin(store_lock)?;
         let begun = Instant::now();
-        let prepared = capture::prepare(&scope, &draft.tree(), options.capture)?;
+        let (capture, tally) = (options.capture, &options.tally);
+        let prepared = capture::prepare_telling(&scope, &draft.tree(), capture, tally)?;
         let prepare = begun.elapsed();
         let prediction = prepared.prediction().clone();
         let (hooks, stop) = (&options.hooks, &options.stop);

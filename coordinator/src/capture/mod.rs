@@ -30,6 +30,7 @@
 
 mod ahead;
 mod finish;
+mod flush;
 mod look;
 mod moved;
 pub mod predict;
@@ -49,6 +50,7 @@ use snapshim_gate::table::FileId;
 use crate::Result;
 use crate::store::manifest::FileRecord;
 use crate::store::prediction::Prediction;
+use crate::tally::Tally;
 use crate::tree::dirs;
 
 pub use look::{Live, look};
@@ -158,7 +160,21 @@ pub struct Captured {
 /// a member or directory that cannot be read, or not be written back; a store on another file system than a
 /// member unless `method` is [`Method::Copy`]; [`Method::Reflink`] where the file system has none.
 pub fn prepare(scope: &Scope, tree: &Path, method: Method) -> Result<Prepared> {
-    prepare::prepare(scope, tree, method)
+    prepare_telling(scope, tree, method, &Tally::default())
+}
+
+/// The same; in `tally` it can be seen from then on how far it is.
+///
+/// # Errors
+///
+/// As [`prepare`].
+pub fn prepare_telling(
+    scope: &Scope,
+    tree: &Path,
+    method: Method,
+    tally: &Tally,
+) -> Result<Prepared> {
+    prepare::prepare(scope, tree, method, tally)
 }
 
 impl Prepared {

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::CStr;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Advice, AtFlags, FileType, Mode, OFlags};
@@ -13,8 +13,9 @@ use super::predict::{self, Means};
 use super::record::{self, Target};
 use super::rehearse::can_be_guarded;
 use super::walk::{At, Found, Paths, Visitor, unreadable, walk};
-use super::{Member, Method, Prepared, Scope, subvolume};
+use super::{Member, Method, Prepared, Scope, flush, subvolume};
 use crate::store::fault;
+use crate::tally::{Step, Tally};
 use crate::tree::dirs::{Dirs, Node, as_path};
 use crate::tree::reflink;
 use crate::tree::seen::Seen;
@@ -120,8 +121,16 @@ impl Scan {
 }
 
 /// See [`super::prepare`].
-pub(super) fn prepare(scope: &Scope, tree: &Path, method: Method) -> Result<Prepared> {
-    let mut target = Target::open(tree)?;
+pub(super) fn prepare(
+    scope: &Scope,
+    tree: &Path,
+    method: Method,
+    tally: &Tally,
+) -> Result<Prepared> {
+    let mut target = Target {
+        tally: tally.clone(),
+        ..Target::open(tree)?
+    };
     let paths = Paths::new(scope, Some(target.id))?;
     let mut scan = Scan::new();
     let mut dirs = Dirs::new().without_atime();
@@ -133,7 +142,7 @@ pub(super) fn prepare(scope: &Scope, tree: &Path, method: Method) -> Result<Prep
     let subvolumes = subvolume::plan(&scan, &paths, &target, method)?;
     // With a plan, everything was flushed.
     if subvolumes.is_none() {
-        flush_ahead(&scan, &plan)?;
+        flush_ahead(&scan, &plan, &target.tally)?;
     }
     let predicted = predict::predict(
         &scan,
@@ -340,7 +349,9 @@ pub(super) fn no_reflink(path: &Path, file: impl std::os::fd::AsFd) -> Error {
 
 /// Opens every member: fails for one that may not be read, and starts and awaits the
 /// writeback of those to be cloned, reads ahead those to be copied.
-fn flush_ahead(scan: &Scan, plan: &Plan) -> Result<()> {
+fn flush_ahead(scan: &Scan, plan: &Plan, tally: &Tally) -> Result<()> {
+    // Not known before it was looked at; that is done as it is begun.
+    tally.begin(Step::Flush, 0);
     for batch in scan.members.chunks(BATCH) {
         let mut started = Vec::with_capacity(BATCH);
         for member in batch {
@@ -354,39 +365,22 @@ fn flush_ahead(scan: &Scan, plan: &Plan) -> Result<()> {
             if plan.way(member.seen.id.dev) == Way::Copy {
                 let _ = rustix::fs::fadvise(&file, 0, None, Advice::WillNeed);
             } else if member.seen.size > 0 {
-                sync_range(scan, member, &file, nix::libc::SYNC_FILE_RANGE_WRITE)?;
-                started.push((member, file));
+                let dirty = flush::begin(&file, member.seen.size)
+                    .map_err(|cause| not_written_back(&scan.path(member), cause))?;
+                started.push((member, file, dirty));
             }
         }
-        for (member, file) in started {
-            let all = nix::libc::SYNC_FILE_RANGE_WAIT_BEFORE
-                | nix::libc::SYNC_FILE_RANGE_WRITE
-                | nix::libc::SYNC_FILE_RANGE_WAIT_AFTER;
-            sync_range(scan, member, &file, all)?;
+        if scan.members.len() <= BATCH {
+            let all = started.iter().map(|(_, _, dirty)| dirty).sum();
+            tally.begin(Step::Flush, all);
+        }
+        for (member, file, dirty) in started {
+            flush::wait(&file, member.seen.size, dirty, tally)
+                .map_err(|cause| not_written_back(&scan.path(member), cause))?;
         }
     }
+    tally.end();
     Ok(())
-}
-
-/// `sync_file_range` over the whole file. Where that is not possible, the clone will do it.
-///
-/// # Errors
-///
-/// The file could not be written back. That must be heeded here: it is reported once to each
-/// open file and, once anybody was told, not to later ones, while a clone made after it may hold
-/// zeros where reading the file itself shows the data.
-fn sync_range(scan: &Scan, member: &Known, file: &OwnedFd, flags: u32) -> Result<()> {
-    // SAFETY: takes no pointers; the descriptor is open as long as `file` lives.
-    let done = unsafe { nix::libc::sync_file_range(file.as_raw_fd(), 0, 0, flags) };
-    if done == 0 {
-        return Ok(());
-    }
-    match Errno::from_io_error(&std::io::Error::last_os_error()) {
-        Some(cause @ (Errno::IO | Errno::NOSPC | Errno::DQUOT)) => {
-            Err(not_written_back(&scan.path(member), cause))
-        }
-        _ => Ok(()),
-    }
 }
 
 /// The error of a member whose data has not reached its file system.

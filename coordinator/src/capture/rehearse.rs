@@ -15,6 +15,7 @@ use super::record::{Body, Entry, How, Pin, Pins, Recorded, Target};
 use super::walk::{Paths, unreadable};
 use super::{Captured, Prepared, record, sweep};
 use crate::store::fault;
+use crate::tally::Step;
 use crate::tree::dirs::Dirs;
 use crate::tree::metadata::XattrReader;
 use crate::tree::seen::Seen;
@@ -139,9 +140,13 @@ impl Prepared {
             true => known.collect(),
             false => HashMap::new(),
         }));
+        let small = scan.members.iter().filter(|k| record::is_small(&k.seen));
+        let ahead_bytes = small.map(|known| known.seen.size).sum();
+        target.tally.begin(Step::Ahead, ahead_bytes);
         let raised = Raised::for_files(scan.members.len().min(guard::MAX_FILES));
         let expected = scan.members.len();
         let recorded = record::record(&scope, plan, target, ahead, expected, pins, &mut || true)?;
+        recorded.captured.target.tally.end();
         Ok(Rehearsed {
             is_any_twice: is_any_twice(&recorded.captured),
             scope,
@@ -256,9 +261,11 @@ impl Rehearsed {
             }
         };
         let sources: Vec<sweep::Source> = pins.into_iter().zip(firsts).map(source).collect();
+        let tally = captured.target.tally.clone();
         let asked = sweep::Asked {
             guard: gate.guard(),
             asks: gate.used_asks(),
+            tally: &tally,
         };
         let mut moved = Vec::new();
         let swept = sweep::sweep(ready, asked, &sources, goes_on, || {

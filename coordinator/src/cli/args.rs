@@ -21,6 +21,7 @@ use crate::hooks::{self, Hooks};
 use crate::store::policy::{Count, Policy, Room, Within};
 
 use crate::stop::Stop;
+use crate::tally::Tally;
 use crate::verify::command::{self, Verify};
 
 use super::{help, usage};
@@ -406,6 +407,7 @@ impl HowArgs {
             hooks: self.means.hooks(),
             doubt: None,
             stop: Stop::default(),
+            tally: Tally::default(),
         }
     }
 }
@@ -588,6 +590,7 @@ impl SnapArgs {
             hooks: self.means.hooks(),
             doubt: None,
             stop: Stop::default(),
+            tally: Tally::default(),
         }
     }
 }
