@@ -1,6 +1,6 @@
 //! Tells how far a capture is, from a thread of its own.
 //!
-//! The thread looks at a [`Tally`] and offers lines to standard error ([`offer`]). Nobody waits for it:
+//! The thread looks at a [`Tally`] and offers lines to standard error (`offer`). Nobody waits for it:
 //! not while programs are held, and not at the end. Should it be stopped in the middle of a
 //! write after all, it holds no lock, and ends with the process.
 

@@ -3,7 +3,7 @@
 //!
 //! | module | |
 //! |---|---|
-//! | [`facts`] | what a file is like now: dirty bytes, extents, whether it is being overwritten |
+//! | `facts` | what a file is like now: dirty bytes, extents, whether it is being overwritten |
 //! | `costs` | what that makes each method take |
 //! | `choose` | which is taken, and why |
 //! | [`now`] | the same for `status`, without preparing anything |
