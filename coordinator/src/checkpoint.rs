@@ -32,6 +32,7 @@ use crate::store::manifest::{FileRecord, Kind, Manifest, PathName, Pin, Reason, 
 use crate::store::pace::Pace;
 use crate::store::policy::{Policy, Room};
 use crate::store::{Draft, Snapshot, Store, StoreLock};
+use crate::tally::Tally;
 use crate::verify::command::{self, Verify};
 use crate::{Error, Exit, Result};
 
@@ -73,6 +74,8 @@ pub struct Options {
     pub hooks: Hooks,
     /// Why the snapshot is not to be verified, whatever is found.
     pub doubt: Option<Reason>,
+    /// How far the capture is, for whoever looks.
+    pub tally: Tally,
     /// Whether to come to an end: what the snapshot need not have is left out then.
     pub stop: Stop,
 }
@@ -338,6 +341,8 @@ struct Cut<D> {
     capture: Duration,
     /// How long the cut was guarded, if it was.
     guard: Option<Duration>,
+    /// Why the cut was not guarded, though it was to be.
+    instead: Option<String>,
     notes: Vec<String>,
 }
 
@@ -469,16 +474,18 @@ fn make(
         false => None,
     };
     let mut tries = 1;
-    let (draft, prepare, cut) = loop {
+    let (draft, prepare, prediction, mut cut) = loop {
         let draft = store.begin(store_lock)?;
         let begun = Instant::now();
-        let prepared = capture::prepare_after(&scope, &draft.tree(), options.capture, base())?;
+        let (capture, tally) = (options.capture, &options.tally);
+        let prepared = capture::prepare_after(&scope, &draft.tree(), capture, base(), tally)?;
         let prepare = begun.elapsed();
+        let prediction = prepared.prediction().clone();
         let (hooks, stop) = (&options.hooks, &options.stop);
         match hooks::around(hooks, subject.name, stop, progress, || {
             take(subject, options, prepared)
         }) {
-            Ok(cut) => break (draft, prepare, cut),
+            Ok(cut) => break (draft, prepare, prediction, cut),
             // The hold limit itself is a matter for the user, not for another try.
             Err(e) if e.exit == Exit::Aborted && e.is_chance && tries < TRIES => {
                 progress.note(&format!("{}; trying again", e.message));
@@ -491,6 +498,7 @@ fn make(
     progress.detail(&format!(
         "looked at the files and flushed ahead in {prepare:.1?}"
     ));
+    progress.detail(&format!("chose {}", prediction.in_words()));
     progress.detail(&format!(
         "held {:.1?}: drained after {:.1?}, captured in {:.1?}",
         cut.hold, cut.drain, cut.capture
@@ -505,6 +513,7 @@ fn make(
         progress.note(line);
     }
     let capture = cut.captured.method();
+    let (wall, instead) = (cut.capture, cut.instead.take());
     let (manifest, captured) = certify(subject, options, draft.id(), cut, &capture);
     let begun = Instant::now();
     let files = captured.finish()?;
@@ -512,7 +521,11 @@ fn make(
         "made the files durable in {:.1?}",
         begun.elapsed()
     ));
+    let wall = wall.saturating_add(begun.elapsed());
     let mut manifest = with_files(manifest, files);
+    let prediction = prediction.with_outcome(&manifest, &draft.tree(), wall, instead);
+    progress.detail(&prediction.outcome_in_words());
+    manifest.prediction = Some(prediction);
     if options.digest {
         let previous = previous.as_deref();
         add_digests(&mut manifest, &draft, previous, options, progress)?;
@@ -769,6 +782,7 @@ fn take<W: Work>(subject: Subject<'_>, options: &Options, mut prepared: W) -> Re
     };
 
     let mut notes = Vec::new();
+    let mut instead = None;
     let mut work = match prepared.is_to_be_guarded() {
         false => Stage::Under(prepared),
         true => {
@@ -780,11 +794,12 @@ fn take<W: Work>(subject: Subject<'_>, options: &Options, mut prepared: W) -> Re
                     Stage::After(prepared.rehearse(settled)?)
                 }
                 (gate, why) => {
+                    let why = why.filter(|_| gate.is_some());
+                    let why = why.unwrap_or_else(|| "there is no gate".into());
                     if options.capture == Method::CopyBeforeWrite {
-                        let why = why.filter(|_| gate.is_some());
-                        let why = why.unwrap_or_else(|| "there is no gate".into());
                         notes.push(format!("captured under the hold, and not after it: {why}"));
                     }
+                    instead = Some(why);
                     Stage::Under(prepared)
                 }
             }
@@ -845,7 +860,7 @@ fn take<W: Work>(subject: Subject<'_>, options: &Options, mut prepared: W) -> Re
     };
     let mut reasons = hold.hidden_calls(&hidden, &outside);
     let mut is_guarded = is_guardable;
-    let is_after = matches!(work, Stage::After(_)) && options.capture == Method::CopyBeforeWrite;
+    let is_after = matches!(work, Stage::After(_));
     let mut not_guarded = (!is_guardable).then_some("somebody may change files without asking");
     if let Stage::After(rehearsed) = &mut work {
         rehearsed.cut(&mut || hold.goes_on() && outside.stands())?;
@@ -909,7 +924,10 @@ fn take<W: Work>(subject: Subject<'_>, options: &Options, mut prepared: W) -> Re
         }
     };
     if let Some(why) = not_guarded.filter(|_| is_after && guarded.is_none()) {
-        notes.push(format!("captured under the hold, and not after it: {why}"));
+        instead = Some(why.to_owned());
+        if options.capture == Method::CopyBeforeWrite {
+            notes.push(format!("captured under the hold, and not after it: {why}"));
+        }
     }
 
     let has_ended = match &witness {
@@ -972,6 +990,7 @@ fn take<W: Work>(subject: Subject<'_>, options: &Options, mut prepared: W) -> Re
     }
     Ok(Cut {
         guard: guarded,
+        instead,
         notes,
         captured,
         time,
@@ -1236,6 +1255,7 @@ fn certify<D: Done>(
         stop_us: report.longest.map(|d| d.as_micros() as u64),
         guard_us: guard.map(|d| d.as_micros() as u64),
         guard_asked: guard.and(captured.asked()),
+        prediction: None,
         capture: capture.to_owned(),
         hashed_bytes: None,
         checks: Vec::new(),

@@ -33,6 +33,7 @@ pub mod progress;
 pub mod restore;
 pub mod stop;
 pub mod store;
+pub mod tally;
 pub(crate) mod tree;
 pub mod verify;
 

@@ -285,7 +285,7 @@ fn progress_is_shown_only_to_whom_it_serves() {
         );
     }
 
-    // Where there is no terminal, a line every ten seconds.
+    // Where there is no terminal, a line every ten seconds; with `--json`, an event every second.
     let mut words: Vec<String> = slowly(300_000).split(' ').map(str::to_owned).collect();
     words.push(product::snapshim().display().to_string());
     let slow = |args: &[&str]| {
@@ -296,6 +296,20 @@ fn progress_is_shown_only_to_whom_it_serves() {
     let ended = slow(&["diff", "latest", "--json"]);
     let lines = ended.err();
     let seconds = ended.wall.as_secs();
+    let events = lines.lines().map(serde_json::from_str::<Value>);
+    let events: Vec<Value> = events.collect::<Result<_, _>>().expect("events");
+    assert!((5..=seconds).contains(&(events.len() as u64)), "{lines}");
+    assert!(
+        events
+            .iter()
+            .all(|event| event["event"] == "progress" && event["step"] == "comparing"),
+        "{lines}"
+    );
+    serde_json::from_slice::<Value>(&ended.stdout).expect("nothing but the object");
+
+    let ended = slow(&["diff", "latest"]);
+    let lines = ended.err();
+    let seconds = ended.wall.as_secs();
     assert!((12..40).contains(&seconds), "{seconds} s");
     assert!(
         lines.starts_with("snapshim: comparing: ") && lines.contains(" of 24.0 MiB ("),
@@ -303,7 +317,6 @@ fn progress_is_shown_only_to_whom_it_serves() {
     );
     assert!(lines.lines().count() as u64 <= seconds / 10, "{lines}");
     assert!(!lines.contains(ESCAPE) && !lines.contains('\r'));
-    serde_json::from_slice::<Value>(&ended.stdout).expect("nothing but the object");
 }
 
 #[test]

@@ -7,10 +7,11 @@ use std::sync::Arc;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
-use super::Captured;
 use super::record::{Body, Entry, How};
+use super::{Captured, flush};
 use crate::store::fault;
 use crate::store::manifest::{FileRecord, Kind};
+use crate::tally::Step;
 use crate::tree::metadata::{self, Failed};
 use crate::{Error, Result};
 
@@ -26,6 +27,10 @@ pub(super) fn finish(captured: Captured) -> Result<Vec<FileRecord>> {
         sync_each: captured.entries.len() <= FEW && !captured.is_subvolume,
         captured: &captured,
     };
+    let is_written = |entry: &&Entry| tree.is_written(entry);
+    let written = captured.entries.iter().filter(is_written);
+    let tally = &captured.target.tally;
+    tally.begin(Step::Durable, written.map(|entry| entry.seen.size).sum());
     let is_dir = |entry: &&Entry| matches!(entry.body, Body::Dir(_));
     let files = captured.entries.iter().filter(|entry| entry.is_file());
     let others = captured
@@ -41,6 +46,7 @@ pub(super) fn finish(captured: Captured) -> Result<Vec<FileRecord>> {
         tree.complete_dir(entry)?;
     }
     tree.make_durable()?;
+    tally.end();
     let mut records: Vec<FileRecord> = captured
         .entries
         .iter()
@@ -66,6 +72,14 @@ impl Tree<'_> {
             .map_err(|cause| fault("open", &self.path(entry), cause))
     }
 
+    /// Whether its bytes were written and may not be on disk yet.
+    fn is_written(&self, entry: &Entry) -> bool {
+        matches!(
+            entry.body,
+            Body::File(How::Copy | How::Guarded | How::Ahead)
+        )
+    }
+
     /// Anything but a directory.
     fn complete(&self, entry: &Entry) -> Result<()> {
         // All of it is the copy's.
@@ -80,6 +94,15 @@ impl Tree<'_> {
                     .map_err(|cause| fault("open", &self.path(entry), cause))?;
                 metadata::apply(&file, &(&entry.seen).into(), &entry.xattrs)
                     .map_err(|failed| self.not_set(entry, failed))?;
+                if self.is_written(entry) {
+                    let (size, tally) = (entry.seen.size, &self.captured.target.tally);
+                    let before = tally.done();
+                    flush::told(&file, size, tally)
+                        .map_err(|cause| fault("write to disk", &self.path(entry), cause))?;
+                    self.sync(&file, || self.path(entry))?;
+                    tally.set(before + size);
+                    return Ok(());
+                }
                 self.sync(&file, || self.path(entry))
             }
             // Of a socket or device, which is not made, neither is a further name.

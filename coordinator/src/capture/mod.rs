@@ -31,9 +31,10 @@
 mod ahead;
 mod base;
 mod finish;
+mod flush;
 mod look;
 mod moved;
-mod predict;
+pub mod predict;
 mod prepare;
 mod record;
 mod refresh;
@@ -51,6 +52,8 @@ use snapshim_gate::table::FileId;
 
 use crate::Result;
 use crate::store::manifest::FileRecord;
+use crate::store::prediction::Prediction;
+use crate::tally::Tally;
 use crate::tree::dirs;
 
 pub use base::Base;
@@ -77,7 +80,8 @@ pub struct Scope {
 pub enum Method {
     /// Reflink where the file system can, else copy; but never a copy to another file
     /// system, which would be a surprise under a hold. Of very many files on btrfs, a
-    /// snapshot of the subvolume, if that can be made.
+    /// snapshot of the subvolume, if that can be made. After the cut, where that is expected to
+    /// take long or would break up a file ([`predict`]).
     Auto,
     /// `FICLONE`: the file's extents are shared with the clone.
     Reflink,
@@ -109,6 +113,7 @@ pub struct Prepared {
     ahead: ahead::Ahead,
     /// Whether it can be captured after the cut: see [`Prepared::rehearse`].
     guard: bool,
+    prediction: Prediction,
     /// Whether subvolumes are to be frozen.
     subvolumes: Option<subvolume::Plan>,
     /// What unchanged files are shared with.
@@ -163,10 +168,11 @@ pub struct Captured {
 /// a member or directory that cannot be read, or not be written back; a store on another file system than a
 /// member unless `method` is [`Method::Copy`]; [`Method::Reflink`] where the file system has none.
 pub fn prepare(scope: &Scope, tree: &Path, method: Method) -> Result<Prepared> {
-    prepare::prepare(scope, tree, method, None)
+    prepare_after(scope, tree, method, None, &Tally::default())
 }
 
-/// The same, but files that have not changed since `base` become further names of its copies.
+/// The same, but files that have not changed since `base` become further names of its copies; and in
+/// `tally` it can be seen from then on how far it is.
 ///
 /// # Errors
 ///
@@ -176,8 +182,9 @@ pub fn prepare_after(
     tree: &Path,
     method: Method,
     base: Option<Base>,
+    tally: &Tally,
 ) -> Result<Prepared> {
-    prepare::prepare(scope, tree, method, base)
+    prepare::prepare(scope, tree, method, base, tally)
 }
 
 impl Prepared {
@@ -185,6 +192,11 @@ impl Prepared {
     /// an absent root would appear in; sorted. btrfs subvolumes have their own.
     pub fn devices(&self) -> Vec<u64> {
         self.scan.devices.iter().copied().collect()
+    }
+
+    /// What capturing is expected to take, by each method, and which was chosen.
+    pub fn prediction(&self) -> &Prediction {
+        &self.prediction
     }
 
     /// The regular files under the roots, as found before the hold.

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::CStr;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Advice, AtFlags, FileType, Mode, OFlags};
@@ -10,11 +10,13 @@ use rustix::io::Errno;
 
 use super::ahead::Ahead;
 use super::base::Base;
+use super::predict::{self, Means};
 use super::record::{self, Target};
 use super::rehearse::can_be_guarded;
 use super::walk::{At, Found, Paths, Visitor, unreadable, walk};
-use super::{Member, Method, Prepared, Scope, predict, subvolume};
+use super::{Member, Method, Prepared, Scope, flush, subvolume};
 use crate::store::fault;
+use crate::tally::{Step, Tally};
 use crate::tree::dirs::{Dirs, Node, as_path};
 use crate::tree::reflink;
 use crate::tree::seen::Seen;
@@ -60,6 +62,13 @@ pub(super) struct Plan {
 }
 
 impl Plan {
+    pub(super) fn new(method: Method) -> Plan {
+        Plan {
+            method,
+            ways: BTreeMap::new(),
+        }
+    }
+
     pub(super) fn way(&self, dev: u64) -> Way {
         match self.method {
             Method::Copy | Method::CopyBeforeWrite => Way::Copy,
@@ -75,6 +84,15 @@ impl Plan {
 }
 
 impl Scan {
+    pub(super) fn new() -> Scan {
+        Scan {
+            dirs: Dirs::new().without_atime(),
+            members: Vec::new(),
+            devices: BTreeSet::new(),
+            places: BTreeMap::new(),
+        }
+    }
+
     pub(super) fn members(&self) -> Vec<Member> {
         let member = |found: &Known| Member {
             path: self.dirs.path(found.dir).join(as_path(&found.name)),
@@ -116,15 +134,14 @@ pub(super) fn prepare(
     tree: &Path,
     method: Method,
     mut base: Option<Base>,
+    tally: &Tally,
 ) -> Result<Prepared> {
-    let mut target = Target::open(tree)?;
-    let paths = Paths::new(scope, Some(target.id))?;
-    let mut scan = Scan {
-        dirs: Dirs::new().without_atime(),
-        members: Vec::new(),
-        devices: BTreeSet::new(),
-        places: BTreeMap::new(),
+    let mut target = Target {
+        tally: tally.clone(),
+        ..Target::open(tree)?
     };
+    let paths = Paths::new(scope, Some(target.id))?;
+    let mut scan = Scan::new();
     let mut dirs = Dirs::new().without_atime();
     walk(&paths, &mut dirs, &mut Scanner { scan: &mut scan })?;
     scan.dirs = dirs;
@@ -145,14 +162,26 @@ pub(super) fn prepare(
     }
     // With a plan, everything was flushed.
     if subvolumes.is_none() {
-        flush_ahead(&scan, &plan)?;
+        flush_ahead(&scan, &plan, &target.tally)?;
     }
-    let guard = subvolumes.is_none()
-        && predict::is_better_guarded(method, predict::expect(&scan, &plan))
-        && fits(&scan, &showing, method)?;
+    let predicted = predict::predict(
+        &scan,
+        &plan,
+        Means {
+            method,
+            can_freeze: subvolumes.is_some(),
+            is_flushed: subvolumes.is_none(),
+            fresh: record::LEFT_ALONE,
+            not_guarded: &mut || fits(&scan).err(),
+        },
+    );
+    if method == Method::CopyBeforeWrite && !predicted.is_guarded {
+        fits(&scan).map_err(|why| Error::new(why).next("pass --capture auto"))?;
+    }
     Ok(Prepared {
         base,
-        guard,
+        guard: predicted.is_guarded,
+        prediction: predicted.prediction,
         scope: paths,
         scan,
         plan,
@@ -163,7 +192,7 @@ pub(super) fn prepare(
 }
 
 /// The devices on which a store into a mapping moves the ctime of a file.
-fn devices_that_show_stores(scan: &Scan) -> BTreeSet<u64> {
+pub(super) fn devices_that_show_stores(scan: &Scan) -> BTreeSet<u64> {
     let shows_stores = |place: &PathBuf| {
         let flags = OFlags::PATH | OFlags::CLOEXEC;
         rustix::fs::open(place, flags, Mode::empty()).is_ok_and(record::shows_stores)
@@ -172,24 +201,18 @@ fn devices_that_show_stores(scan: &Scan) -> BTreeSet<u64> {
     places.map(|(dev, _)| *dev).collect()
 }
 
-/// Whether there is room for all of it in the gate's table. `ahead`: the devices whose small files
-/// are copied before the hold.
-fn fits(scan: &Scan, ahead: &BTreeSet<u64>, method: Method) -> Result<bool> {
+/// Whether there is room for all of it in the gate's table; else why not.
+pub(super) fn fits(scan: &Scan) -> std::result::Result<(), String> {
+    let ahead = devices_that_show_stores(scan);
     // The others are copied before the hold.
     let is_guarded =
         |known: &&Known| !record::is_small(&known.seen) || !ahead.contains(&known.seen.id.dev);
     let guarded = scan.to_capture().filter(is_guarded);
-    match can_be_guarded(guarded.map(|known| known.seen.size)) {
-        Ok(()) => Ok(true),
-        Err(why) if method == Method::CopyBeforeWrite => {
-            Err(Error::new(why).next("pass --capture auto"))
-        }
-        Err(_) => Ok(false),
-    }
+    can_be_guarded(guarded.map(|known| known.seen.size))
 }
 
-struct Scanner<'a> {
-    scan: &'a mut Scan,
+pub(super) struct Scanner<'a> {
+    pub(super) scan: &'a mut Scan,
 }
 
 impl Visitor for Scanner<'_> {
@@ -250,14 +273,11 @@ impl Visitor for Scanner<'_> {
 
 /// Finds out how each device can be captured.
 fn plan(scan: &Scan, target: &Target, method: Method) -> Result<Plan> {
-    let mut plan = Plan {
-        method,
-        ways: BTreeMap::new(),
-    };
+    let mut plan = Plan::new(method);
     if matches!(method, Method::Copy | Method::CopyBeforeWrite) {
         return Ok(plan);
     }
-    // The smallest file of each, because trying means cloning it.
+    // The smallest file of each, because trying means cloning some of it.
     let mut smallest: BTreeMap<u64, &Known> = BTreeMap::new();
     for member in &scan.members {
         let known = smallest.entry(member.seen.id.dev).or_insert(member);
@@ -284,7 +304,7 @@ fn try_member(scan: &Scan, member: &Known, target: &Target, method: Method) -> R
         }
         Err(_) => return Ok(Way::Unknown),
     };
-    match target.with_scratch(|scratch| reflink::clone(scratch, &file))? {
+    match target.with_scratch(|scratch| reflink::try_clone(scratch, &file))? {
         Ok(()) => Ok(Way::Reflink),
         Err(Errno::XDEV) => Err(other_file_system(&scan.path(member), target, method)),
         Err(cause) if reflink::is_unsupported(cause) => match method {
@@ -356,7 +376,9 @@ pub(super) fn no_reflink(path: &Path, file: impl std::os::fd::AsFd) -> Error {
 
 /// Opens every member: fails for one that may not be read, and starts and awaits the
 /// writeback of those to be cloned, reads ahead those to be copied.
-fn flush_ahead(scan: &Scan, plan: &Plan) -> Result<()> {
+fn flush_ahead(scan: &Scan, plan: &Plan, tally: &Tally) -> Result<()> {
+    // Not known before it was looked at; that is done as it is begun.
+    tally.begin(Step::Flush, 0);
     let mut members = scan.to_capture().peekable();
     while members.peek().is_some() {
         let mut started = Vec::with_capacity(BATCH);
@@ -371,39 +393,22 @@ fn flush_ahead(scan: &Scan, plan: &Plan) -> Result<()> {
             if plan.way(member.seen.id.dev) == Way::Copy {
                 let _ = rustix::fs::fadvise(&file, 0, None, Advice::WillNeed);
             } else if member.seen.size > 0 {
-                sync_range(scan, member, &file, nix::libc::SYNC_FILE_RANGE_WRITE)?;
-                started.push((member, file));
+                let dirty = flush::begin(&file, member.seen.size)
+                    .map_err(|cause| not_written_back(&scan.path(member), cause))?;
+                started.push((member, file, dirty));
             }
         }
-        for (member, file) in started {
-            let all = nix::libc::SYNC_FILE_RANGE_WAIT_BEFORE
-                | nix::libc::SYNC_FILE_RANGE_WRITE
-                | nix::libc::SYNC_FILE_RANGE_WAIT_AFTER;
-            sync_range(scan, member, &file, all)?;
+        if scan.members.len() <= BATCH {
+            let all = started.iter().map(|(_, _, dirty)| dirty).sum();
+            tally.begin(Step::Flush, all);
+        }
+        for (member, file, dirty) in started {
+            flush::wait(&file, member.seen.size, dirty, tally)
+                .map_err(|cause| not_written_back(&scan.path(member), cause))?;
         }
     }
+    tally.end();
     Ok(())
-}
-
-/// `sync_file_range` over the whole file. Where that is not possible, the clone will do it.
-///
-/// # Errors
-///
-/// The file could not be written back. That must be heeded here: it is reported once to each
-/// open file and, once anybody was told, not to later ones, while a clone made after it may hold
-/// zeros where reading the file itself shows the data.
-fn sync_range(scan: &Scan, member: &Known, file: &OwnedFd, flags: u32) -> Result<()> {
-    // SAFETY: takes no pointers; the descriptor is open as long as `file` lives.
-    let done = unsafe { nix::libc::sync_file_range(file.as_raw_fd(), 0, 0, flags) };
-    if done == 0 {
-        return Ok(());
-    }
-    match Errno::from_io_error(&std::io::Error::last_os_error()) {
-        Some(cause @ (Errno::IO | Errno::NOSPC | Errno::DQUOT)) => {
-            Err(not_written_back(&scan.path(member), cause))
-        }
-        _ => Ok(()),
-    }
 }
 
 /// The error of a member whose data has not reached its file system.

@@ -18,6 +18,7 @@ use super::walk::{At, Found, Paths, Visitor, unreadable, walk};
 use super::{Captured, Method, Prepared, sweep};
 use crate::store::fault;
 use crate::store::manifest::Kind;
+use crate::tally::{Step, Tally};
 use crate::tree::dirs::{Dirs, Node};
 use crate::tree::metadata::{Xattr, XattrReader};
 use crate::tree::seen::{Seen, nanoseconds};
@@ -33,6 +34,8 @@ pub(super) struct Target {
     pub(super) dirs: Dirs,
     /// What is above the roots, relative to the tree.
     pub(super) ancestors: Vec<PathBuf>,
+    /// How far it is.
+    pub(super) tally: Tally,
 }
 
 /// One name in the tree.
@@ -134,6 +137,7 @@ impl Target {
             id: Seen::of(&stat).id,
             dirs: Dirs::new(),
             ancestors: Vec::new(),
+            tally: Tally::default(),
         })
     }
 
@@ -219,8 +223,12 @@ pub(super) fn capture(prepared: Prepared, go_on: &mut dyn FnMut() -> bool) -> Re
         expected: scan.members.len(),
         tracker: None,
     };
+    let bytes = scan.to_capture().map(|known| known.seen.size);
+    into.target.tally.begin(Step::Capture, bytes.sum());
     drop(scan);
-    Ok(record(&scope, into, None, go_on)?.captured)
+    let recorded = record(&scope, into, None, go_on)?;
+    recorded.captured.target.tally.end();
+    Ok(recorded.captured)
 }
 
 /// What a walk captures into, and how.
@@ -594,6 +602,7 @@ impl Recorder<'_> {
                 } else if pins.known.get(&seen.id) == Some(&seen)
                     && copy_ahead(&to, &file, &seen, &mut self.buffer, &put_at)?
                 {
+                    self.target.tally.add(seen.size);
                     return Ok(How::Ahead);
                 }
                 Pin {
@@ -651,6 +660,7 @@ impl Recorder<'_> {
                     if way == Way::Unknown {
                         self.plan.decide(seen.id.dev, Way::Reflink);
                     }
+                    target.tally.add(seen.size);
                     return Ok(How::Reflink);
                 }
                 // Nothing of this device has been cloned yet: a property of the file
@@ -665,7 +675,14 @@ impl Recorder<'_> {
             }
         }
         self.buffer.resize(copy::CHUNK, 0);
-        match copy::copy(&to, file, seen.size, &mut self.buffer, self.go_on) {
+        let (tally, before) = (&target.tally, target.tally.done());
+        let mut go_on = || {
+            tally.add(copy::CHUNK as u64);
+            (self.go_on)()
+        };
+        let copied = copy::copy(&to, file, seen.size, &mut self.buffer, &mut go_on);
+        tally.set(before + seen.size);
+        match copied {
             Ok(()) => Ok(How::Copy),
             Err(copy::Failed::Stopped) => Err(self.stopped()),
             Err(copy::Failed::Read(cause)) => Err(unreadable(&at.path(name), cause)),

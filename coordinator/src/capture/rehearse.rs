@@ -15,6 +15,7 @@ use super::refresh::{Caught, Followed};
 use super::tracker::Tracker;
 use super::walk::Paths;
 use super::{Captured, Prepared, record, sweep};
+use crate::tally::Step;
 use crate::tree::dirs::Dirs;
 use crate::tree::seen::Seen;
 use crate::{Error, Result};
@@ -141,6 +142,9 @@ impl Prepared {
             true => known.collect(),
             false => HashMap::new(),
         }));
+        let small = scan.to_capture().filter(|k| record::is_small(&k.seen));
+        let ahead_bytes = small.map(|known| known.seen.size).sum();
+        target.tally.begin(Step::Ahead, ahead_bytes);
         let raised = Raised::for_files(scan.members.len().min(guard::MAX_FILES));
         let into = Into {
             plan,
@@ -151,6 +155,7 @@ impl Prepared {
             tracker: tracker_for(scan.members.len()),
         };
         let mut recorded = record::record(&scope, into, pins, &mut || true)?;
+        recorded.captured.target.tally.end();
         Ok(Rehearsed {
             is_any_twice: is_any_twice(&recorded.captured),
             followed: followed(&mut recorded),
@@ -331,9 +336,11 @@ impl Rehearsed {
             }
         };
         let sources: Vec<sweep::Source> = pins.into_iter().zip(sources).map(source).collect();
+        let tally = captured.target.tally.clone();
         let asked = sweep::Asked {
             guard: gate.guard(),
             asks: gate.used_asks(),
+            tally: &tally,
         };
         let mut moved = Vec::new();
         let swept = sweep::sweep(ready, asked, &sources, goes_on, || {
@@ -373,7 +380,7 @@ fn is_any_twice(captured: &Captured) -> bool {
 }
 
 /// Looking at fewer files than this at the cut costs less than being told which have changed.
-const MANY: usize = 64;
+pub(super) const MANY: usize = 64;
 
 fn tracker_for(files: usize) -> Option<Tracker> {
     match files > MANY {

@@ -20,7 +20,7 @@
 //! where there are others, [`Prepared::needs_locks`] goes back to clones, or the evidence names them.
 
 use std::ffi::CString;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -45,7 +45,7 @@ pub(super) const NAME: &str = "subvolume";
 const PLACE: &str = ".snapshim-subvolumes";
 /// From how many files on this is chosen unasked. Freezing commits a transaction, which takes as long
 /// as some hundred clones, and on a disk that has other work to do longer.
-const MANY: usize = 1_000;
+pub(super) const MANY: usize = 1_000;
 /// How often the clock is looked at that moves in ticks.
 const LOOK: Duration = Duration::from_micros(100);
 /// By how much the clock may be moved against the other while the subvolume is frozen.
@@ -82,7 +82,7 @@ pub(super) fn plan(
     if !is_required && (method != Method::Auto || scan.to_capture().count() < MANY) {
         return Ok(None);
     }
-    match check(scan, paths, target).and_then(|()| make_place(target)) {
+    match check(scan, paths, &*target.fd).and_then(|()| make_place(target)) {
         Ok(place) => Ok(Some(Plan { place, is_required })),
         Err(cause) if is_required => Err(cause),
         Err(_) => Ok(None),
@@ -96,8 +96,9 @@ fn cannot(why: impl std::fmt::Display) -> Error {
     .next("pass --capture auto or --capture reflink")
 }
 
-fn check(scan: &Scan, paths: &Paths, target: &Target) -> Result<()> {
-    if !subvolume::is_btrfs(&*target.fd) {
+/// Whether the roots can be frozen into a store on the file system of `store`.
+pub(super) fn check(scan: &Scan, paths: &Paths, store: impl AsFd) -> Result<()> {
+    if !subvolume::is_btrfs(store) {
         return Err(cannot("the store is not on btrfs"));
     }
     let mut devices = Vec::new();
@@ -378,7 +379,6 @@ fn snapshots(paths: &Paths, plan: &Plan) -> Result<Elsewhere> {
             (false, None) => snapshot.fd.try_clone(),
             (false, Some(parent)) => {
                 let flags = OFlags::PATH | OFlags::DIRECTORY;
-                use std::os::fd::AsFd;
                 open_below(snapshot.fd.as_fd(), parent, flags).map_err(std::io::Error::from)
             }
         };

@@ -21,6 +21,7 @@ use crate::hooks::{self, Hooks};
 use crate::store::policy::{Count, Policy, Room, Within};
 
 use crate::stop::Stop;
+use crate::tally::Tally;
 use crate::verify::command::{self, Verify};
 
 use super::{help, usage};
@@ -412,6 +413,7 @@ impl HowArgs {
             hooks: self.means.hooks(),
             doubt: None,
             stop: Stop::default(),
+            tally: Tally::default(),
         }
     }
 }
@@ -595,6 +597,7 @@ impl SnapArgs {
             hooks: self.means.hooks(),
             doubt: None,
             stop: Stop::default(),
+            tally: Tally::default(),
         }
     }
 }

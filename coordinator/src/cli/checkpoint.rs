@@ -12,6 +12,7 @@ use crate::{Exit, Result};
 
 use super::args::CheckpointArgs;
 use super::progress::Meter;
+use super::watch::Watch;
 use super::{output, style, usage};
 
 /// A snapshot's certificate and where its files are.
@@ -41,7 +42,10 @@ pub fn run(args: &CheckpointArgs) -> Result<ExitCode> {
         }
         options.only = Some(only);
     }
-    let outcome = checkpoint(&set, &options, &mut Meter::new())?;
+    let json = args.output.json;
+    let watch = Watch::start(&options.tally, json);
+    let outcome = checkpoint(&set, &options, &mut Meter::new(json))?;
+    drop(watch);
     report(outcome, args.output.json)
 }
 

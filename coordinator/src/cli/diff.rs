@@ -35,7 +35,7 @@ pub fn run(args: &DiffArgs) -> Result<ExitCode> {
     let paths_named = a.path.into_iter().chain(b.and_then(|b| b.path));
     let a = snapshot(a)?;
     let b = b.map(snapshot).transpose()?;
-    let mut progress = Meter::new();
+    let mut progress = Meter::new(args.output.json);
     let live = match &b {
         Some(_) => None,
         None => {

@@ -50,7 +50,7 @@ pub fn run(args: &HoldArgs) -> Result<ExitCode> {
     let mut command = Command::new(program);
     command.args(arguments).env("SNAPSHIM_SET", &set.name);
     child::leave_sets(&mut command);
-    let (manifest, status) = hold(&set, &options, command, &mut Meter::new())?;
+    let (manifest, status) = hold(&set, &options, command, &mut Meter::new(args.output.json))?;
     output::reasons(&manifest);
     if args.output.json {
         output::json(&report(&manifest, status.code()))?;

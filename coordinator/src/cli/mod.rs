@@ -5,7 +5,7 @@
 //! or a line for people, or with `--json` one object and nothing else. All the
 //! rest goes to standard error: [`output::error`] always, [`output::note`] unless
 //! `--quiet`, [`output::detail`] with `--verbose`, and how far long work is
-//! ([`progress::Meter`]). The shim never prints anything.
+//! ([`progress::Meter`], [`watch::Watch`]). The shim never prints anything.
 
 pub mod args;
 pub mod checkpoint;
@@ -14,11 +14,13 @@ pub mod delete;
 pub mod diff;
 pub mod doctor;
 pub mod env;
+mod forecast;
 pub mod help;
 pub mod hold;
 pub mod inherited;
 pub mod list;
 pub mod man;
+mod offer;
 pub mod output;
 pub mod periodic;
 pub mod pin;
@@ -38,6 +40,7 @@ pub mod style;
 pub mod table;
 pub mod verify;
 mod waits;
+pub mod watch;
 
 use std::ffi::OsString;
 use std::process::ExitCode;

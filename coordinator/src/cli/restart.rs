@@ -59,7 +59,7 @@ impl<'a> Crashes<'a> {
                 otherwise: Otherwise::Fail,
                 ..options.clone()
             };
-            let made = checkpoint(set, &at_rest, &mut Meter::new())?;
+            let made = checkpoint(set, &at_rest, &mut Meter::new(false))?;
             if let Some(reason) = made.manifest.reasons.first() {
                 output::note(&format!(
                     "snapshim: the files as they are now are no good to go back to: {}",
@@ -114,7 +114,7 @@ impl<'a> Crashes<'a> {
                 self.first.as_deref(),
                 now,
                 &how,
-                &mut Meter::new(),
+                &mut Meter::new(false),
             ) {
                 Ok(done) => output::note(&format!(
                     "snapshim: the program {how}: put back {}; what it left is {}",

@@ -115,7 +115,7 @@ pub fn run(args: &RestoreArgs) -> Result<ExitCode> {
     let set = Set::open(Some(&found.set))
         .ok()
         .filter(|set| set.config.store == found.place);
-    let mut meter = Meter::new();
+    let mut meter = Meter::new(args.output.json);
     if let Some(set) = &set
         && target == Target::InPlace
     {
@@ -281,7 +281,7 @@ fn run_undo(args: &RestoreArgs, options: &Options) -> Result<ExitCode> {
         parents = crate::restore::places(&roots);
         about = roots;
     }
-    let mut meter = Meter::new();
+    let mut meter = Meter::new(args.output.json);
     let undone = undo(&parents, &about, options, &mut meter, &mut || {
         !interrupt::is_asked()
     });

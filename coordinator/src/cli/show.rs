@@ -15,7 +15,7 @@ use super::args::ShowArgs;
 use super::checkpoint::Report;
 use super::snapshots::Named;
 use super::table::{Cell, Table};
-use super::{output, snapshots};
+use super::{forecast, output, snapshots};
 
 /// Runs the command.
 pub fn run(args: &ShowArgs) -> Result<ExitCode> {
@@ -165,6 +165,10 @@ fn describe(manifest: &Manifest, tree: &str) -> String {
         row("stopped", format!("{} from outside", output::micros(stop)));
     }
     row("capture", output::name(&manifest.capture));
+    if let Some(prediction) = &manifest.prediction {
+        rows.extend(forecast::rows_of(prediction));
+    }
+    let mut row = |label: &str, value: String| rows.push(vec![label.to_owned(), value]);
     for root in &manifest.roots {
         row("watched", path(root));
     }

@@ -10,6 +10,7 @@ use super::args::SnapArgs;
 use super::checkpoint::report;
 use super::progress::Meter;
 use super::usage;
+use super::watch::Watch;
 
 /// Runs the command.
 pub fn run(args: &SnapArgs) -> Result<ExitCode> {
@@ -27,6 +28,9 @@ pub fn run(args: &SnapArgs) -> Result<ExitCode> {
         Some(name) => name.clone(),
         None => set::name_from(&config.roots[0]),
     };
-    let outcome = snap(&name, &config, &args.options(&config), &mut Meter::new())?;
+    let (options, json) = (args.options(&config), args.output.json);
+    let watch = Watch::start(&options.tally, json);
+    let outcome = snap(&name, &config, &options, &mut Meter::new(json))?;
+    drop(watch);
     report(outcome, args.output.json)
 }

@@ -20,6 +20,7 @@ use crate::store::Store;
 use crate::store::manifest::{PathName, VERSION};
 
 use super::args::StatusArgs;
+use super::forecast::Forecast;
 use super::points::{self, Points};
 use super::table::{Cell, Table};
 use super::waits::Waits;
@@ -66,6 +67,8 @@ struct Report {
     store: PathName,
     latest: Option<String>,
     points: Points,
+    /// What capturing takes.
+    capture: Forecast,
     /// A restore in place that did not come to its end, or keeps what it replaced.
     #[serde(skip_serializing_if = "Option::is_none")]
     restore: Option<String>,
@@ -148,6 +151,7 @@ fn report(set: &Set) -> Result<Report> {
         waits: Waits::of(&set.gate),
         writers: writers(slots),
         points: Points::of(set),
+        capture: Forecast::of(set),
         roots: names(&set.config.roots),
         excludes: names(&set.config.excludes),
         restore: restore::unfinished(&set.config.roots),
@@ -272,6 +276,7 @@ fn describe(report: &Report) -> String {
         row("restore", output::name(restore));
     }
     rows.extend(report.points.rows());
+    rows.extend(report.capture.rows());
     let mut text = output::table(&rows);
     if report.writers.is_empty() {
         return text;

@@ -98,7 +98,7 @@ pub fn run(args: &VerifyArgs) -> Result<ExitCode> {
     let pace = Pace::gentle(&|_| false);
     let _idle = args.all.then(|| pace.idle());
     let verify = args.command.wanted();
-    let mut progress = Meter::new();
+    let mut progress = Meter::new(args.output.json);
     let mut lines = Vec::new();
     for id in ids {
         let entry = match found.store.find(&id) {

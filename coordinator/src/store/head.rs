@@ -10,6 +10,7 @@ use serde_json::{Map, Value};
 
 use super::manifest::{FileRecord, Kind, Manifest, Pin, Reason, Totals, VERSION};
 use super::policy::Class;
+use super::prediction::Prediction;
 use super::{Store, read};
 use crate::Result;
 
@@ -45,6 +46,12 @@ pub struct Head {
     pub stop_us: Option<u64>,
     /// `reflink`, `copy`, `mixed`, or `none`.
     pub capture: String,
+    /// How long files were captured after the hold, µs.
+    #[serde(default)]
+    pub guard_us: Option<u64>,
+    /// What capturing was expected to take, and what it took.
+    #[serde(default)]
+    pub prediction: Option<Prediction>,
     /// How much there is in the snapshot.
     pub totals: Totals,
     /// Whether it stays whatever a policy says.
@@ -88,6 +95,8 @@ impl From<Manifest> for Head {
             drain_us: manifest.drain_us,
             stop_us: manifest.stop_us,
             capture: manifest.capture,
+            guard_us: manifest.guard_us,
+            prediction: manifest.prediction,
             totals,
             pin: manifest.pin,
             is_partial: manifest.only.is_some(),
@@ -156,6 +165,18 @@ impl Store {
         ids.into_iter().rev().take(MOST).find_map(|id| {
             let head = self.head(&id).ok()?;
             (head.commit_point_asked == point).then_some((id, head.commit_point))
+        })
+    }
+
+    /// The newest snapshot, among some of the newest, of which it is said what was expected of its
+    /// capture: its id, how long it was guarded, µs, and that.
+    pub(crate) fn last_predicted(&self) -> Option<(String, Option<u64>, Prediction)> {
+        /// Snapshots looked at.
+        const MOST: usize = 8;
+        let ids = self.ids().ok()?;
+        ids.into_iter().rev().take(MOST).find_map(|id| {
+            let head = self.head(&id).ok()?;
+            Some((id, head.guard_us, head.prediction?))
         })
     }
 

@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::prediction::Prediction;
+
 /// The version of the manifest and of every `--json` object.
 pub const VERSION: u32 = 1;
 
@@ -53,6 +55,9 @@ pub struct Manifest {
     /// Pieces of files that programs waited for meanwhile.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub guard_asked: Option<u64>,
+    /// What capturing was expected to take, by each method, and what it took.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prediction: Option<Prediction>,
     /// Bytes that were hashed for the digests of the files; those of the others were known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hashed_bytes: Option<u64>,

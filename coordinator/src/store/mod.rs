@@ -21,6 +21,7 @@ pub mod extents;
 pub mod manifest;
 pub mod pace;
 pub mod policy;
+pub mod prediction;
 pub mod retention;
 pub mod snapshot;
 

@@ -30,6 +30,7 @@ fn manifest(id: &str, verified: bool) -> Manifest {
         guard_asked: None,
         capture: "copy".to_owned(),
         hashed_bytes: None,
+        prediction: None,
         checks: Vec::new(),
         roots: vec![PathName("/data".into())],
         excludes: None,

@@ -5,7 +5,7 @@
 //! source's times alone and promises no durability. The destination is always fresh:
 //! a longer one would keep its tail.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 
 use rustix::fs::{IFlags, ioctl_ficlone, ioctl_getflags, ioctl_setflags};
 use rustix::io::Errno;
@@ -18,6 +18,31 @@ pub(crate) fn clone(to: impl AsFd, from: impl AsFd) -> Result<(), Errno> {
         // directory it was made in. The flag can be changed as long as a file is empty.
         Err(Errno::INVAL) if match_nocow(&to, &from) == Ok(true) => ioctl_ficlone(&to, &from),
         other => other,
+    }
+}
+
+/// Finds out whether `from` can be cloned into the empty file `to`, by its first block alone: whatever is shared,
+/// if only for a moment, is written elsewhere when it is changed, and leaves the file in more
+/// pieces.
+pub(crate) fn try_clone(to: impl AsFd, from: impl AsFd) -> Result<(), Errno> {
+    match clone_first_block(&to, &from) {
+        Err(Errno::INVAL) if match_nocow(&to, &from) == Ok(true) => clone_first_block(&to, &from),
+        other => other,
+    }
+}
+
+fn clone_first_block(to: impl AsFd, from: impl AsFd) -> Result<(), Errno> {
+    const FICLONERANGE: nix::libc::c_ulong = 0x4020_940d;
+    let stat = rustix::fs::fstat(&from)?;
+    let (size, block) = (stat.st_size as u64, stat.st_blksize as u64);
+    // struct file_clone_range: src_fd, src_offset, src_length (0: to the end), dest_offset.
+    let length = if size > block { block } else { 0 };
+    let range = [from.as_fd().as_raw_fd() as u64, 0, length, 0];
+    // SAFETY: the kernel reads the structure, which is as large as its own.
+    let done = unsafe { nix::libc::ioctl(to.as_fd().as_raw_fd(), FICLONERANGE, range.as_ptr()) };
+    match done {
+        0 => Ok(()),
+        _ => Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)),
     }
 }
 

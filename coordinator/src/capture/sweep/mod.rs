@@ -28,6 +28,7 @@ use snapshim_gate::sys::{futex_wait, futex_wake_all};
 
 use super::walk::unreadable;
 use crate::Result;
+use crate::tally::{Step, Tally};
 use buffers::{Buffer, Pool};
 
 /// Memory for chunks that were read by the sweep and not written yet.
@@ -73,6 +74,8 @@ pub(super) struct Asked<'a> {
     pub(super) guard: &'a Guard,
     /// What threads ask for.
     pub(super) asks: &'a [AtomicU64],
+    /// How far it is.
+    pub(super) tally: &'a Tally,
 }
 
 /// Buffers for a sweep, made ahead.
@@ -151,6 +154,8 @@ pub(super) fn sweep(
         .map(|source| guard::chunks_of(source.size, ready.shift))
         .sum();
     let chunks = chunks as u32; // the guard's table holds no more than 2^20
+    let bytes = sources.iter().map(|source| source.size);
+    asked.tally.begin(Step::Capture, bytes.sum());
     let sweep = Sweep {
         asked,
         sources,
@@ -188,6 +193,7 @@ pub(super) fn sweep(
         let _ = writing.join();
         ended
     })?;
+    asked.tally.end();
     match sweep.failure() {
         Some(failure) => Err(failure),
         None => Ok(Swept {
@@ -248,7 +254,7 @@ impl Sweep<'_> {
             if hole.contains(&chunk) {
                 // Nothing to read: nobody has changed it, or he would have asked.
                 if self.claim(chunk) {
-                    self.done(chunk);
+                    self.done(chunk, 1 << self.shift);
                 }
                 continue;
             }
@@ -327,7 +333,7 @@ impl Sweep<'_> {
         // To the end of its page, for O_DIRECT.
         let padded = len.next_multiple_of(writer::ALIGNMENT);
         buffer.bytes_mut()[len..padded].fill(0);
-        self.done(chunk);
+        self.done(chunk, len as u64);
         let read = Read {
             source: index,
             offset,
@@ -338,7 +344,8 @@ impl Sweep<'_> {
         to.send(read).is_ok()
     }
 
-    fn done(&self, chunk: u32) {
+    fn done(&self, chunk: u32, bytes: u64) {
+        self.asked.tally.add(bytes);
         self.asked.guard.mark(chunk);
         self.left.fetch_sub(1, AcqRel);
     }

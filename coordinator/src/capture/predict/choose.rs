@@ -1,0 +1,216 @@
+//! Which method is taken, and why.
+
+use std::time::Duration;
+
+use super::super::Method;
+use super::costs::Cost;
+
+/// A hold that is not worth avoiding.
+const SHORT: Duration = Duration::from_millis(1);
+/// From this size on, bytes, a file that is overwritten in place is not cloned again and again.
+pub(super) const LARGE: u64 = 16 << 20;
+/// So many bytes are copied without being noticed, also on btrfs.
+const LITTLE: u64 = 8 << 20;
+/// A copy that takes longer than this is dearer than what clones do to a file.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How a set is captured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Choice {
+    /// Clones or copies, whichever the file systems can.
+    UnderHold,
+    Guarded,
+    Subvolume,
+}
+
+/// What the choice depends on.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Weighed {
+    /// All files cloned or copied under the hold, without what every hold takes.
+    pub(super) under: Cost,
+    /// All files captured after the cut.
+    pub(super) guarded: Cost,
+    /// On btrfs, copying stalls a program's own writes more than anything else does.
+    pub(super) is_btrfs: bool,
+    /// Files that would be cloned, are large, and are overwritten in place: how many, and the name of
+    /// the largest.
+    pub(super) breaking: Option<(usize, String)>,
+    /// Whether the subvolume can be frozen, and is worth it.
+    pub(super) can_freeze: bool,
+    /// What makes the hold long, in words.
+    pub(super) cause: Option<String>,
+    /// Why they cannot be captured after the cut.
+    pub(super) not_guarded: Option<String>,
+}
+
+impl Weighed {
+    /// Whether it would be better to capture after the cut, if that is possible.
+    fn is_better_guarded(&self) -> bool {
+        let is_long = self.under.hold > SHORT;
+        let breaks = self.breaking.is_some() && self.guarded.wall <= PATIENCE;
+        !self.is_btrfs && (is_long || breaks) || is_long && self.guarded.bytes <= LITTLE
+    }
+
+    /// Whether it has to be known if they can be captured after the cut.
+    pub(super) fn asks_for_guard(&self, method: Method) -> bool {
+        match method {
+            Method::CopyBeforeWrite => true,
+            Method::Auto => !self.can_freeze && self.is_better_guarded(),
+            Method::Reflink | Method::Copy | Method::Subvolume => false,
+        }
+    }
+
+    /// The choice, and why.
+    pub(super) fn choose(&self, method: Method) -> (Choice, String) {
+        let asked = |choice| (choice, "it was asked for".to_owned());
+        match method {
+            Method::Reflink | Method::Copy => asked(Choice::UnderHold),
+            Method::CopyBeforeWrite => match &self.not_guarded {
+                None => asked(Choice::Guarded),
+                Some(why) => (
+                    Choice::UnderHold,
+                    format!("copy-before-write was asked for, but {why}"),
+                ),
+            },
+            Method::Subvolume => asked(Choice::Subvolume),
+            Method::Auto => self.best(),
+        }
+    }
+
+    fn best(&self) -> (Choice, String) {
+        if self.can_freeze {
+            let why = "freezing the subvolume takes as long for many files as for one";
+            return (Choice::Subvolume, why.to_owned());
+        }
+        let hold = human(self.under.hold);
+        let because = match &self.cause {
+            Some(cause) => format!(" ({cause})"),
+            None => String::new(),
+        };
+        let is_long = self.under.hold > SHORT;
+        if self.is_better_guarded() {
+            let better = match (is_long, &self.breaking) {
+                (false, Some((count, name))) => {
+                    let others = match count {
+                        0 | 1 => String::new(),
+                        more => format!(" and {} more", more - 1),
+                    };
+                    format!(
+                        "{name}{others} is being overwritten in place: each clone would make \
+                         the next writes go elsewhere, and leave it in more pieces"
+                    )
+                }
+                _ => format!("under the hold it would take {hold}{because}"),
+            };
+            return match &self.not_guarded {
+                None => (Choice::Guarded, better),
+                Some(why) => (Choice::UnderHold, format!("{better}; but {why}")),
+            };
+        }
+        let why = match (is_long, self.is_btrfs, &self.breaking) {
+            (true, true, _) => format!(
+                "it takes {hold}{because}, but on btrfs a copy after the cut delays programs more"
+            ),
+            (_, true, _) | (false, _, None) => format!("it takes no longer than {hold}"),
+            (_, _, Some((_, name))) => format!(
+                "it takes no longer than {hold}; {name} is being overwritten and clones leave it in more \
+                 pieces, but a copy after the cut would take {}",
+                human(self.guarded.wall)
+            ),
+            (true, false, None) => format!("it takes {hold}{because}"),
+        };
+        (Choice::UnderHold, why)
+    }
+}
+
+/// A duration for people.
+pub(super) fn human(time: Duration) -> String {
+    let us = time.as_secs_f64() * 1e6;
+    match us {
+        ..1e3 => format!("{us:.0} µs"),
+        ..1e6 => format!("{:.1} ms", us / 1e3),
+        _ => format!("{:.1} s", us / 1e6),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn weighed(hold_ms: u64, is_btrfs: bool) -> Weighed {
+        Weighed {
+            under: Cost {
+                hold: Duration::from_millis(hold_ms),
+                ..Cost::default()
+            },
+            guarded: Cost {
+                wall: Duration::from_secs(1),
+                bytes: 1 << 30,
+                ..Cost::default()
+            },
+            is_btrfs,
+            ..Weighed::default()
+        }
+    }
+
+    fn choice(weighed: &Weighed, method: Method) -> Choice {
+        weighed.choose(method).0
+    }
+
+    #[test]
+    fn what_takes_long_is_guarded() {
+        let auto = Method::Auto;
+        assert_eq!(choice(&weighed(30, false), auto), Choice::Guarded);
+        assert_eq!(choice(&weighed(30, true), auto), Choice::UnderHold);
+        assert_eq!(choice(&weighed(0, false), auto), Choice::UnderHold);
+        let asked = Method::CopyBeforeWrite;
+        assert_eq!(choice(&weighed(0, true), asked), Choice::Guarded);
+        assert_eq!(
+            choice(&weighed(9_999, false), Method::Copy),
+            Choice::UnderHold
+        );
+        let little = Weighed {
+            guarded: Cost {
+                bytes: 1 << 20,
+                ..Cost::default()
+            },
+            ..weighed(30, true)
+        };
+        assert_eq!(choice(&little, auto), Choice::Guarded);
+        let many = Weighed {
+            can_freeze: true,
+            ..weighed(30, true)
+        };
+        assert_eq!(choice(&many, auto), Choice::Subvolume);
+        let cannot = Weighed {
+            not_guarded: Some("there is no gate".into()),
+            ..weighed(30, false)
+        };
+        let (choice, why) = cannot.choose(auto);
+        assert_eq!(choice, Choice::UnderHold);
+        assert!(why.ends_with("; but there is no gate"), "{why}");
+    }
+
+    #[test]
+    fn what_clones_would_break_up_is_copied_unless_that_takes_too_long() {
+        let breaking = |wall, is_btrfs| Weighed {
+            breaking: Some((2, "/data/db".into())),
+            guarded: Cost {
+                wall: Duration::from_secs(wall),
+                ..Cost::default()
+            },
+            ..weighed(0, is_btrfs)
+        };
+        let (choice, why) = breaking(2, false).choose(Method::Auto);
+        assert_eq!(choice, Choice::Guarded);
+        assert!(why.starts_with("/data/db and 1 more"), "{why}");
+        let (choice, why) = breaking(60, false).choose(Method::Auto);
+        assert_eq!(choice, Choice::UnderHold);
+        assert!(why.contains("would take 60.0 s"), "{why}");
+        assert_eq!(breaking(2, true).choose(Method::Auto).0, Choice::UnderHold);
+        assert_eq!(
+            breaking(2, false).choose(Method::Reflink).0,
+            Choice::UnderHold
+        );
+    }
+}

@@ -1,0 +1,358 @@
+//! What each method is expected to take, what `auto` makes of it, and what it took:
+//! in the certificate, in `status`, `show` and with `--verbose`; on every file system.
+
+use std::fs;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde_json::Value;
+use snapshim_tests::process::{run, wait_until};
+use snapshim_tests::{Fs, Lab, Outcome, Proc, Random, lab, process};
+
+const LIMIT: Duration = Duration::from_secs(60);
+const MIB: u64 = 1 << 20;
+
+/// Overwrites random pages of the file in its first argument, some 2,000 a second.
+const OVERWRITE: &str = "import os,random,sys,time
+f = os.open(sys.argv[1], os.O_RDWR); n = os.fstat(f).st_size // 4096; b = os.urandom(4096)
+while True: os.pwrite(f, b, random.randrange(n) * 4096); time.sleep(0.0003)";
+/// Only appends to it.
+const APPEND: &str = "import os,sys,time
+f = os.open(sys.argv[1], os.O_WRONLY | os.O_APPEND)
+while True: os.write(f, b'x' * 512); time.sleep(0.0003)";
+/// Has it mapped, too.
+const MAPPED: &str = "import mmap,os,sys,time
+f = os.open(sys.argv[1], os.O_RDWR); m = mmap.mmap(f, 0)
+while True: m[0:4] = b'abcd'; time.sleep(0.01)";
+
+fn lab(name: &str, fs: Fs) -> Option<Lab> {
+    Lab::new(name, fs, Duration::from_secs(240))
+}
+
+/// A file of so many bytes, on disk, and left alone for a while.
+fn file(lab: &Lab, name: &str, bytes: u64) -> PathBuf {
+    let path = lab.data().join(name);
+    let mut random = Random(bytes);
+    let block: Vec<u8> = (0..MIB / 8)
+        .flat_map(|_| random.below(u64::MAX).to_le_bytes())
+        .collect();
+    let file = fs::File::create(&path).unwrap();
+    for at in (0..bytes).step_by(block.len()) {
+        let len = block.len().min((bytes - at) as usize);
+        file.write_all_at(&block[..len], at).unwrap();
+    }
+    file.sync_all().unwrap();
+    let old = std::time::SystemTime::now() - Duration::from_secs(60);
+    file.set_modified(old).unwrap();
+    path
+}
+
+/// A program of the set: python with `script`, on `path`.
+fn program(lab: &Lab, script: &str, path: &Path) -> Proc {
+    let args = ["-c", script, path.to_str().unwrap()];
+    let mut program = lab.run(&["--keep-last", "2"], Path::new("/usr/bin/python3"), &args);
+    let before = fs::metadata(path).unwrap().modified().unwrap();
+    let wrote = || fs::metadata(path).is_ok_and(|m| m.modified().unwrap() != before);
+    assert!(
+        wait_until(Duration::from_secs(20), wrote) && program.is_running(),
+        "the program does not write"
+    );
+    program
+}
+
+fn idle(lab: &Lab) -> Proc {
+    let mut idle = lab.run(&[], Path::new("/bin/sleep"), &["600"]);
+    let ready = wait_until(Duration::from_secs(20), || {
+        !lab.processes_named("sleep").is_empty() && lab.gate().exists()
+    });
+    assert!(ready && idle.is_running());
+    std::thread::sleep(Duration::from_millis(100));
+    idle
+}
+
+fn status(lab: &Lab) -> Value {
+    let ended = run(lab.snapshim(&["status", lab.set(), "--json"]), LIMIT).ok("status");
+    serde_json::from_slice(&ended.stdout).unwrap()
+}
+
+fn number(value: &Value) -> f64 {
+    value
+        .as_f64()
+        .unwrap_or_else(|| panic!("no number: {value}"))
+}
+
+fn method<'a>(prediction: &'a Value, name: &str) -> Option<&'a Value> {
+    let methods = prediction["methods"].as_array().expect("methods");
+    methods.iter().find(|method| method["method"] == name)
+}
+
+fn hold_of(prediction: &Value, name: &str) -> f64 {
+    let found = method(prediction, name);
+    number(&found.unwrap_or_else(|| panic!("no {name}: {prediction}"))["hold_us"])
+}
+
+/// The prediction of a certificate, in itself as it has to be.
+#[track_caller]
+fn prediction(outcome: &Outcome) -> Value {
+    let certificate = &outcome.certificate().0;
+    let prediction = certificate["prediction"].clone();
+    let took = &prediction["outcome"];
+    assert_eq!(took["method"], certificate["capture"], "{prediction}");
+    assert_eq!(took["hold_us"], certificate["hold_us"], "{prediction}");
+    assert!(number(&took["wall_us"]) > 0.0, "{prediction}");
+    let choice = prediction["choice"].as_str().unwrap();
+    assert!(method(&prediction, choice).is_some(), "{prediction}");
+    assert!(!prediction["why"].as_str().unwrap().is_empty());
+    let is_kept = took["method"] == prediction["choice"] && took["instead"].is_null();
+    assert!(is_kept || took["instead"].is_string(), "{prediction}");
+    prediction
+}
+
+/// What `status` says now, with `certificate`'s of the last.
+#[track_caller]
+fn now(lab: &Lab, last: &Outcome) -> Value {
+    let status = status(lab);
+    let (id, certificate) = (last.certificate().id(), &last.certificate().0);
+    assert_eq!(status["capture"]["last"]["id"], id);
+    let of_last = &status["capture"]["last"]["prediction"];
+    assert_eq!(*of_last, certificate["prediction"]);
+    status["capture"]["now"].clone()
+}
+
+#[test]
+fn what_is_clean_is_cloned_on_xfs() {
+    let Some(lab) = lab("predict-clean", Fs::Xfs) else {
+        return;
+    };
+    let path = file(&lab, "file", 64 * MIB);
+    fs::write(lab.data().join("small"), "x").unwrap();
+    let _idle = idle(&lab);
+    let before = lab.stored().len();
+    let first: Value = status(&lab)["capture"].clone();
+    assert_eq!(first["now"]["choice"], "reflink");
+    assert!(first["last"].is_null());
+    assert_eq!(lab.stored().len(), before, "status makes nothing");
+
+    let outcome = lab.checkpoint(&[]);
+    let expected = prediction(&outcome);
+    assert_eq!(expected["choice"], "reflink");
+    assert_eq!(
+        (&expected["files"], &expected["looked_at"]),
+        (&2.into(), &1.into())
+    );
+    assert_eq!(expected["outcome"]["bytes"], 0);
+    assert!(hold_of(&expected, "reflink") < 1_000.0, "{expected}");
+    assert!(hold_of(&expected, "copy") > 10_000.0, "{expected}");
+    for name in ["copy", "copy-before-write"] {
+        let bytes = number(&method(&expected, name).unwrap()["bytes"]);
+        assert_eq!(bytes, (64 * MIB + 1) as f64, "{name}: {expected}");
+    }
+    let largest = &expected["dominant"][0];
+    assert_eq!(largest["path"], path.to_str().unwrap());
+    assert_eq!(largest["file_system"], "xfs");
+    assert_eq!(largest["overwritten"], false);
+    assert!(number(&largest["extents"]) >= 1.0);
+    assert_eq!(now(&lab, &outcome)["choice"], "reflink");
+
+    // What was asked for is told, too, and what a copy wrote.
+    let outcome = lab.checkpoint(&["--capture", "copy"]);
+    let expected = prediction(&outcome);
+    assert_eq!(expected["choice"], "copy");
+    assert_eq!(expected["why"], "it was asked for");
+    assert_eq!(number(&expected["outcome"]["bytes"]), (64 * MIB + 1) as f64);
+
+    // For people.
+    let ended = run(lab.snapshim(&["checkpoint", lab.set(), "-v"]), LIMIT).ok("checkpoint -v");
+    assert!(
+        ended.err().contains("snapshim: chose reflink: "),
+        "{}",
+        ended.err()
+    );
+    assert!(
+        ended.err().contains("; expected of reflink: "),
+        "{}",
+        ended.err()
+    );
+    let shown = run(lab.snapshim(&["status", lab.set()]), LIMIT)
+        .ok("status")
+        .out();
+    for words in [
+        "capture\twould be reflink",
+        "expected\tcopy: held ",
+        "captured\t2",
+        "holds for\t",
+    ] {
+        assert!(shown.contains(words), "{words}: {shown}");
+    }
+    let shown = run(lab.snapshim(&["show", "latest"]), LIMIT)
+        .ok("show")
+        .out();
+    assert!(shown.contains("chosen\treflink: "), "{shown}");
+    assert!(shown.contains("captured\tby reflink: held "), "{shown}");
+}
+
+/// Extents of a file on XFS: `fsx_nextents`.
+fn extents(path: &Path) -> u32 {
+    const FS_IOC_FSGETXATTR: libc::c_ulong = 0x801c_581f;
+    let file = fs::File::open(path).unwrap();
+    let mut attributes = [0u32; 7];
+    // SAFETY: the structure has 28 bytes, which the kernel writes.
+    let done = unsafe { libc::ioctl(file.as_raw_fd(), FS_IOC_FSGETXATTR, attributes.as_mut_ptr()) };
+    assert_eq!(done, 0);
+    attributes[2]
+}
+
+#[test]
+fn what_is_overwritten_is_not_broken_up_on_xfs() {
+    let _alone = lab::serial();
+    let Some(lab) = lab("predict-overwritten", Fs::Xfs) else {
+        return;
+    };
+    let path = file(&lab, "file", 128 * MIB);
+    let fresh = extents(&path);
+    let mut writer = program(&lab, OVERWRITE, &path);
+    for _ in 0..5 {
+        let outcome = lab.checkpoint(&["--no-digest"]);
+        let expected = prediction(&outcome);
+        assert_eq!(expected["choice"], "copy-before-write", "{expected}");
+        assert_eq!(outcome.certificate().capture(), "copy-before-write");
+        assert_eq!(number(&expected["outcome"]["bytes"]), (128 * MIB) as f64);
+        assert_eq!(expected["dominant"][0]["overwritten"], true);
+        std::thread::sleep(Duration::from_millis(300));
+        let now = now(&lab, &outcome);
+        assert_eq!(now["choice"], "copy-before-write", "{now}");
+        assert!(number(&now["dominant"][0]["dirty"]) > 0.0, "{now}");
+        assert!(hold_of(&now, "reflink") > hold_of(&now, "copy-before-write"));
+    }
+    let after = extents(&path);
+    // The control: clones of the live file do break it up.
+    for _ in 0..3 {
+        lab.checkpoint(&["--no-digest", "--capture", "reflink", "--max-hold", "10s"])
+            .certificate();
+        std::thread::sleep(Duration::from_millis(300));
+    }
+    let cloned = extents(&path);
+    println!("extents: {fresh}, after 5 checkpoints {after}, after 3 clones {cloned}");
+    assert!(after <= fresh + 16, "{fresh} extents became {after}");
+    assert!(cloned > after + 200, "the control shows nothing: {cloned}");
+    writer.end();
+
+    // In many pieces, but left alone: what a clone takes is told from these.
+    let file = fs::File::options().write(true).open(&path).unwrap();
+    file.sync_all().unwrap();
+    std::thread::sleep(Duration::from_millis(1_500));
+    let _idle = idle(&lab);
+    let outcome = lab.checkpoint(&["--no-digest", "--capture", "reflink", "--max-hold", "10s"]);
+    let expected = prediction(&outcome);
+    let (told, took) = (
+        hold_of(&expected, "reflink"),
+        outcome.certificate().hold_us(),
+    );
+    println!(
+        "{} extents: expected {told} µs, took {took} µs",
+        extents(&path)
+    );
+    assert!(
+        told > 1_000.0 && told < took * 8.0 && took < told * 8.0,
+        "{told} µs expected, {took} µs"
+    );
+    let outcome = lab.checkpoint(&["--no-digest"]);
+    let expected = prediction(&outcome);
+    assert_eq!(expected["choice"], "copy-before-write");
+    assert!(
+        expected["why"].as_str().unwrap().contains(" extents"),
+        "{expected}"
+    );
+}
+
+#[test]
+fn what_only_grows_is_cloned_on_xfs() {
+    let Some(lab) = lab("predict-appended", Fs::Xfs) else {
+        return;
+    };
+    let path = file(&lab, "log", 64 * MIB);
+    let _writer = program(&lab, APPEND, &path);
+    let outcome = lab.checkpoint(&[]);
+    let expected = prediction(&outcome);
+    assert_eq!(expected["dominant"][0]["overwritten"], false, "{expected}");
+    let now = now(&lab, &outcome);
+    assert_eq!(now["dominant"][0]["overwritten"], false, "{now}");
+}
+
+/// Without clones: a large file is copied after the cut, small ones under the hold.
+fn without_reflink(fs_kind: Fs) {
+    let name = format!("predict-{}", fs_kind.name());
+    let Some(lab) = lab(&name, fs_kind) else {
+        return;
+    };
+    file(&lab, "small", 4096);
+    let _idle = idle(&lab);
+    let expected = prediction(&lab.checkpoint(&[]));
+    assert_eq!(expected["choice"], "copy", "{expected}");
+    assert!(method(&expected, "reflink").is_none(), "{expected}");
+
+    file(&lab, "large", 128 * MIB);
+    let outcome = lab.checkpoint(&[]);
+    let expected = prediction(&outcome);
+    assert_eq!(expected["choice"], "copy-before-write", "{expected}");
+    let why = expected["why"].as_str().unwrap();
+    assert!(why.contains("/large: 128.0 MiB to be copied"), "{why}");
+    assert_eq!(expected["dominant"][0]["file_system"], fs_kind.name());
+    assert!(outcome.certificate().hold_us() < hold_of(&expected, "copy"));
+    assert_eq!(now(&lab, &outcome)["choice"], "copy-before-write");
+}
+
+#[test]
+fn ext4_and_tmpfs_have_no_reflink() {
+    without_reflink(Fs::Ext4);
+    without_reflink(Fs::Tmpfs);
+}
+
+#[test]
+fn btrfs_clones_or_freezes() {
+    let Some(lab) = lab("predict-btrfs", Fs::Btrfs) else {
+        return;
+    };
+    let path = file(&lab, "file", 64 * MIB);
+    let _writer = program(&lab, OVERWRITE, &path);
+    let options = ["--max-hold", "10s", "--no-digest"];
+    let outcome = lab.checkpoint(&options);
+    let expected = prediction(&outcome);
+    assert_eq!(expected["choice"], "reflink", "{expected}");
+    assert_eq!(now(&lab, &outcome)["choice"], "reflink");
+    assert!(method(&expected, "subvolume").is_none());
+
+    for i in 0..1_200 {
+        fs::write(lab.data().join(i.to_string()), "x").unwrap();
+    }
+    let outcome = lab.checkpoint(&options);
+    let expected = prediction(&outcome);
+    assert_eq!(expected["choice"], "subvolume", "{expected}");
+    assert!(hold_of(&expected, "subvolume") < hold_of(&expected, "reflink"));
+    assert_eq!(expected["outcome"]["bytes"], 0);
+    assert_eq!(now(&lab, &outcome)["choice"], "subvolume");
+}
+
+#[test]
+fn what_could_not_be_done_is_told() {
+    let Some(lab) = lab("predict-mapped", Fs::Ext4) else {
+        return;
+    };
+    let path = file(&lab, "file", 16 * MIB);
+    let _writer = program(&lab, MAPPED, &path);
+    let outcome = lab.checkpoint(&["--max-hold", "10s", "--outside", "none"]);
+    let expected = prediction(&outcome);
+    assert_eq!(expected["choice"], "copy-before-write", "{expected}");
+    assert_eq!(expected["outcome"]["method"], "copy");
+    let instead = expected["outcome"]["instead"].as_str().unwrap();
+    assert!(instead.contains("has a member mapped"), "{instead}");
+    // Now it is known before.
+    let now = now(&lab, &outcome);
+    assert_eq!(now["choice"], "copy", "{now}");
+    let why_not = method(&now, "copy-before-write").unwrap()["why_not"].as_str();
+    assert!(why_not.unwrap().contains("has a member mapped"), "{now}");
+    let shown = process::run(lab.snapshim(&["status", lab.set()]), LIMIT).out();
+    assert!(shown.contains("; not copy-before-write: "), "{shown}");
+}
