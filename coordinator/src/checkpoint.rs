@@ -1,5 +1,6 @@
 //! A checkpoint from end to end: prepare, shut, drain, capture, open, publish.
 
+use std::collections::HashSet;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -136,12 +137,13 @@ pub(crate) trait Work: Sized {
     fn is_to_be_guarded(&self) -> bool;
     /// Why there is no room for that. `settled`: as for [`Work::rehearse`].
     fn lacks_room(&self, settled: bool) -> Option<String>;
-    /// Gets ready for that. `settled`: every call that was in flight when it was made has ended.
+    /// Gets ready for that. `settled`: every call that was in flight when it was made has ended;
+    /// `open`: members that somebody has open for writing.
     ///
     /// # Errors
     ///
     /// As [`Work::run`].
-    fn rehearse(self, settled: bool) -> Result<Self::Rehearsed>;
+    fn rehearse(self, settled: bool, open: HashSet<FileId>) -> Result<Self::Rehearsed>;
 }
 
 /// What is done after the cut, while programs go on.
@@ -156,12 +158,15 @@ pub(crate) trait AfterCut {
     fn catch_up(&mut self) -> Result<()> {
         Ok(())
     }
-    /// Under the hold: what has changed since it was rehearsed.
+    /// Under the hold: what has changed since it was rehearsed. `is_told`: nobody may have changed
+    /// anything without a report.
     ///
     /// # Errors
     ///
     /// As [`Work::run`].
-    fn cut(&mut self, goes_on: &mut dyn FnMut() -> bool) -> Result<()>;
+    fn cut(&mut self, is_told: bool, goes_on: &mut dyn FnMut() -> bool) -> Result<()>;
+    /// Under the hold: it will be captured under it after all.
+    fn stays_under_hold(&mut self) {}
     /// Why there is no place in the gate for what is to be guarded.
     fn does_not_fit(&self) -> Option<&'static str>;
     /// Under the hold: what was done ahead does not count.
@@ -225,8 +230,12 @@ impl AfterCut for Rehearsed {
         self.catch_up()
     }
 
-    fn cut(&mut self, goes_on: &mut dyn FnMut() -> bool) -> Result<()> {
-        self.cut(goes_on)
+    fn cut(&mut self, is_told: bool, goes_on: &mut dyn FnMut() -> bool) -> Result<()> {
+        self.cut(is_told, goes_on)
+    }
+
+    fn stays_under_hold(&mut self) {
+        self.stop_following();
     }
 
     fn does_not_fit(&self) -> Option<&'static str> {
@@ -265,8 +274,8 @@ impl Work for Prepared {
         self.lacks_room(settled)
     }
 
-    fn rehearse(self, settled: bool) -> Result<Rehearsed> {
-        self.rehearse(settled)
+    fn rehearse(self, settled: bool, open: HashSet<FileId>) -> Result<Rehearsed> {
+        self.rehearse(settled, open)
     }
 
     fn devices(&self) -> Vec<u64> {
@@ -791,7 +800,7 @@ fn take<W: Work>(subject: Subject<'_>, options: &Options, mut prepared: W) -> Re
             match (gate, why.or_else(|| prepared.lacks_room(settled))) {
                 (Some(gate), None) => {
                     gate.guard().clear();
-                    Stage::After(prepared.rehearse(settled)?)
+                    Stage::After(prepared.rehearse(settled, seen.open().clone())?)
                 }
                 (gate, why) => {
                     let why = why.filter(|_| gate.is_some());
@@ -863,7 +872,9 @@ fn take<W: Work>(subject: Subject<'_>, options: &Options, mut prepared: W) -> Re
     let is_after = matches!(work, Stage::After(_));
     let mut not_guarded = (!is_guardable).then_some("somebody may change files without asking");
     if let Stage::After(rehearsed) = &mut work {
-        rehearsed.cut(&mut || hold.goes_on() && outside.stands())?;
+        let has_mapped = |gate| evidence::has_mapped_since(&seen, gate);
+        let is_told = is_guardable && !gate.is_some_and(has_mapped);
+        rehearsed.cut(is_told, &mut || hold.goes_on() && outside.stands())?;
         if let Some(why) = rehearsed.does_not_fit() {
             if is_guarded {
                 reasons = hold.hidden_calls(&held, &outside);
@@ -873,6 +884,9 @@ fn take<W: Work>(subject: Subject<'_>, options: &Options, mut prepared: W) -> Re
         }
         if !is_guardable {
             rehearsed.trust_nothing()?;
+        }
+        if !is_guarded {
+            rehearsed.stays_under_hold();
         }
     }
     let look = |tries, members: &Members| evidence::scan(view.tries(tries), members);

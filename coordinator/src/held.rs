@@ -1,7 +1,7 @@
 //! A command of the user's that is run while programs are held: it takes the snapshot by
 //! means that we do not know (LVM, ZFS, a cloud's disks).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::process::{Child, Command, ExitStatus};
 use std::time::Duration;
 
@@ -86,7 +86,7 @@ pub(crate) enum Never {}
 impl AfterCut for Never {
     type Done = Ran;
 
-    fn cut(&mut self, _: &mut dyn FnMut() -> bool) -> Result<()> {
+    fn cut(&mut self, _: bool, _: &mut dyn FnMut() -> bool) -> Result<()> {
         match *self {}
     }
 
@@ -125,7 +125,7 @@ impl Work for Held {
         None
     }
 
-    fn rehearse(self, _: bool) -> Result<Never> {
+    fn rehearse(self, _: bool, _: HashSet<FileId>) -> Result<Never> {
         Err(Error::new("a command is run under the hold"))
     }
 

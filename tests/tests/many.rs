@@ -8,9 +8,11 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
@@ -113,8 +115,8 @@ fn of_one_instant(fs: Fs, count: usize) {
         };
         let outcome = lab.checkpoint(&["--capture", method]);
         let Some(certificate) = &outcome.certificate else {
-            let error = outcome.stderr.lines().next().unwrap_or_default();
-            *others.entry(error.to_owned()).or_default() += 1;
+            let error = format!("exit {}: {}", outcome.code, outcome.stderr);
+            *others.entry(error).or_default() += 1;
             continue;
         };
         holds.push(certificate.hold_us());
@@ -330,4 +332,124 @@ while True:
         before = number(&path);
     }
     writer.end();
+}
+
+/// The number at the beginning of a file; 0 if there is none.
+fn number(path: &Path) -> u64 {
+    let text = fs::read_to_string(path).unwrap_or_default();
+    text.get(..16)
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(0)
+}
+
+/// Whether a copy of the files of `byways` is of one instant.
+fn is_of_one_instant(data: &Path, how: &str) -> bool {
+    let y = number(&data.join("z/y"));
+    if how != "again" {
+        let x = number(&data.join("a/x"));
+        // The sleep of `outside` ends with another number.
+        return x == y || x == y + 1 || how == "outside" && x > y && x <= y + 61;
+    }
+    // After y was written its file is there, until `gone` says that it is about to go.
+    number(&data.join("z/gone")) >= y || data.join(format!("k7/d/{y}")).exists()
+}
+
+/// Changes that are not reported by the name of the file are seen all the same, or told.
+fn changed_by_ways(fs: Fs, how: &str) {
+    let _alone = lab::serial();
+    let Some(lab) = Lab::new("byways", fs, Duration::from_secs(300)) else {
+        return;
+    };
+    let args = [&lab.data().display().to_string(), how];
+    let options = ["--keep-last", "2", "--max-hold", "5s"];
+    let mut writer = lab.run(&options, &product::program("byways"), &args);
+    lab.wait_for_beats(&mut writer, 100);
+    let (mut verified, mut torn, mut others) = (0, 0, BTreeMap::<String, usize>::new());
+    let count = rounds(60, 8);
+    for _ in 0..count {
+        let outcome = lab.checkpoint(&["--capture", "copy-before-write"]);
+        let Some(certificate) = &outcome.certificate else {
+            let error = format!("exit {}: {}", outcome.code, outcome.stderr);
+            *others.entry(error).or_default() += 1;
+            continue;
+        };
+        for (code, text) in certificate.reasons() {
+            *others.entry(format!("{code}: {text}")).or_default() += 1;
+        }
+        if certificate.is_verified() {
+            verified += 1;
+            torn += usize::from(!is_of_one_instant(&certificate.copy_of(&lab.data()), how));
+        }
+    }
+    writer.signal(Signal::SIGTERM);
+    writer.wait(Duration::from_secs(30)).ok("byways");
+    println!(
+        "{how} on {}: {torn} of {verified} verified of {count} torn; else {others:?}",
+        fs.name()
+    );
+    assert_eq!(torn, 0);
+}
+
+#[test]
+fn by_a_file_that_had_no_name() {
+    changed_by_ways(Fs::Ext4, "tmpfile");
+}
+
+#[test]
+fn by_a_name_that_is_another_files() {
+    changed_by_ways(Fs::Xfs, "renamed");
+}
+
+#[test]
+fn by_a_name_elsewhere() {
+    changed_by_ways(Fs::Xfs, "outside");
+}
+
+#[test]
+fn by_a_mapping_that_is_gone() {
+    changed_by_ways(Fs::Ext4, "mapped");
+}
+
+#[test]
+fn in_a_directory_that_is_made_again() {
+    changed_by_ways(Fs::Ext4, "again");
+}
+
+/// A FIFO that has come is recorded, and not opened: to whoever waits for a reader, that would be
+/// one. And files that come and go directly in a root are nothing special.
+#[test]
+fn what_comes_is_not_opened_before_it_is_known_to_be_a_file() {
+    let _alone = lab::serial();
+    let Some(lab) = Lab::new("many-fifo", Fs::Xfs, Duration::from_secs(120)) else {
+        return;
+    };
+    for number in 0..300 {
+        fs::write(lab.data().join(format!("f{number}")), "x").unwrap();
+    }
+    let script = "cd \"$1\"; while :; do mkfifo p; sleep 0.01; rm p; : > t; mv t u; done";
+    let data = lab.data().display().to_string();
+    let mut writer = lab.run(&[], Path::new("bash"), &["-c", script, "bash", &data]);
+    let came = process::wait_until(Duration::from_secs(20), || lab.data().join("u").exists());
+    assert!(came);
+    let is_over = AtomicBool::new(false);
+    let opened = std::thread::scope(|scope| {
+        let looking = scope.spawn(|| {
+            let mut opened = 0;
+            while !is_over.load(Relaxed) {
+                // ENXIO as long as nobody has it open for reading.
+                let mut fifo = fs::OpenOptions::new();
+                fifo.write(true).custom_flags(nix::libc::O_NONBLOCK);
+                opened += usize::from(fifo.open(lab.data().join("p")).is_ok());
+            }
+            opened
+        });
+        for _ in 0..rounds(100, 25) {
+            let outcome = lab.checkpoint(&["--capture", "copy-before-write", "--keep-last", "2"]);
+            assert_ne!(outcome.code, 1, "{}", outcome.stderr);
+        }
+        is_over.store(true, Relaxed);
+        looking.join().unwrap()
+    });
+    writer.end();
+    assert_eq!(opened, 0, "a FIFO was opened");
 }

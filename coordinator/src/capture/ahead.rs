@@ -47,7 +47,7 @@ pub(super) struct Ahead {
 
 /// What is there by a name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Made {
+pub(super) enum Made {
     /// A directory, or a file that is nobody else's.
     Own,
     /// A further name of a file of the previous snapshot: what this live file was there. It is
@@ -196,7 +196,8 @@ impl Ahead {
         self.by_node.insert(node, set);
     }
 
-    fn take(&mut self, dir: Node, name: &CStr) -> Option<Made> {
+    /// Uses what was made ahead.
+    pub(super) fn take(&mut self, dir: Node, name: &CStr) -> Option<Made> {
         let set = *self.by_node.get(&dir)?;
         let made = self.names[set].remove(name)?;
         self.used[set].insert(name.into(), made);
@@ -221,11 +222,6 @@ impl Ahead {
             Made::Shared(id) => Some(id),
             Made::Own => None,
         }
-    }
-
-    /// Uses what is shared.
-    pub(super) fn take_shared(&mut self, dir: Node, name: &CStr) {
-        self.take(dir, name);
     }
 
     /// Everything that was made for a capture is made ahead for another one.
@@ -282,6 +278,8 @@ impl Ahead {
     ) -> rustix::io::Result<OwnedFd> {
         match rustix::fs::unlinkat(fd, name, AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => {}
+            // It was a directory before.
+            Err(Errno::ISDIR) => remove_tree(fd, as_path(name).as_os_str())?,
             Err(cause) => return Err(cause),
         }
         self.forget(dir, name);

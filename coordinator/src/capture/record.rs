@@ -414,10 +414,6 @@ impl Visitor for Recorder<'_> {
         if !(self.go_on)() {
             return Err(self.stopped());
         }
-        let xattrs = self
-            .xattrs
-            .read(fd)
-            .map_err(|cause| unreadable(&at.path(name), cause))?;
         let live = at.path(name);
         let target = &self.target;
         let put_at = || target.path_of(&live);
@@ -437,6 +433,8 @@ impl Visitor for Recorder<'_> {
             let stat = rustix::fs::fstat(fd).map_err(|cause| unreadable(&live, cause))?;
             seen = Seen::of(&stat);
         }
+        let read = self.xattrs.read(fd);
+        let xattrs = read.map_err(|cause| unreadable(&live, cause))?;
         self.push(at.node, name, seen, Body::Dir(node), xattrs);
         Ok(())
     }
@@ -536,7 +534,7 @@ impl Recorder<'_> {
         if seen.id != id || base.find(&seen).is_none() || self.names.contains_key(&id) {
             return Ok(false);
         }
-        self.ahead.take_shared(at.node, name);
+        self.ahead.take(at.node, name);
         if seen.nlink > 1 {
             self.names.insert(id, self.entries.len());
         }

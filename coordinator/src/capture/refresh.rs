@@ -6,12 +6,13 @@ use std::path::PathBuf;
 
 use rustix::fs::{AtFlags, OFlags};
 use rustix::io::Errno;
+use snapshim_gate::table::FileId;
 
 use super::Captured;
 use super::moved::{self, Moved};
 use super::record::{self, Body, Entry, How, Pin};
 use super::sweep;
-use super::tracker::{Changes, Tracker};
+use super::tracker::{Changes, Name, Reported, Tracker};
 use super::walk::{Paths, unreadable};
 use crate::store::fault;
 use crate::store::manifest::Kind;
@@ -27,7 +28,8 @@ pub(super) struct Followed {
     tracker: Tracker,
     entries: HashMap<(Node, Box<CStr>), usize>,
     dirs: HashMap<Node, usize>,
-    /// What is not, or not certainly, reported: roots, and files with several names.
+    /// What is not, or not certainly, reported by its name: roots, files with several names, those
+    /// that were open, and those that have come since.
     always: Vec<usize>,
     /// By entry.
     pins: HashMap<usize, usize>,
@@ -35,8 +37,17 @@ pub(super) struct Followed {
     later: Changes,
 }
 
+/// Pins that are looked at at the cut, reported or not: half a µs each.
+const LOOKED_AT: usize = 2_048;
+
 impl Followed {
-    pub(super) fn new(tracker: Tracker, captured: &Captured, pins: &[Pin]) -> Followed {
+    /// `open`: files that somebody had open for writing before the walk.
+    pub(super) fn new(
+        tracker: Tracker,
+        captured: &Captured,
+        pins: &[Pin],
+        open: &HashSet<FileId>,
+    ) -> Followed {
         let mut followed = Followed {
             tracker,
             entries: HashMap::with_capacity(captured.entries.len()),
@@ -47,7 +58,10 @@ impl Followed {
         };
         for (index, entry) in captured.entries.iter().enumerate() {
             followed.enter(index, entry);
-            if captured.source.place(entry.dir).is_none() || has_names_elsewhere(&entry.seen) {
+            if captured.source.place(entry.dir).is_none()
+                || has_names_elsewhere(&entry.seen)
+                || open.contains(&entry.seen.id)
+            {
                 followed.always.push(index);
             }
         }
@@ -125,7 +139,7 @@ impl Captured {
         if changes.is_lost {
             return Ok(Caught::Lost);
         }
-        if !self.are_roots_in_place() {
+        if changes.is_dir_gone || !self.are_roots_in_place() {
             return Ok(Caught::Else);
         }
         // What was gone during the walk, and came again, is reported.
@@ -133,7 +147,17 @@ impl Captured {
         let mut xattrs = XattrReader::default();
         for at in 0..followed.always.len() {
             let index = followed.always[at];
-            if let Now::Else = self.look_again(index, pins, &mut followed.pins, &mut xattrs)? {
+            if !self.look_at_name(index, pins, followed, &mut xattrs)? {
+                return Ok(Caught::Else);
+            }
+        }
+        let has_changed = |pin: &&Pin| {
+            let seen = &self.entries[pin.entry].seen;
+            !rustix::fs::fstat(&pin.file).is_ok_and(|stat| Seen::of(&stat) == *seen)
+        };
+        let changed = pins.iter().take(LOOKED_AT).filter(has_changed);
+        for index in changed.map(|pin| pin.entry).collect::<Vec<_>>() {
+            if !self.look_at_name(index, pins, followed, &mut xattrs)? {
                 return Ok(Caught::Else);
             }
         }
@@ -146,13 +170,16 @@ impl Captured {
                 return Ok(Caught::Else);
             }
         }
-        for (node, name) in changes.names {
-            let done = match followed.entries.get(&(node, name.clone())).copied() {
-                Some(index) => self.look_at_name(index, pins, followed, &mut xattrs)?,
-                None => self.appear(scope, node, &name, pins, followed, &mut xattrs)?,
+        for (name, reported) in changes.names {
+            let caught = match followed.entries.get(&name).copied() {
+                Some(index) => match self.look_at_name(index, pins, followed, &mut xattrs)? {
+                    true => Caught::Up,
+                    false => Caught::Else,
+                },
+                None => self.appear(scope, &name, reported, pins, followed, &mut xattrs)?,
             };
-            if !done {
-                return Ok(Caught::Else);
+            if caught != Caught::Up {
+                return Ok(caught);
             }
         }
         Ok(Caught::Up)
@@ -293,6 +320,7 @@ impl Captured {
                 entry.xattrs = read;
                 entry.body = Body::File(How::Guarded);
                 followed.pins.insert(index, pins.len());
+                followed.always.push(index);
                 pins.push(Pin {
                     entry: index,
                     ..pin
@@ -303,23 +331,26 @@ impl Captured {
         }
     }
 
-    /// There is something by a name that was not known.
+    /// Something is reported by a name that was not known.
     fn appear(
         &mut self,
         scope: &Paths,
-        dir: Node,
-        name: &CStr,
+        name: &Name,
+        reported: Reported,
         pins: &mut Vec<Pin>,
         followed: &mut Followed,
         xattrs: &mut XattrReader,
-    ) -> Result<bool> {
+    ) -> Result<Caught> {
+        let (dir, name) = (name.0, &*name.1);
         let path = || self.source.path(dir).join(as_path(name));
         if name.to_bytes() == STAGING || scope.is_excluded(&path()) {
-            return Ok(true);
+            return Ok(Caught::Up);
         }
         match self.new_file(dir, name, xattrs)? {
             // It came and went.
-            New::None => Ok(true),
+            New::None if reported.has_come || !reported.has_changed => Ok(Caught::Up),
+            // It had gone before: a file that was opened by this name has another now, or none.
+            New::None => Ok(Caught::Lost),
             New::File(found) => {
                 let (seen, pin, read) = *found;
                 let entry = Entry {
@@ -332,14 +363,15 @@ impl Captured {
                 let index = self.entries.len();
                 followed.enter(index, &entry);
                 followed.pins.insert(index, pins.len());
+                followed.always.push(index);
                 self.entries.push(entry);
                 pins.push(Pin {
                     entry: index,
                     ..pin
                 });
-                Ok(true)
+                Ok(Caught::Up)
             }
-            New::Else => Ok(false),
+            New::Else => Ok(Caught::Else),
         }
     }
 
@@ -348,6 +380,12 @@ impl Captured {
         let Ok(parent) = self.source.open(dir) else {
             return Ok(New::Else);
         };
+        // Opening a FIFO, or a device, would be noticed.
+        match rustix::fs::statat(&parent, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) if Seen::of(&stat).kind() == Kind::File => {}
+            Err(Errno::NOENT) => return Ok(New::None),
+            Ok(_) | Err(_) => return Ok(New::Else),
+        }
         let flags = OFlags::NONBLOCK | OFlags::NOCTTY;
         let file = match self.source.open_at(&parent, name, flags) {
             Ok(file) => file,
@@ -454,7 +492,7 @@ impl Captured {
     }
 
     /// Takes out what has gone since it was recorded.
-    pub(super) fn forget_gone(&mut self, pins: &mut [Pin]) {
+    pub(super) fn forget_gone(&mut self) {
         let is_gone = |entry: &Entry| matches!(entry.body, Body::Gone);
         if !self.entries.iter().any(is_gone) {
             return;
@@ -471,18 +509,16 @@ impl Captured {
                 *first = numbers[*first];
             }
         }
-        for pin in pins {
-            pin.entry = numbers[pin.entry];
-        }
     }
 
-    /// What has changed and was not reported: evidence against a cut that relied on that. To be
-    /// called when the capture is over, whatever programs do now. `pinned`: entries whose
-    /// changes are told otherwise.
+    /// What has changed and was not reported: evidence against a cut that relied on that. To be called
+    /// when the capture is over, whatever programs do now. `pinned`: entries whose changes are
+    /// told otherwise. `cut_ns`: a time after the cut.
     pub(super) fn moved_unreported(
         &self,
         followed: &mut Followed,
         pinned: &HashSet<usize>,
+        cut_ns: i64,
     ) -> Vec<Moved> {
         /// A call moves a ctime first and is reported when it returns.
         const PATIENCE: usize = 50;
@@ -490,7 +526,6 @@ impl Captured {
         for (index, entry) in self.entries.iter().enumerate() {
             if !pinned.contains(&index)
                 && !matches!(entry.body, Body::Gone)
-                && !has_names_elsewhere(&entry.seen)
                 && self.source.place(entry.dir).is_some()
                 && let Some(what) = moved::difference(self, entry)
             {
@@ -501,17 +536,7 @@ impl Captured {
             let more = followed.take();
             followed.later.extend(more);
             let later = &followed.later;
-            if later.is_lost {
-                break;
-            }
-            suspects.retain(|(index, _)| {
-                let entry = &self.entries[*index];
-                let is_reported = match entry.body {
-                    Body::Dir(node) if later.dirs.contains(&node) => true,
-                    _ => later.names.contains(&(entry.dir, entry.name.clone())),
-                };
-                !is_reported
-            });
+            suspects.retain(|(index, _)| !self.is_explained(&self.entries[*index], later, cut_ns));
             if suspects.is_empty() {
                 return Vec::new();
             }
@@ -522,6 +547,27 @@ impl Captured {
             what,
         });
         moved.collect()
+    }
+
+    /// Whether a change is one of after the cut.
+    fn is_explained(&self, entry: &Entry, later: &Changes, cut_ns: i64) -> bool {
+        let is_reported = match entry.body {
+            Body::Dir(node) if later.dirs.contains(&node) => true,
+            _ => later.names.contains_key(&(entry.dir, entry.name.clone())),
+        };
+        if is_reported {
+            return true;
+        }
+        let stat = self
+            .source
+            .open(entry.dir)
+            .and_then(|dir| rustix::fs::statat(&dir, &*entry.name, AtFlags::SYMLINK_NOFOLLOW));
+        match stat.map(|stat| Seen::of(&stat)) {
+            // Of lost reports, its own may have been one.
+            Ok(now) if now.id == entry.seen.id => later.is_lost && now.ctime_ns >= cut_ns,
+            // By way of a directory above it.
+            Ok(_) | Err(_) => !later.dirs.is_empty() || later.is_lost,
+        }
     }
 }
 

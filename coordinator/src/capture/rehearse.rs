@@ -1,13 +1,14 @@
 //! Capturing after the cut: everything but the bytes of files is read before it, and at the cut
 //! only what has changed since.
 //!
-//! Nothing that is in a directory can have come or gone while the directory's ctime stands. If
-//! one has moved, all of it is walked again, under the hold.
+//! Of few files, each is looked at again; of many, what is reported (`tracker`), and brought up to
+//! date in its place (`refresh`). If directories have come or gone, all of it is walked again.
 
 use std::collections::{HashMap, HashSet};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use snapshim_gate::guard::{self, Guard, METADATA, NAMES};
+use snapshim_gate::table::FileId;
 
 use super::moved::Moved;
 use super::record::{Body, Entry, Into, Pin, Pins, Recorded, Target};
@@ -17,7 +18,7 @@ use super::walk::Paths;
 use super::{Captured, Prepared, record, sweep};
 use crate::tally::Step;
 use crate::tree::dirs::Dirs;
-use crate::tree::seen::Seen;
+use crate::tree::seen::{Seen, nanoseconds};
 use crate::{Error, Result};
 
 /// Descriptors left for everything else.
@@ -35,6 +36,10 @@ pub struct Rehearsed {
     is_any_twice: bool,
     /// If there are many: what tells which of them have changed.
     followed: Option<Followed>,
+    /// The same, if it tells nothing any more: to end it takes time, so not under the hold.
+    unfollowed: Option<Followed>,
+    /// Files that somebody had open for writing before.
+    open: HashSet<FileId>,
 }
 
 /// How many files can be captured after the cut: two descriptors each.
@@ -121,7 +126,7 @@ impl Prepared {
     /// # Errors
     ///
     /// As [`Prepared::capture`].
-    pub fn rehearse(self, settled: bool) -> Result<Rehearsed> {
+    pub fn rehearse(self, settled: bool, open: HashSet<FileId>) -> Result<Rehearsed> {
         let Prepared {
             scope,
             scan,
@@ -158,7 +163,9 @@ impl Prepared {
         recorded.captured.target.tally.end();
         Ok(Rehearsed {
             is_any_twice: is_any_twice(&recorded.captured),
-            followed: followed(&mut recorded),
+            followed: followed(&mut recorded, &open),
+            unfollowed: None,
+            open,
             scope,
             recorded: Some(recorded),
             ready: Some(ready),
@@ -170,20 +177,21 @@ impl Prepared {
 
 impl Rehearsed {
     /// Brings everything up to date. To be called at the cut, with the gate shut and drained.
+    /// `is_told`: nobody may have changed a file without its being reported.
     ///
     /// # Errors
     ///
     /// As [`Prepared::capture`].
-    pub fn cut(&mut self, go_on: &mut dyn FnMut() -> bool) -> Result<()> {
+    pub fn cut(&mut self, is_told: bool, go_on: &mut dyn FnMut() -> bool) -> Result<()> {
         let Some(mut recorded) = self.recorded.take() else {
             return Err(Error::new("nothing was rehearsed"));
         };
         let caught = match &mut self.followed {
-            Some(followed) => {
+            Some(followed) if is_told => {
                 let (captured, pins) = (&mut recorded.captured, &mut recorded.pins);
                 captured.follow(&self.scope, followed, pins)?
             }
-            None => Caught::Lost,
+            _ => Caught::Lost,
         };
         // It may have been renamed during the walk, and been met by both names.
         if self.is_any_twice && caught == Caught::Up {
@@ -193,17 +201,22 @@ impl Rehearsed {
             Caught::Up => true,
             Caught::Else => false,
             Caught::Lost => {
-                self.followed = None;
+                self.stop_following();
                 recorded.captured.refresh(&mut recorded.pins)?
             }
         };
         if !is_current {
-            self.followed = None;
+            self.stop_following();
             recorded = again(&self.scope, recorded, None, go_on)?;
             self.is_any_twice = is_any_twice(&recorded.captured);
         }
         self.recorded = Some(recorded);
         Ok(())
+    }
+
+    /// From now on the gate is shut until everything is captured.
+    pub fn stop_following(&mut self) {
+        self.unfollowed = self.followed.take().or(self.unfollowed.take());
     }
 
     /// Brings everything up to date so far, so that less is left for the cut. To be called just
@@ -215,6 +228,7 @@ impl Rehearsed {
     pub fn catch_up(&mut self) -> Result<()> {
         /// How often everything is walked again because directories came and went.
         const WALKS: usize = 3;
+        let mut was_lost = false;
         for _ in 0..WALKS {
             let Some(followed) = &mut self.followed else {
                 return Ok(());
@@ -224,19 +238,23 @@ impl Rehearsed {
             };
             let (captured, pins) = (&mut recorded.captured, &mut recorded.pins);
             let caught = captured.follow(&self.scope, followed, pins)?;
-            if caught == Caught::Else {
+            // What was reported, and could not be made use of, is not reported again.
+            let is_new = caught == Caught::Else || caught == Caught::Lost && !was_lost;
+            if is_new {
                 let tracker = tracker_for(recorded.captured.entries.len());
                 recorded = again(&self.scope, recorded, tracker, &mut || true)?;
-                self.is_any_twice = is_any_twice(&recorded.captured);
-                self.followed = self::followed(&mut recorded);
+                self.followed = self::followed(&mut recorded, &self.open);
             }
-            if self.is_any_twice && caught == Caught::Up {
+            if self.is_any_twice || is_new {
                 self.is_any_twice = is_any_twice(&recorded.captured);
             }
             self.recorded = Some(recorded);
-            if caught != Caught::Else {
-                break;
+            match caught {
+                Caught::Up => break,
+                Caught::Lost if was_lost => self.stop_following(),
+                Caught::Else | Caught::Lost => {}
             }
+            was_lost |= caught == Caught::Lost;
         }
         Ok(())
     }
@@ -316,6 +334,8 @@ impl Rehearsed {
             mut pins,
             ..
         } = recorded;
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
+        let cut_ns = nanoseconds(now.tv_sec, now.tv_nsec);
         let mut sources = Vec::with_capacity(pins.len());
         for (pin, first) in pins.iter_mut().zip(firsts) {
             let target = match pin.target.take() {
@@ -355,9 +375,9 @@ impl Rehearsed {
         }
         if let Some(followed) = &mut self.followed {
             let pinned = sources.iter().map(|source| source.entry).collect();
-            moved.extend(captured.moved_unreported(followed, &pinned));
+            moved.extend(captured.moved_unreported(followed, &pinned, cut_ns));
         }
-        captured.forget_gone(&mut []);
+        captured.forget_gone();
         captured.moved_unasked = moved;
         captured.swept = Some(swept);
         // Once the files are closed.
@@ -389,9 +409,10 @@ fn tracker_for(files: usize) -> Option<Tracker> {
     }
 }
 
-fn followed(recorded: &mut Recorded) -> Option<Followed> {
+fn followed(recorded: &mut Recorded, open: &HashSet<FileId>) -> Option<Followed> {
     let tracker = recorded.tracker.take()?;
-    Some(Followed::new(tracker, &recorded.captured, &recorded.pins))
+    let (captured, pins) = (&recorded.captured, &recorded.pins);
+    Some(Followed::new(tracker, captured, pins, open))
 }
 
 /// Walks once more, into the tree that is there.

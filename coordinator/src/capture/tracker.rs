@@ -5,11 +5,13 @@
 //! the kernel has reported. An event is queued before the call returns that made the
 //! change, so at the cut, with every call drained, none is missing.
 //!
-//! inotify tells nothing of stores into mappings, of what is written to a file by a name outside
-//! of the roots, or by way of open_by_handle_at(2). The first rules out a capture after the cut
-//! anyway; files with several names are always looked at; and when the capture is over,
-//! everything is looked at once more, with nobody waiting: a change that was not reported is
-//! evidence against the cut.
+//! inotify tells nothing of stores into mappings, and reports what is written by the name that was
+//! opened, which may not be the file's name any more, or be elsewhere. So: if anybody has mapped
+//! anything since the first look, everything is looked at, as without reports; so it is if a name is
+//! reported that has gone; files with several names, those that somebody has open, and those that have come
+//! since are always looked at; and when the capture is over, everything is looked at once
+//! more, with nobody waiting: a change from before the cut that was not reported is evidence
+//! against it.
 //!
 //! For the program a watch costs some 0.2 µs for each call that changes something there.
 
@@ -42,11 +44,26 @@ pub(super) struct Tracker {
 #[derive(Debug, Default)]
 pub(super) struct Changes {
     /// Names at which something has changed, or which came or went.
-    pub(super) names: HashSet<(Node, Box<CStr>)>,
+    pub(super) names: HashMap<Name, Reported>,
     /// Directories that have changed themselves, by what is in them or their metadata.
     pub(super) dirs: HashSet<Node>,
-    /// Reports were lost: anything may have changed.
+    /// A directory was removed, or is not watched any more.
+    pub(super) is_dir_gone: bool,
+    /// Reports were lost, or are about something that cannot be found by them: anything may have
+    /// changed.
     pub(super) is_lost: bool,
+}
+
+/// An entry by its directory and name.
+pub(super) type Name = (Node, Box<CStr>);
+
+/// What was reported of a name.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Reported {
+    /// Something was made or put there.
+    pub(super) has_come: bool,
+    /// A file that was opened by this name was changed.
+    pub(super) has_changed: bool,
 }
 
 #[derive(Debug)]
@@ -59,7 +76,13 @@ struct Watched {
 struct State {
     nodes: HashMap<i32, Node>,
     changes: Changes,
+    /// Names that have gone since they were watched. Whoever has such a file open is reported by
+    /// it still, whatever name the file has now.
+    gone: HashSet<Name>,
 }
+
+/// Most names in [`State::gone`].
+const MOST_GONE: usize = 100_000;
 
 impl Tracker {
     /// Begins, with nothing to watch; `None` if the system has no more of these.
@@ -131,6 +154,7 @@ impl Changes {
     pub(super) fn extend(&mut self, more: Changes) {
         self.names.extend(more.names);
         self.dirs.extend(more.dirs);
+        self.is_dir_gone |= more.is_dir_gone;
         self.is_lost |= more.is_lost;
     }
 }
@@ -165,25 +189,38 @@ impl Watched {
 
 impl State {
     fn note(&mut self, watch: i32, what: ReadFlags, name: Option<&CStr>) {
-        const NAMES: ReadFlags = ReadFlags::CREATE
-            .union(ReadFlags::DELETE)
-            .union(ReadFlags::MOVED_FROM)
-            .union(ReadFlags::MOVED_TO);
+        const COMES: ReadFlags = ReadFlags::CREATE.union(ReadFlags::MOVED_TO);
+        const GOES: ReadFlags = ReadFlags::DELETE.union(ReadFlags::MOVED_FROM);
+        let gone = ReadFlags::IGNORED | ReadFlags::DELETE_SELF | ReadFlags::MOVE_SELF;
         if what.intersects(ReadFlags::QUEUE_OVERFLOW | ReadFlags::UNMOUNT) {
             self.changes.is_lost = true;
             return;
         }
-        // Of a directory that was removed: that is reported by its parent.
+        // The next one may get the same inode number, and is not watched.
+        self.changes.is_dir_gone |= what.intersects(gone);
         let Some(node) = self.nodes.get(&watch) else {
             return;
         };
-        if what.intersects(NAMES) || name.is_none() {
+        let (comes, goes) = (what.intersects(COMES), what.intersects(GOES));
+        if comes || goes || name.is_none() {
             self.changes.dirs.insert(*node);
         }
-        if let Some(name) = name {
-            let key = (*node, Box::from(name));
-            self.changes.names.insert(key);
+        let Some(name) = name else { return };
+        let key: Name = (*node, name.into());
+        if comes {
+            self.gone.remove(&key);
+        } else if goes {
+            if self.gone.len() >= MOST_GONE {
+                self.changes.is_lost = true;
+            } else {
+                self.gone.insert(key.clone());
+            }
+        } else if self.gone.contains(&key) {
+            self.changes.is_lost = true;
         }
+        let reported = self.changes.names.entry(key).or_default();
+        reported.has_come |= comes;
+        reported.has_changed |= !comes && !goes;
     }
 }
 
@@ -222,6 +259,39 @@ mod tests {
         changes.names.is_empty() && changes.dirs.is_empty() && !changes.is_lost
     }
 
+    fn names(changes: &Changes) -> HashSet<Name> {
+        changes.names.keys().cloned().collect()
+    }
+
+    #[test]
+    fn what_is_written_by_a_name_that_has_gone_is_lost() {
+        let scratch = Scratch::new();
+        let dir = OwnedFd::from(File::open(scratch.path()).unwrap());
+        let mut file = File::create(scratch.join("a")).unwrap();
+        let tracker = Tracker::new().unwrap();
+        tracker.watch(0, &dir);
+        fs::hard_link(scratch.join("a"), scratch.join("b")).unwrap();
+        fs::remove_file(scratch.join("a")).unwrap();
+        let changes = tracker.take();
+        assert!(changes.names[&(0, c"b".into())].has_come && !changes.is_lost);
+        file.write_all(b"x").unwrap();
+        assert!(tracker.take().is_lost);
+    }
+
+    #[test]
+    fn a_directory_that_is_made_again_is_another() {
+        let scratch = Scratch::new();
+        let path = scratch.join("d");
+        fs::create_dir(&path).unwrap();
+        let dir = OwnedFd::from(File::open(&path).unwrap());
+        let tracker = Tracker::new().unwrap();
+        tracker.watch(0, &dir);
+        drop(dir);
+        fs::remove_dir(&path).unwrap();
+        fs::create_dir(&path).unwrap();
+        assert!(tracker.take().is_dir_gone);
+    }
+
     #[test]
     fn what_changes_is_told() {
         let scratch = Scratch::new();
@@ -241,13 +311,13 @@ mod tests {
             old.write_all(b"2").unwrap();
         }
         let changes = tracker.take();
-        assert_eq!(changes.names, HashSet::from([name(c"old")]));
+        assert_eq!(names(&changes), HashSet::from([name(c"old")]));
         assert!(changes.dirs.is_empty() && !changes.is_lost);
 
         fs::write(scratch.join("new"), "").unwrap();
         fs::rename(scratch.join("new"), scratch.join("old")).unwrap();
         let changes = tracker.take();
-        assert_eq!(changes.names, HashSet::from([name(c"old"), name(c"new")]));
+        assert_eq!(names(&changes), HashSet::from([name(c"old"), name(c"new")]));
         assert_eq!(changes.dirs, HashSet::from([7]));
         assert!(is_nothing(&tracker.take()));
 

@@ -183,6 +183,8 @@ pub struct Scan {
     /// Processes of the set in pid namespaces that we cannot see into.
     out_of_reach: BTreeSet<Neighbour>,
     maps: MapCounts,
+    /// The members that anybody had open for writing.
+    open: HashSet<FileId>,
 }
 
 /// How many shared writable mappings of files the owner of each slot has made.
@@ -276,6 +278,9 @@ pub fn scan(view: View<'_>, members: &Members) -> Result<Scan> {
                 continue;
             }
         };
+        let is_member = |id: &FileId| members.path(*id).is_some();
+        scan.open
+            .extend(files.writable.iter().copied().filter(is_member));
         let open: BTreeSet<PathBuf> = files
             .writable
             .iter()
@@ -381,6 +386,13 @@ pub fn mapped_since(before: &mut Scan, view: View<'_>, members: &Members) -> Vec
         }
     }
     found
+}
+
+/// Whether anybody has made a shared writable mapping since a look, be it that it is gone again.
+pub fn has_mapped_since(before: &Scan, gate: &Gate) -> bool {
+    let count =
+        |(owner, count): &(u64, u32)| *count > 0 && !before.maps.contains(&(*owner, *count));
+    map_counts(gate).iter().any(count)
 }
 
 /// The processes that had a member mapped in a look, or may have had one since: their
@@ -525,6 +537,11 @@ impl Scan {
             };
             Some(format!("{} ({pid}) {why}", found.name))
         })
+    }
+
+    /// The members that anybody had open for writing.
+    pub fn open(&self) -> &HashSet<FileId> {
+        &self.open
     }
 
     /// Whether anybody may change a member otherwise than by calls that begin and end within this
