@@ -115,6 +115,10 @@ pub enum Mutation {
     MarkRelaxed,
     /// A guard ends with a store instead of a compare-and-swap.
     UnguardWithoutCompare,
+    /// A call does not mark what it changes.
+    MarkNothing,
+    /// A call is counted out before it marks what it changes.
+    MarkAfterLeave,
 }
 
 /// The memory the gate lives in: shared memory, or the model checker's.

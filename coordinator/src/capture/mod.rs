@@ -29,6 +29,7 @@
 //! (`security.*`, `trusted.*`). Access times and inode flags (`chattr`) are not carried.
 
 mod ahead;
+pub mod delta;
 mod finish;
 mod look;
 mod moved;
@@ -107,6 +108,8 @@ pub struct Prepared {
     guard: bool,
     /// Whether subvolumes are to be frozen.
     subvolumes: Option<subvolume::Plan>,
+    /// What calls have marked, if they do.
+    bases: Option<delta::Bases>,
 }
 
 /// What a hold brought.
@@ -131,6 +134,8 @@ pub struct Captured {
     /// How the capture after the cut went, if there was one, and what changed meanwhile without
     /// having asked.
     swept: Option<Swept>,
+    /// What came of marks.
+    delta: Option<delta::Outcome>,
     moved_unasked: Vec<Moved>,
     /// It was read from frozen subvolumes.
     is_subvolume: bool,
@@ -163,6 +168,12 @@ impl Prepared {
     /// an absent root would appear in; sorted. btrfs subvolumes have their own.
     pub fn devices(&self) -> Vec<u64> {
         self.scan.devices.iter().copied().collect()
+    }
+
+    /// Builds on an earlier snapshot, if it is captured after the cut and calls mark what they change.
+    #[must_use]
+    pub fn with_bases(self, bases: Option<delta::Bases>) -> Prepared {
+        Prepared { bases, ..self }
     }
 
     /// The regular files under the roots, as found before the hold.
@@ -253,6 +264,14 @@ impl Taken {
         }
     }
 
+    /// What came of marks, if calls have set any and the capture went on after the cut.
+    pub fn delta(&self) -> Option<&delta::Outcome> {
+        match self {
+            Taken::Captured(captured) => captured.delta.as_ref(),
+            Taken::Frozen(_) => None,
+        }
+    }
+
     /// See [`Captured::finish`].
     ///
     /// # Errors
@@ -303,6 +322,7 @@ impl Captured {
     #[must_use]
     pub(crate) fn copied_under_hold(mut self) -> Captured {
         self.swept = None;
+        self.delta = None;
         for entry in &mut self.entries {
             if let record::Body::File(how @ record::How::Guarded) = &mut entry.body {
                 *how = record::How::Copy;

@@ -134,6 +134,7 @@ pub(super) fn prepare(scope: &Scope, tree: &Path, method: Method) -> Result<Prep
         target,
         ahead,
         subvolumes,
+        bases: None,
     })
 }
 

@@ -13,7 +13,7 @@ use snapshim_gate::table::FileId;
 use super::ahead::Ahead;
 use super::prepare::{Plan, Way, no_reflink, not_written_back, other_file_system};
 use super::walk::{At, Found, Paths, Visitor, unreadable, walk};
-use super::{Captured, Method, Prepared, sweep};
+use super::{Captured, Method, Prepared, delta, sweep};
 use crate::store::fault;
 use crate::store::manifest::Kind;
 use crate::tree::dirs::{Dirs, Node};
@@ -84,6 +84,8 @@ pub(super) struct Pin {
     pub(super) entry: usize,
     pub(super) file: OwnedFd,
     pub(super) target: sweep::Target,
+    /// If calls mark what they change of it.
+    pub(super) marked: Option<delta::Marked>,
 }
 
 /// Files that are pinned, and those pinned by an earlier walk.
@@ -98,6 +100,8 @@ pub(super) struct Pins {
     /// are, they may be copied ahead. Of a walk under a hold, none.
     known: HashMap<FileId, Seen>,
     is_late: bool,
+    /// What calls have marked. Of a walk under a hold, none.
+    bases: Option<delta::Bases>,
 }
 
 impl Entry {
@@ -215,6 +219,7 @@ pub(super) struct Recorded {
     pub(super) captured: Captured,
     pub(super) plan: Plan,
     pub(super) pins: Vec<Pin>,
+    pub(super) bases: Option<delta::Bases>,
 }
 
 /// Walks, and records everything; files are captured, or pinned if there are `pins`.
@@ -242,6 +247,7 @@ pub(super) fn record(
         go_on,
     };
     walk(scope, &mut source, &mut recorder)?;
+    let pins = recorder.pins.unwrap_or_default();
     Ok(Recorded {
         captured: Captured {
             source,
@@ -251,19 +257,22 @@ pub(super) fn record(
             vanished: recorder.vanished,
             absent_roots: recorder.absent_roots,
             swept: None,
+            delta: None,
             moved_unasked: Vec::new(),
             is_subvolume: false,
         },
         plan: recorder.plan,
-        pins: recorder.pins.unwrap_or_default().pins,
+        pins: pins.pins,
+        bases: pins.bases,
     })
 }
 
 impl Pins {
     /// Pins files, and copies such as are what is `known` of them.
-    pub(super) fn first(known: HashMap<FileId, Seen>) -> Pins {
+    pub(super) fn first(known: HashMap<FileId, Seen>, bases: Option<delta::Bases>) -> Pins {
         Pins {
             known,
+            bases,
             ..Pins::default()
         }
     }
@@ -284,6 +293,7 @@ impl Pins {
                 .collect(),
             known: HashMap::new(),
             is_late: true,
+            bases: None,
         }
     }
 }
@@ -516,10 +526,17 @@ impl Recorder<'_> {
                 {
                     return Ok(How::Ahead);
                 }
+                let marked = match pins.bases.as_ref().filter(|_| !pins.is_late) {
+                    Some(bases) => bases.open(&file, &seen, &to, &put_at)?,
+                    None => None,
+                };
+                // What is in place already needs no room, and zeros have to be written over it.
+                let is_placed = marked.as_ref().is_some_and(delta::Marked::is_placed);
                 Pin {
                     entry,
                     file,
-                    target: sweep::Target::new(put_at, to, seen.size, allocated(stat))?,
+                    target: sweep::Target::new(put_at, to, seen.size, allocated(stat), is_placed)?,
+                    marked,
                 }
             }
         };

@@ -5,11 +5,14 @@
 //! one has moved, all of it is walked again, under the hold.
 
 use std::collections::{HashMap, HashSet};
+use std::os::fd::OwnedFd;
+use std::sync::atomic::AtomicU64;
 
 use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use snapshim_gate::guard::{self, Guard, METADATA, NAMES};
 
+use super::delta::{AtCut, Compared, Deltas, Outcome, compare};
 use super::moved::Moved;
 use super::record::{Body, Entry, How, Pin, Pins, Recorded, Target};
 use super::walk::{Paths, unreadable};
@@ -33,6 +36,7 @@ pub struct Rehearsed {
     shift: u32,
     /// See [`is_any_twice`].
     is_any_twice: bool,
+    deltas: Option<Deltas>,
 }
 
 /// How many files can be captured after the cut: two descriptors each.
@@ -126,6 +130,7 @@ impl Prepared {
             plan,
             target,
             ahead,
+            bases,
             ..
         } = self;
         let sizes = scan.members.iter().map(|known| known.seen.size);
@@ -135,10 +140,11 @@ impl Prepared {
         let shift = guard::shift_for(grown).unwrap_or(guard::MAX_SHIFT);
         let ready = sweep::ready(shift, bytes)?;
         let known = scan.members.iter().map(|known| (known.seen.id, known.seen));
-        let pins = Some(Pins::first(match settled {
+        let known = match settled {
             true => known.collect(),
             false => HashMap::new(),
-        }));
+        };
+        let pins = Some(Pins::first(known, bases));
         let raised = Raised::for_files(scan.members.len().min(guard::MAX_FILES));
         let expected = scan.members.len();
         let recorded = record::record(&scope, plan, target, ahead, expected, pins, &mut || true)?;
@@ -149,6 +155,7 @@ impl Prepared {
             ready: Some(ready),
             raised,
             shift,
+            deltas: None,
         })
     }
 }
@@ -225,6 +232,18 @@ impl Rehearsed {
             .into_iter()
     }
 
+    /// Looks at what calls have marked since the cut before; whether they go on to mark what they
+    /// change. To be called under the hold, when it is sure that the cut will be guarded.
+    pub fn mark(&mut self, at: AtCut) -> bool {
+        self.deltas = self.recorded.as_ref().and_then(|recorded| {
+            let captured = &recorded.captured;
+            let bases = recorded.bases.as_ref()?;
+            let path_of = |entry: &Entry| captured.path_of(entry);
+            Deltas::cut(bases, &captured.entries, &recorded.pins, path_of, at)
+        });
+        self.deltas.is_some()
+    }
+
     /// Captures the bytes, of which `firsts` says the number of each file's first chunk. To be
     /// called with the gate guarded; `end` opens it when all bytes are in memory.
     ///
@@ -244,8 +263,22 @@ impl Rehearsed {
         let Recorded {
             mut captured, pins, ..
         } = recorded;
+        let (mut deltas, mut is_compared) = (Vec::new(), false);
+        let mut outcome = self.deltas.map(|mut all| {
+            (deltas, is_compared) = all.take();
+            Outcome {
+                number: all.number(),
+                files: all.to_build_on(&captured.entries, &pins),
+                unexplained: all.unexplained().map(Into::into),
+                ..Outcome::default()
+            }
+        });
+        let mut copies = Vec::new();
+        deltas.resize_with(pins.len(), || None);
+        let mut deltas = deltas.into_iter();
         let source = |(pin, first): (Pin, u32)| {
             let entry = &captured.entries[pin.entry];
+            copies.push(Pin::into_copy(pin.marked));
             sweep::Source {
                 path: captured.path_of(entry),
                 file: pin.file,
@@ -253,6 +286,7 @@ impl Rehearsed {
                 first,
                 target: pin.target,
                 entry: pin.entry,
+                delta: deltas.next().flatten(),
             }
         };
         let sources: Vec<sweep::Source> = pins.into_iter().zip(firsts).map(source).collect();
@@ -261,7 +295,7 @@ impl Rehearsed {
             asks: gate.used_asks(),
         };
         let mut moved = Vec::new();
-        let swept = sweep::sweep(ready, asked, &sources, goes_on, || {
+        let (swept, unmarked) = sweep::sweep(ready, asked, &sources, is_compared, goes_on, || {
             moved = moved_unasked(&captured.entries, &sources, gate.guard());
             end()
         })?;
@@ -271,6 +305,15 @@ impl Rehearsed {
                 what: "became shorter".to_owned(),
             });
         }
+        if let Some(outcome) = &mut outcome {
+            outcome.captured = swept.bytes;
+            let all: u64 = sources.iter().map(|source| source.size).sum();
+            outcome.shared = all.saturating_sub(swept.bytes);
+            if is_compared {
+                compare_all(outcome, &sources, &copies, self.shift, &unmarked)?;
+            }
+        }
+        captured.delta = outcome;
         captured.moved_unasked = moved;
         captured.swept = Some(swept);
         // Once the files are closed.
@@ -278,6 +321,43 @@ impl Rehearsed {
         drop(self.raised);
         Ok(captured)
     }
+}
+
+/// Compares what was not marked with the copies that there are of it.
+fn compare_all(
+    outcome: &mut Outcome,
+    sources: &[sweep::Source],
+    copies: &[Option<OwnedFd>],
+    shift: u32,
+    unmarked: &[AtomicU64],
+) -> Result<()> {
+    let mut bytes = 0;
+    for (source, copy) in sources.iter().zip(copies) {
+        let (Some(delta), Some(copy)) = (&source.delta, copy) else {
+            continue;
+        };
+        let first = source.first as usize;
+        let chunks = guard::chunks_of(source.size, shift) as usize;
+        let compared = Compared {
+            delta,
+            target: source.target.fd(),
+            copy,
+            size: source.size,
+            shift,
+            unmarked: unmarked.get(first..first + chunks).unwrap_or_default(),
+        };
+        let (count, differs_at) = compare(&compared)?;
+        bytes += count;
+        if let Some(at) = differs_at {
+            outcome.refuted = Some(format!(
+                "byte {at} of {} was changed, and not marked",
+                source.path.display()
+            ));
+            break;
+        }
+    }
+    outcome.compared = Some(bytes);
+    Ok(())
 }
 
 /// Whether one file is there twice, and not as a hard link: below a bind mount. It has one
@@ -298,6 +378,7 @@ fn again(scope: &Paths, recorded: Recorded, go_on: &mut dyn FnMut() -> bool) -> 
         captured,
         plan,
         pins,
+        bases,
     } = recorded;
     let pins = Pins::again(pins, &captured);
     let Captured {
@@ -311,7 +392,8 @@ fn again(scope: &Paths, recorded: Recorded, go_on: &mut dyn FnMut() -> bool) -> 
         dirs: Dirs::new(),
         ..target
     };
-    record::record(scope, plan, target, ahead, entries.len(), Some(pins), go_on)
+    let again = record::record(scope, plan, target, ahead, entries.len(), Some(pins), go_on)?;
+    Ok(Recorded { bases, ..again })
 }
 
 impl Captured {
@@ -418,11 +500,12 @@ impl Captured {
             .and_then(|dir| rustix::fs::openat(&dir, &*entry.name, flags, Mode::empty()));
         let to = to.map_err(|cause| fault("open", &put_at, cause))?;
         let size = Seen::of(&stat).size;
-        let target = sweep::Target::new(put_at, to, size, record::allocated(&stat))?;
+        let target = sweep::Target::new(put_at, to, size, record::allocated(&stat), false)?;
         Ok(Some(Pin {
             entry: index,
             file,
             target,
+            marked: None,
         }))
     }
 

@@ -33,6 +33,7 @@ use rustix::process::{Gid, Uid};
 
 use snapshim_gate::abi::{
     ABI_VERSION, Gate, HEADER_SIZE, Header, Invalid, MAGIC, MAX_HOLD_BOUND_MS, MAX_SLOTS, file_size,
+    marks_offset,
 };
 use snapshim_gate::slot::Slot;
 use snapshim_gate::table::FileId;
@@ -429,13 +430,8 @@ fn fill(file: &OwnedFd, path: &Path, slots: u32, bound_ms: u32, shared: &Sharing
     }
     // With blocks reserved now, a tmpfs that fills up later cannot kill a program
     // at a store to its slot.
-    fs::fallocate(file, fs::FallocateFlags::empty(), 0, size as u64).map_err(|cause| {
-        Error::new(format!(
-            "cannot reserve {size} bytes for {}: {cause}",
-            path.display()
-        ))
-        .next("free space on that tmpfs, or set SNAPSHIM_DIR to a directory on another one")
-    })?;
+    reserve(file, path, 0, marks_offset(slots))?;
+    fs::ftruncate(file, size as u64).context(|| format!("make {}", path.display()))?;
     let base = map(file, size).context(|| format!("map {}", path.display()))?;
     // SAFETY: just mapped, shared and writable, page-aligned, `size` ≥ a header,
     // never unmapped; the fields are atomics, for which zero is a value.
@@ -453,6 +449,33 @@ fn fill(file: &OwnedFd, path: &Path, slots: u32, bound_ms: u32, shared: &Sharing
     // Last: a file without it is not a gate.
     header.magic.store(MAGIC, Release);
     shared.apply(file.as_fd(), shared.file_mode(), path)
+}
+
+/// Reserves blocks for a part of a gate.
+fn reserve(file: &OwnedFd, path: &Path, from: usize, size: usize) -> Result<()> {
+    let reserved = fs::fallocate(
+        file,
+        fs::FallocateFlags::empty(),
+        from as u64,
+        size as u64,
+    );
+    reserved.map_err(|cause| {
+        Error::new(format!(
+            "cannot reserve {size} bytes for {}: {cause}",
+            path.display()
+        ))
+        .next("free space on that tmpfs, or set SNAPSHIM_DIR to a directory on another one")
+    })
+}
+
+/// Reserves blocks for the marks of the gate of the set in `dir`, which has so many slots.
+pub fn reserve_marks(dir: &SetDir, slots: u32) -> Result<()> {
+    let path = dir.path.join(GATE);
+    let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    let file = fs::openat(dir.fd(), GATE, flags, Mode::empty())
+        .context(|| format!("open {}", path.display()))?;
+    let from = marks_offset(slots);
+    reserve(&file, &path, from, file_size(slots) - from)
 }
 
 /// Opens the gate of the set in `dir`.
