@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use snapshim_gate::abi::Gate;
 use snapshim_gate::table::FileId;
 
+use crate::Result;
 use crate::capture::delta::{BaseFile, Bases, Earlier, Outcome, identity_of};
 use crate::error::Context;
 use crate::hold::evidence::reason;
@@ -26,7 +27,6 @@ use crate::hold::set::Set;
 use crate::store::manifest::{Check, Kind, Manifest, Marked, PathName};
 use crate::store::{Store, StoreLock};
 use crate::verify::mark;
-use crate::Result;
 
 /// Name of what is known, in the set's directory.
 const NAME: &str = "marks.json";
@@ -88,8 +88,7 @@ impl<'a> Marking<'a> {
         let has_marks = |set: &&Set| set.gate.wants_marks() && !set.gate.marks().is_refuted();
         let set = set.filter(has_marks);
         let is_its = |record: &Record, set: &Set| {
-            record.version == VERSION
-                && record.gate_id == set.gate.header().gate_id.load(Relaxed)
+            record.version == VERSION && record.gate_id == set.gate.header().gate_id.load(Relaxed)
         };
         // One that is missing, damaged or of another gate: there is nothing to build on.
         let record = set.and_then(|set| read(set).filter(|record| is_its(record, set)));
@@ -280,7 +279,8 @@ fn write(set: &Set, record: &Record) -> Result<()> {
     let what = || "write down what the next snapshot can be built on".to_owned();
     let text = serde_json::to_vec(record).context(what)?;
     let temporary = format!(".{NAME}.tmp");
-    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let flags =
+        OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let mode = Mode::RUSR | Mode::WUSR;
     // The holder of the set's lock is alone here.
     let file = rustix::fs::openat(set.dir_fd(), &temporary, flags, mode).context(what)?;

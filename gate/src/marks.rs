@@ -354,7 +354,9 @@ impl Marks {
 /// and as much again. `None`: there is none.
 pub fn shift_for(sizes: impl Iterator<Item = u64> + Clone) -> Option<u32> {
     (MIN_SHIFT..=MAX_SHIFT).find(|shift| {
-        let all = sizes.clone().map(|size| room_for(size).div_ceil(1 << shift));
+        let all = sizes
+            .clone()
+            .map(|size| room_for(size).div_ceil(1 << shift));
         all.fold(0u64, u64::saturating_add) <= u64::from(MAX_BLOCKS)
     })
 }

@@ -117,8 +117,6 @@ pub enum Mutation {
     UnguardWithoutCompare,
     /// A call does not mark what it changes.
     MarkNothing,
-    /// A call is counted out before it marks what it changes.
-    MarkAfterLeave,
 }
 
 /// The memory the gate lives in: shared memory, or the model checker's.

@@ -83,11 +83,13 @@ pub(crate) enum Change {
 }
 
 /// What `call` on `target` changes of the files that somebody `knows`. `is_nested`: inside
-/// another call of its thread, so that nothing can be noted for its return.
+/// another call of its thread, so that nothing can be noted for its return. `look` tells what an
+/// open file is.
 pub(crate) fn change(
     call: Call,
     target: Target,
     is_nested: bool,
+    look: impl Fn(i32) -> Option<Stat>,
     knows: impl Fn(FileId) -> bool,
 ) -> Change {
     // Threads that share a slot share the note.
@@ -132,7 +134,7 @@ pub(crate) fn change(
         Target::Map(fd) => (fd, Bytes::All),
         Target::Any => return Change::Everything,
     };
-    let Some(stat) = sys::fstat(fd).filter(Stat::is_regular) else {
+    let Some(stat) = look(fd).filter(Stat::is_regular) else {
         return Change::Nothing;
     };
     let id = id_of(&stat);
@@ -172,9 +174,7 @@ pub(crate) fn effect(change: Change, guard: &Guard) -> Effect<'_> {
             None => Effect::Nothing,
         },
         Change::FromPosition { id, at, len } => match guard.find(id) {
-            Some(known) => {
-                Effect::FromPosition(known, known.span(at, at.saturating_add(len)), at)
-            }
+            Some(known) => Effect::FromPosition(known, known.span(at, at.saturating_add(len)), at),
             None => Effect::Nothing,
         },
         // Nothing is left open that would show which file it was. So no name may have been
@@ -200,12 +200,7 @@ pub(crate) fn id_of(stat: &Stat) -> FileId {
 }
 
 /// What cutting the file behind a path down to `len` bytes changes.
-fn by_name(
-    dirfd: i32,
-    path: *const c_char,
-    len: u64,
-    truncated: Option<*const c_char>,
-) -> Change {
+fn by_name(dirfd: i32, path: *const c_char, len: u64, truncated: Option<*const c_char>) -> Change {
     // SAFETY: the program passed the path; the kernel checks it.
     let stat = unsafe { sys::fstatat(dirfd, path, 0) };
     Change::ByName {

@@ -344,7 +344,7 @@ impl Thread<Shared> for Waiter<'_> {
         }
         let marks = self.gate.marks();
         let knows = |id| marks.find(id).is_some();
-        let change = chunks::change(self.call, self.target, is_nested, knows);
+        let change = chunks::change(self.call, self.target, is_nested, sys::identity, knows);
         self.is_noted |= marks::note(self.gate, self.slot, change, is_nested);
     }
 
@@ -360,12 +360,14 @@ impl Thread<Shared> for Waiter<'_> {
 
     fn may_change(&mut self, seen: u32, is_nested: bool) -> bool {
         let (guard, has_marks) = (self.gate.guard(), word::has_marks(seen));
-        let knows = |id| {
-            guard.find(id).is_some() || has_marks && self.gate.marks().find(id).is_some()
-        };
+        let knows =
+            |id| guard.find(id).is_some() || has_marks && self.gate.marks().find(id).is_some();
         let change = match attach::is_sandboxed() {
             true => chunks::Change::Everything,
-            false => chunks::change(self.call, self.target, is_nested, knows),
+            false if has_marks => {
+                chunks::change(self.call, self.target, is_nested, sys::identity, knows)
+            }
+            false => chunks::change(self.call, self.target, is_nested, sys::fstat, knows),
         };
         let effect = chunks::effect(change, guard);
         match chunks::ask(self.gate, self.slot, effect, seen, is_nested) {

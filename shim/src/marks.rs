@@ -84,7 +84,10 @@ pub(crate) fn note(gate: &Gate, slot: Option<&Slot>, change: Change, is_nested: 
                 known.mark(len, u64::MAX);
             }
             let path = truncated.map_or(0, |path| path as u64);
-            (Some(known.map_or(0, |known| u64::from(known.index) + 1)), path)
+            (
+                Some(known.map_or(0, |known| u64::from(known.index) + 1)),
+                path,
+            )
         }
     };
     let Some(slot) = slot else {

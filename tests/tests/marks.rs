@@ -153,7 +153,11 @@ impl Blocks {
         let file = lab.data().join("file").display().to_string();
         let args = [&file, &blocks.to_string(), &pace_us.to_string()];
         let options = ["--mark-blocks", "--max-hold", "5s", "--keep-last", "40"];
-        let mut writer = lab.run(&options, &product::program("blocks"), &args.map(String::as_str));
+        let mut writer = lab.run(
+            &options,
+            &product::program("blocks"),
+            &args.map(String::as_str),
+        );
         lab.wait_for_beats(&mut writer, 50);
         Some(Blocks {
             lab,
@@ -194,9 +198,15 @@ impl Blocks {
     }
 
     fn difference(&self, bytes: &[u8]) -> Option<String> {
-        let wrong = bytes.chunks_exact(BLOCK).zip(&self.now).skip(1).position(
-            |(block, number)| block.chunks_exact(8).any(|word| word != number.to_le_bytes()),
-        );
+        let wrong = bytes
+            .chunks_exact(BLOCK)
+            .zip(&self.now)
+            .skip(1)
+            .position(|(block, number)| {
+                block
+                    .chunks_exact(8)
+                    .any(|word| word != number.to_le_bytes())
+            });
         wrong.map(|block| format!("block {} is not that of write {}", block + 1, self.made))
     }
 
@@ -311,7 +321,12 @@ fn marks_that_are_missing_are_missed() {
             .find(|(_, manifest)| manifest.id() == id)
             .expect("it stays");
         assert!(!manifest.is_verified(), "{id} is verified");
-        assert!(manifest.reasons().iter().any(|(code, _)| code == "unmarked-change"));
+        assert!(
+            manifest
+                .reasons()
+                .iter()
+                .any(|(code, _)| code == "unmarked-change")
+        );
         assert_eq!(manifest.0["checks"][0]["kind"], "marks");
     }
     scene.end();

@@ -3,10 +3,10 @@
 //!
 //! | when | gate | what is done |
 //! |---|---|---|
-//! | [`Bases::open`] | open | the earlier snapshot's copy of a file goes into the new one: as a clone, or what of it is not marked yet as a copy |
-//! | [`Deltas::cut`] | shut | decides for each file whether the marks tell all of it; begins a new number |
-//! | [`Delta::unmarked`] | guarded | which blocks of a chunk are in place already |
-//! | [`compare`] | open | if that is due: whether what is not marked is what the earlier snapshot has |
+//! | `Bases::open` | open | the earlier snapshot's copy of a file goes into the new one: as a clone, or what of it is not marked yet as a copy |
+//! | `Deltas::cut` | shut | decides for each file whether the marks tell all of it; begins a new number |
+//! | `Delta::unmarked` | guarded | which blocks of a chunk are in place already |
+//! | `compare` | open | if that is due: whether what is not marked is what the earlier snapshot has |
 //!
 //! The live file is never shared with a snapshot: neither does it become fragmented, nor do its
 //! writers pay for copying on write.
@@ -261,7 +261,9 @@ impl Delta {
         match reflink::clone(to, copy) {
             Ok(()) => return Ok(true),
             Err(cause) if reflink::is_unsupported(cause) => {}
-            Err(cause @ (Errno::NOSPC | Errno::DQUOT)) => return Err(fault("clone to", put_at, cause)),
+            Err(cause @ (Errno::NOSPC | Errno::DQUOT)) => {
+                return Err(fault("clone to", put_at, cause));
+            }
             // Whatever it is, there is another way.
             Err(_) => return Ok(false),
         }

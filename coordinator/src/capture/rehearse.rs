@@ -307,8 +307,7 @@ impl Rehearsed {
         }
         if let Some(outcome) = &mut outcome {
             outcome.captured = swept.bytes;
-            let all: u64 = sources.iter().map(|source| source.size).sum();
-            outcome.shared = all.saturating_sub(swept.bytes);
+            outcome.shared = swept.in_place;
             if is_compared {
                 compare_all(outcome, &sources, &copies, self.shift, &unmarked)?;
             }

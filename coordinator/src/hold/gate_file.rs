@@ -32,8 +32,8 @@ use rustix::mm::{MapFlags, ProtFlags};
 use rustix::process::{Gid, Uid};
 
 use snapshim_gate::abi::{
-    ABI_VERSION, Gate, HEADER_SIZE, Header, Invalid, MAGIC, MAX_HOLD_BOUND_MS, MAX_SLOTS, file_size,
-    marks_offset,
+    ABI_VERSION, Gate, HEADER_SIZE, Header, Invalid, MAGIC, MAX_HOLD_BOUND_MS, MAX_SLOTS,
+    file_size, marks_offset,
 };
 use snapshim_gate::slot::Slot;
 use snapshim_gate::table::FileId;
@@ -453,12 +453,7 @@ fn fill(file: &OwnedFd, path: &Path, slots: u32, bound_ms: u32, shared: &Sharing
 
 /// Reserves blocks for a part of a gate.
 fn reserve(file: &OwnedFd, path: &Path, from: usize, size: usize) -> Result<()> {
-    let reserved = fs::fallocate(
-        file,
-        fs::FallocateFlags::empty(),
-        from as u64,
-        size as u64,
-    );
+    let reserved = fs::fallocate(file, fs::FallocateFlags::empty(), from as u64, size as u64);
     reserved.map_err(|cause| {
         Error::new(format!(
             "cannot reserve {size} bytes for {}: {cause}",

@@ -155,7 +155,8 @@ impl Store {
 
     /// Whether there is a snapshot of this id.
     pub(crate) fn has(&self, id: &str) -> bool {
-        self.ids().is_ok_and(|ids| ids.iter().any(|there| there == id))
+        self.ids()
+            .is_ok_and(|ids| ids.iter().any(|there| there == id))
     }
 }
 

@@ -68,6 +68,8 @@ pub struct Swept {
     pub memory: usize,
     /// Bytes that were captured: not what was in place already.
     pub bytes: u64,
+    /// Bytes that were in place already.
+    pub in_place: u64,
     /// A file that was shorter than at the cut, though nobody had asked to cut it down.
     pub(super) short: Option<usize>,
 }
@@ -127,6 +129,7 @@ struct Sweep<'a> {
     /// If all is captured: the pieces of each chunk that were not marked.
     unmarked: Vec<AtomicU64>,
     bytes: AtomicU64,
+    in_place: AtomicU64,
     left: AtomicU32,
     served: AtomicU32,
     /// A source that ended early, or one that is not there.
@@ -199,6 +202,7 @@ pub(super) fn sweep(
             false => Vec::new(),
         },
         bytes: AtomicU64::new(0),
+        in_place: AtomicU64::new(0),
         left: AtomicU32::new(chunks),
         served: AtomicU32::new(0),
         short: AtomicUsize::new(usize::MAX),
@@ -238,6 +242,7 @@ pub(super) fn sweep(
                 chunks,
                 memory: ready.pool.memory(),
                 bytes: sweep.bytes.load(Relaxed),
+                in_place: sweep.in_place.load(Relaxed),
                 short: Some(sweep.short.load(Relaxed)).filter(|index| *index < sources.len()),
             };
             Ok((swept, sweep.unmarked))
@@ -299,9 +304,7 @@ impl Sweep<'_> {
                 continue;
             }
             if self.is_in_place(chunk) {
-                if self.claim(chunk) {
-                    self.done(chunk);
-                }
+                self.leave(chunk);
                 continue;
             }
             // The buffer first: a claim must not wait for one.
@@ -354,6 +357,17 @@ impl Sweep<'_> {
         self.unmarked.is_empty() && unmarked == u64::MAX >> (64 - pieces)
     }
 
+    /// Leaves a chunk as it is, if nobody has it.
+    fn leave(&self, chunk: u32) {
+        let source = &self.sources[self.source_of(chunk)];
+        let offset = u64::from(chunk - source.first) << self.shift;
+        if self.claim(chunk) {
+            let len = (source.size - offset).min(1 << self.shift);
+            self.in_place.fetch_add(len, Relaxed);
+            self.done(chunk);
+        }
+    }
+
     /// The chunks from this one on that are all hole.
     fn hole(&self, chunk: u32) -> std::ops::Range<u32> {
         let source = &self.sources[self.source_of(chunk)];
@@ -384,14 +398,14 @@ impl Sweep<'_> {
             cell.store(unmarked, Relaxed);
             unmarked = 0;
         }
-        let in_place = u64::from(unmarked.count_ones()) << piece_shift;
-        self.bytes
-            .fetch_add((len as u64).saturating_sub(in_place), Relaxed);
         for part in to_read(unmarked, piece_shift, len) {
+            self.bytes.fetch_add(part.len() as u64, Relaxed);
             if !self.read_part(index, offset, part, &mut buffer) {
                 return false;
             }
         }
+        let in_place = u64::from(unmarked.count_ones()) << piece_shift;
+        self.in_place.fetch_add(in_place.min(len as u64), Relaxed);
         // To the end of its page, for O_DIRECT.
         let padded = len.next_multiple_of(writer::ALIGNMENT);
         buffer.bytes_mut()[len..padded].fill(0);
@@ -477,9 +491,7 @@ impl Sweep<'_> {
             is_any = true;
             if self.claims[chunk as usize].load(Relaxed) == FREE {
                 if self.is_in_place(chunk) {
-                    if self.claim(chunk) {
-                        self.done(chunk);
-                    }
+                    self.leave(chunk);
                     continue;
                 }
                 let buffer = loop {
