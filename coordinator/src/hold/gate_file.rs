@@ -656,7 +656,13 @@ mod tests {
         assert_eq!(mode(&dir.path), 0o700);
         assert_eq!(mode(&dir.path.join(GATE)), 0o600);
         let blocks = fs::stat(dir.path.join(GATE)).unwrap().st_blocks as usize;
-        assert!(blocks * 512 >= file_size(64), "the blocks are reserved");
+        assert!(blocks * 512 >= marks_offset(64), "the blocks are reserved");
+        // Marks are only for those who ask for them.
+        assert!(blocks * 512 < file_size(64));
+        reserve_marks(&dir, 64).unwrap();
+        let blocks = fs::stat(dir.path.join(GATE)).unwrap().st_blocks as usize;
+        assert!(blocks * 512 >= file_size(64));
+        assert!(!first.gate.wants_marks() && first.gate.marks().number() == 0);
     }
 
     #[test]
@@ -692,7 +698,10 @@ mod tests {
             (0, "it is too short"),
             (100, "it is too short"),
             (HEADER_SIZE as u64, "its sizes contradict each other"),
-            (file_size(63) as u64, "its sizes contradict each other"),
+            (
+                file_size(64) as u64 - 4096,
+                "its sizes contradict each other",
+            ),
             (1 << 40, "its sizes contradict each other"),
         ] {
             let dir = scratch.set(&format!("length{len}"));
@@ -780,7 +789,8 @@ mod tests {
             let mut bytes = whole.clone();
             if round % 2 == 0 {
                 // A valid head before noise: everything that is read later.
-                bytes[64..].iter_mut().for_each(|b| *b = next() as u8);
+                let noise = 64..marks_offset(64) + 4096;
+                bytes[noise].iter_mut().for_each(|b| *b = next() as u8);
             } else {
                 let changes = 1 + next() % 40;
                 for _ in 0..changes {
