@@ -166,7 +166,8 @@ impl<'a> Marking<'a> {
         }
         if let Some(path) = &outcome.unexplained {
             notes.push(format!(
-                "{} was changed, and nothing marked; captured everything, and compared: nothing else was",
+                "{} was changed by somebody who marks nothing; so everything was captured, and compared: no \
+                 bytes differ that were not marked",
                 path.display()
             ));
         }

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
@@ -346,6 +346,19 @@ fn who_marks_nothing_is_found_out() {
         let outcome = scene.lab.checkpoint(&HOW);
         assert_eq!(scene.fault(outcome.verified()), None);
     }
+    // Nothing but a ctime: compared, and found to be as it was.
+    fs::set_permissions(&quiet, fs::Permissions::from_mode(0o600)).unwrap();
+    let outcome = scene.lab.checkpoint(&HOW);
+    let certificate = outcome.verified();
+    assert!(
+        outcome.stderr.contains("marks nothing"),
+        "{}",
+        outcome.stderr
+    );
+    assert!(marked(certificate, "bytes_compared") >= 1 << 20);
+    assert_eq!(marked(certificate, "bytes_shared"), 0);
+    let outcome = scene.lab.checkpoint(&HOW);
+    assert!(marked(outcome.verified(), "bytes_shared") >= 1 << 20);
     let file = fs::OpenOptions::new().write(true).open(&quiet).unwrap();
     file.write_all_at(b"unseen", 700_000).unwrap();
     drop(file);
