@@ -6,8 +6,10 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::Path;
+use std::process::Stdio;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
@@ -18,7 +20,7 @@ use snapshim_gate::marks::{MAX_BLOCKS, Marks};
 use snapshim_tests::process::Proc;
 use snapshim_tests::scribble::{LOAD, Load, faults, number, replays};
 use snapshim_tests::stats::distribution;
-use snapshim_tests::{Certificate, Fs, Lab, Outcome, lab, product, rounds};
+use snapshim_tests::{Certificate, Fs, Lab, Outcome, lab, process, product, rounds};
 
 const HOW: [&str; 3] = ["--capture", "copy-before-write", "--no-digest"];
 const MIB: f64 = (1u64 << 20) as f64;
@@ -369,4 +371,70 @@ fn who_marks_nothing_is_found_out() {
     assert!(copy == fs::read(&quiet).unwrap());
     assert_eq!(scene.fault(certificate), None);
     scene.end();
+}
+
+/// What becomes of large files by other programs, one at a time: cut down, replaced, made anew.
+fn each_way(fs: Fs) {
+    const COMMANDS: [&str; 14] = [
+        "head -c 1000000 /dev/urandom > a",
+        "head -c 2000000 /dev/urandom > b",
+        "cp a b",
+        "truncate -s 600000 b; truncate -s 1500000 b",
+        "fallocate -p -o 300000 -l 200000 a",
+        "dd if=/dev/urandom of=a bs=4096 count=3 seek=100 conv=notrunc",
+        "head -c 300000 /dev/urandom >> a",
+        "mv a c; cp b a",
+        "mv -f c a",
+        "rm b; head -c 900000 /dev/urandom > b",
+        ": > a; truncate -s 1200000 a",
+        "ln a d; dd if=/dev/urandom of=d bs=1 count=5 seek=777777 conv=notrunc",
+        "chmod 600 b; touch a",
+        "truncate -s 100 a; truncate -s 1200000 a; rm d",
+    ];
+    let _alone = lab::serial();
+    let Some(lab) = Lab::new("marks-ways", fs, Duration::from_secs(600)) else {
+        return;
+    };
+    let script = "cd $0; while read -r line; do eval \"$line\" 2>&- ; echo done; done";
+    let mut command = lab.run_command(&["--mark-blocks", "--keep-last", "2"]);
+    command.args(["sh", "-c", script]).arg(lab.data());
+    command.stdin(Stdio::piped()).stdout(Stdio::piped());
+    process::dies_with_us(&mut command);
+    let mut child = command.spawn().expect("a shell");
+    let mut to = child.stdin.take().expect("its input");
+    let mut from = BufReader::new(child.stdout.take().expect("its output"));
+    let (mut shared, mut line) = (0, String::new());
+    for round in 0..3 * COMMANDS.len() {
+        let what = COMMANDS[round % COMMANDS.len()];
+        writeln!(to, "{what}").expect("the shell");
+        from.read_line(&mut line).expect("the shell");
+        let outcome = lab.checkpoint(&HOW);
+        let certificate = outcome.verified();
+        shared += u64::from(marked(certificate, "bytes_shared") > 0);
+        for entry in fs::read_dir(lab.data()).unwrap() {
+            let live = entry.unwrap().path();
+            let same = fs::read(certificate.copy_of(&live)).unwrap() == fs::read(&live).unwrap();
+            assert!(same, "{}: {} after {what}", fs.name(), live.display());
+        }
+        let note = outcome.stderr.lines().find(|line| line.contains("mark"));
+        assert_eq!(note, None, "after {what}");
+    }
+    drop(to);
+    assert!(child.wait().expect("the shell").success());
+    println!(
+        "{}: {shared} of {} were built on the one before",
+        fs.name(),
+        3 * COMMANDS.len()
+    );
+    assert!(shared > 10, "{shared}");
+}
+
+#[test]
+fn each_way_on_xfs() {
+    each_way(Fs::Xfs);
+}
+
+#[test]
+fn each_way_on_tmpfs() {
+    each_way(Fs::Tmpfs);
 }
