@@ -12,6 +12,7 @@ use snapshim_gate::guard;
 use snapshim_gate::slot::{FREE, Seen, Slot};
 use snapshim_gate::table::FileId;
 
+use crate::capture::delta::AtCut;
 use crate::capture::{self, Member, Method, Moved, Prepared, Rehearsed, Scope, Taken};
 use crate::commit::judge::Ground;
 use crate::commit::reach::{self, Asked};
@@ -27,6 +28,7 @@ use crate::hold::rebuilt;
 use crate::hold::set::{Config, Set, SetLock};
 use crate::hold::witness;
 use crate::hooks::{self, Hooks};
+use crate::marking::{self, Marking};
 use crate::progress::Progress;
 use crate::stop::Stop;
 use crate::store::manifest::{FileRecord, Kind, Manifest, PathName, Pin, Reason, Totals, VERSION};
@@ -175,6 +177,12 @@ pub(crate) trait AfterCut {
     ///
     /// As [`Work::run`].
     fn trust_nothing(&mut self) -> Result<()>;
+    /// Under the hold, when it is sure that the cut is guarded: whether calls mark what they change
+    /// from now on.
+    fn mark(&mut self, at: AtCut) -> bool {
+        let _ = at;
+        false
+    }
     /// Chunks are 2 to the power of this, bytes; what is to be guarded.
     fn guarded(&self) -> (u32, Vec<guard::Member>);
     /// Captures; `end` is called when programs need ask no more.
@@ -244,6 +252,10 @@ impl AfterCut for Rehearsed {
 
     fn trust_nothing(&mut self) -> Result<()> {
         self.trust_nothing()
+    }
+
+    fn mark(&mut self, at: AtCut) -> bool {
+        self.mark(at)
     }
 
     fn guarded(&self) -> (u32, Vec<guard::Member>) {
@@ -482,12 +494,14 @@ fn make(
         true => previous.clone().and_then(capture::Base::of),
         false => None,
     };
+    let marking = Marking::load(subject.set);
     let mut tries = 1;
     let (draft, prepare, prediction, mut cut) = loop {
         let draft = store.begin(store_lock)?;
         let begun = Instant::now();
         let (capture, tally) = (options.capture, &options.tally);
         let prepared = capture::prepare_after(&scope, &draft.tree(), capture, base(), tally)?;
+        let prepared = prepared.with_bases(marking.bases(store, store_lock));
         let prepare = begun.elapsed();
         let prediction = prepared.prediction().clone();
         let (hooks, stop) = (&options.hooks, &options.stop);
@@ -524,6 +538,7 @@ fn make(
     let capture = cut.captured.method();
     let (wall, instead) = (cut.capture, cut.instead.take());
     let (manifest, captured) = certify(subject, options, draft.id(), cut, &capture);
+    let delta = captured.delta().cloned();
     let begun = Instant::now();
     let files = captured.finish()?;
     progress.detail(&format!(
@@ -532,6 +547,9 @@ fn make(
     ));
     let wall = wall.saturating_add(begun.elapsed());
     let mut manifest = with_files(manifest, files);
+    if let Some(delta) = &delta {
+        marking.describe(delta, &mut manifest);
+    }
     let prediction = prediction.with_outcome(&manifest, &draft.tree(), wall, instead);
     progress.detail(&prediction.outcome_in_words());
     manifest.prediction = Some(prediction);
@@ -542,6 +560,7 @@ fn make(
     if let Some(verify) = &options.verify {
         check_draft(&mut manifest, verify, &draft, store, options, progress);
     }
+    let tree = draft.tree_fd()?;
     let begun = Instant::now();
     let path = draft.publish(&manifest)?;
     progress.detail(&format!(
@@ -555,6 +574,11 @@ fn make(
             "used {} MiB of memory at most",
             kib.div_ceil(1024)
         ));
+    }
+    if let Some(delta) = &delta {
+        for line in marking.conclude(delta, &manifest, &tree, store, store_lock) {
+            progress.note(&line);
+        }
     }
     Ok((manifest, path))
 }
@@ -771,6 +795,7 @@ fn take<W: Work>(subject: Subject<'_>, options: &Options, mut prepared: W) -> Re
         false => View::PATIENT,
     };
     let mut seen = evidence::scan(view.tries(patience), &members)?;
+    marking::note(gate, seen.not_to_be_guarded().is_some());
     let held = seen.held();
     let mut targets = seen.outside();
     if seen.may_hide(|target| targets.contains(&target)).is_some() {
@@ -863,6 +888,7 @@ fn take<W: Work>(subject: Subject<'_>, options: &Options, mut prepared: W) -> Re
     let time = jiff::Timestamp::now();
     let is_guardable =
         !outside.is_used() && mapped.is_empty() && seen.rings().is_empty() && seal.is_none();
+    marking::note(gate, !is_guardable && seal.is_none());
     let hidden = match &work {
         Stage::After(_) if is_guardable => seen.held_in_part(),
         _ => held.clone(),
@@ -898,7 +924,8 @@ fn take<W: Work>(subject: Subject<'_>, options: &Options, mut prepared: W) -> Re
     let mut early = None;
     let (mut captured, capture, mut moved, held_for, guarded) = match (work, hold, gate) {
         (Stage::After(rehearsed), Bound::Gate(hold), Some(gate)) if is_guarded => {
-            let (captured, held_for) = guarded(rehearsed, hold, gate)?;
+            let is_doubtful = overflow.is_some_and(|before| evidence::overflow(gate) != before);
+            let (captured, held_for) = guarded(rehearsed, hold, gate, is_doubtful)?;
             let guarded = begun.elapsed().saturating_sub(held_for);
             let moved = captured.moved_unasked();
             (captured, guarded, moved, held_for, Some(guarded))
@@ -980,6 +1007,7 @@ fn take<W: Work>(subject: Subject<'_>, options: &Options, mut prepared: W) -> Re
     moved.retain(|m| !rebuilt::is_rebuilt(&m.path));
     let report = outside.into_report();
     let scan = seen.and(after);
+    marking::note(gate, scan.not_to_be_guarded().is_some());
     // What the gate does not see done cannot have reached a point of the program's.
     if !scan.outside().is_empty() && point != CommitPoint::Write {
         if options.otherwise != Otherwise::At(CommitPoint::Write) {
@@ -1041,14 +1069,16 @@ fn not_to_be_guarded(options: &Options, gate: Option<&Gate>, seen: &Scan) -> Opt
 }
 
 /// Ends the hold with a guard, and captures while that stands; what was captured, and how long
-/// the hold was.
+/// the hold was. `is_doubtful`: see [`AtCut`].
 fn guarded<R: AfterCut>(
-    rehearsed: R,
+    mut rehearsed: R,
     mut hold: Hold<'_>,
     gate: &Gate,
+    is_doubtful: bool,
 ) -> Result<(R::Done, Duration)> {
     let (shift, members) = rehearsed.guarded();
-    let (held_for, firsts) = hold.guard(shift, members.into_iter())?;
+    let has_marks = rehearsed.mark(hold.to_mark(is_doubtful));
+    let (held_for, firsts) = hold.guard(shift, has_marks, members.into_iter())?;
     let stands = hold.watch();
     let mut goes_on = || stands.stands() && !Clock::is_asked_to_end();
     let captured = rehearsed.sweep(gate, firsts, &mut goes_on, || hold.unguard());
@@ -1271,6 +1301,7 @@ fn certify<D: Done>(
         guard_asked: guard.and(captured.asked()),
         prediction: None,
         capture: capture.to_owned(),
+        marked: None,
         hashed_bytes: None,
         checks: Vec::new(),
         roots: names(&subject.config.roots),

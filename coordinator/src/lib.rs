@@ -10,6 +10,7 @@
 //! | [`restore`] | putting files back as a snapshot has them |
 //! | [`store`] | the snapshots on disk: manifest, publication, retention, sweep |
 //! | [`checkpoint`] | all of these in order |
+//! | `marking` | snapshots built on the one before, by what calls have marked since |
 //! | [`diff`] | what differs between snapshots, or from the live files |
 //! | [`crash`] | putting files back after a program crashed |
 //! | [`hooks`], `held`, `child` | commands of the user's before, after and under the hold |
@@ -29,6 +30,7 @@ mod held;
 pub mod hold;
 pub mod hooks;
 pub mod interrupt;
+mod marking;
 pub mod progress;
 pub mod restore;
 pub mod stop;

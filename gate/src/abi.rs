@@ -1,4 +1,4 @@
-//! The layout of the gate file, version 3.
+//! The layout of the gate file, version 4.
 //!
 //! Rule: fields are only ever appended, into reserved space; anything else is a
 //! new version, which is a new file. Every field is an atomic of fixed width,
@@ -13,6 +13,7 @@
 //! 13696 Slot × slot_count, 128 bytes each
 //!       Guard, what is guarded after a cut
 //!       u64 × slot_count, what each thread asks the guard for
+//!       Marks, what was changed since which cut: blocks of memory only where a set asks for it
 //! ```
 
 use core::mem::{offset_of, size_of};
@@ -20,6 +21,7 @@ use core::sync::atomic::Ordering::{Acquire, Relaxed, SeqCst};
 use core::sync::atomic::{AtomicU32, AtomicU64};
 
 use crate::guard::Guard;
+use crate::marks::Marks;
 use crate::slot::Slot;
 use crate::table::MemberTable;
 use crate::watch::Watch;
@@ -27,7 +29,7 @@ use crate::watch::Watch;
 /// The first eight bytes of a gate file, written last when one is made.
 pub const MAGIC: u64 = u64::from_le_bytes(*b"snapshim");
 /// The version of this layout.
-pub const ABI_VERSION: u32 = 3;
+pub const ABI_VERSION: u32 = 4;
 /// Slots of a gate unless asked otherwise: one for each thread of the set.
 pub const DEFAULT_SLOTS: u32 = 4096;
 /// Most slots a gate may have.
@@ -45,6 +47,8 @@ pub const MAX_HOLD_BOUND_MS: u32 = 10_000;
 pub const STDIO_RECORDS: u32 = 1;
 /// Option: io_uring_setup fails with ENOSYS.
 pub const REFUSE_RINGS: u32 = 2;
+/// Option: calls mark what they change, once the coordinator says so ([`crate::word::MARKS`]).
+pub const MARK_BLOCKS: u32 = 4;
 
 /// The head of a gate file. W: who writes the field (M the maker of the file,
 /// C the coordinator holding the set's lock, S any shim).
@@ -79,7 +83,8 @@ pub struct Header {
     pub high_water: AtomicU32,
     /// S. Holds broken by a waiter.
     pub breaks: AtomicU32,
-    /// C. What the set asks of its programs: [`STDIO_RECORDS`], [`REFUSE_RINGS`].
+    /// C. What the set asks of its programs: [`STDIO_RECORDS`], [`REFUSE_RINGS`],
+    /// [`MARK_BLOCKS`].
     pub options: AtomicU32,
     /// C. Length of the last hold, ns.
     pub last_hold_ns: AtomicU64,
@@ -111,6 +116,8 @@ const _: () = {
     assert!(size_of::<Slot>().is_multiple_of(align_of::<Guard>()));
     assert!(HEADER_SIZE.is_multiple_of(align_of::<Guard>()));
     assert!(size_of::<Guard>() == 1_180_224);
+    assert!(size_of::<Marks>() == 4_456_576);
+    assert!(align_of::<Marks>() <= PAGE);
 };
 
 /// Where the guard of a gate with `slots` slots lies.
@@ -123,9 +130,17 @@ const fn asks_offset(slots: u32) -> usize {
     guard_offset(slots) + size_of::<Guard>()
 }
 
+/// What the marks are aligned to: their memory can be had, or not, apart from all else.
+const PAGE: usize = 65_536;
+
+/// Where the marks of a gate with `slots` slots lie. What is before them is needed always.
+pub const fn marks_offset(slots: u32) -> usize {
+    (asks_offset(slots) + slots as usize * size_of::<AtomicU64>()).next_multiple_of(PAGE)
+}
+
 /// The size of a gate file with `slots` slots, bytes.
 pub const fn file_size(slots: u32) -> usize {
-    asks_offset(slots) + slots as usize * size_of::<AtomicU64>()
+    marks_offset(slots) + size_of::<Marks>()
 }
 
 /// Why a file is not a gate this build can use.
@@ -164,6 +179,7 @@ pub struct Gate {
     slots: &'static [Slot],
     guard: &'static Guard,
     asks: &'static [AtomicU64],
+    marks: &'static Marks,
 }
 
 impl Gate {
@@ -206,11 +222,15 @@ impl Gate {
             let asks = base.add(asks_offset(count)).cast::<AtomicU64>();
             core::slice::from_raw_parts(asks, count as usize)
         };
+        // SAFETY: as with the guard. A page that no block was reserved for is not touched: whoever
+        // sets `MARK_BLOCKS`, or `word::MARKS`, has seen to that.
+        let marks = unsafe { &*base.add(marks_offset(count)).cast::<Marks>() };
         Ok(Gate {
             header,
             slots,
             guard,
             asks,
+            marks,
         })
     }
 
@@ -236,6 +256,17 @@ impl Gate {
     /// What is guarded.
     pub fn guard(&self) -> &'static Guard {
         self.guard
+    }
+
+    /// What was changed since which cut. Only to be looked at if the set asks for it
+    /// ([`MARK_BLOCKS`]): else there may be no memory for it.
+    pub fn marks(&self) -> &'static Marks {
+        self.marks
+    }
+
+    /// Whether the set asks for marks.
+    pub fn wants_marks(&self) -> bool {
+        self.header.options.load(Acquire) & MARK_BLOCKS != 0
     }
 
     /// What the owners of [`Gate::used_slots`] ask the guard for ([`crate::guard::Ask`]).

@@ -110,6 +110,8 @@ pub enum Ask {
     /// Nothing more. It is in a call that was granted what it asked for, and this is what
     /// remains to be compared when it returns.
     Expects(u64),
+    /// The same of a call that has marked what it changes, at a gate that is not guarded.
+    Marked(u64),
 }
 
 /// Consecutive chunks.
@@ -130,7 +132,7 @@ impl Span {
 
 const KIND_SHIFT: u32 = 62;
 const COUNT_BITS: u32 = 31;
-/// Largest value that [`Ask::Expects`] can have.
+/// Largest value that [`Ask::Expects`] and [`Ask::Marked`] can have.
 pub const MAX_EXPECTED: u64 = (1 << KIND_SHIFT) - 1;
 
 impl Ask {
@@ -144,6 +146,7 @@ impl Ask {
                     | u64::from(count & ((1 << COUNT_BITS) - 1))
             }
             Ask::Expects(value) => 2 << KIND_SHIFT | value & MAX_EXPECTED,
+            Ask::Marked(value) => 3 << KIND_SHIFT | value & MAX_EXPECTED,
         }
     }
 
@@ -156,6 +159,7 @@ impl Ask {
                 count: (raw & mask) as u32,
             }),
             2 => Ask::Expects(raw & MAX_EXPECTED),
+            3 => Ask::Marked(raw & MAX_EXPECTED),
             _ => Ask::None,
         }
     }
@@ -201,6 +205,14 @@ pub struct Known<'a> {
 }
 
 impl Known<'_> {
+    /// Which file it is.
+    pub fn id(&self) -> FileId {
+        FileId {
+            dev: self.file.dev.load(Relaxed),
+            ino: self.file.ino.load(Relaxed),
+        }
+    }
+
     /// The chunks of the cut that hold the bytes from `from` to before `to`.
     pub fn span(&self, from: u64, to: u64) -> Span {
         let to = to.min(self.size);
@@ -565,10 +577,14 @@ mod tests {
             first: MAX_CHUNKS,
             count: MAX_CHUNKS,
         };
-        for ask in [Ask::None, Ask::Chunks(span), Ask::Expects(MAX_EXPECTED)] {
+        for ask in [
+            Ask::None,
+            Ask::Chunks(span),
+            Ask::Expects(MAX_EXPECTED),
+            Ask::Marked(7),
+        ] {
             assert_eq!(Ask::unpack(ask.pack()), ask);
         }
-        assert_eq!(Ask::unpack(u64::MAX), Ask::None);
     }
 
     #[test]

@@ -51,10 +51,15 @@ pub fn open<M: Memory>(gate: &M::U32, closed: u32, wake_all: impl FnOnce(&M::U32
 
 /// Lets calls pass again that change nothing of the cut `closed` that is not captured.
 /// The table of [`crate::guard`] must be written before. Returns the guarded word; `None`
-/// if the hold was broken.
+/// if the hold was broken. `has_marks`: from now on calls mark what they change.
 #[must_use]
-pub fn guard<M: Memory>(gate: &M::U32, closed: u32, wake_all: impl FnOnce(&M::U32)) -> Option<u32> {
-    let guarded = word::guarded(closed);
+pub fn guard<M: Memory>(
+    gate: &M::U32,
+    closed: u32,
+    has_marks: bool,
+    wake_all: impl FnOnce(&M::U32),
+) -> Option<u32> {
+    let guarded = word::guarded(closed, has_marks);
     gate.cas_sc(closed, guarded).ok()?;
     wake_all(gate);
     Some(guarded)

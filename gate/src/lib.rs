@@ -2,7 +2,7 @@
 //! and the coordinator share, and the protocol both speak over it.
 //!
 //! Nothing else knows the layout ([`abi`]) or the order of the loads and stores
-//! ([`word`], [`slot`], [`passage`], [`armed`], [`hold`], [`guard`], [`reap`]). The protocol is written
+//! ([`word`], [`slot`], [`passage`], [`armed`], [`hold`], [`guard`], [`marks`], [`reap`]). The protocol is written
 //! once, generic over [`memory::Memory`], so that the code the model checker
 //! explores (`tests/model.rs`) is the code that runs.
 //!
@@ -15,6 +15,7 @@ pub mod armed;
 pub mod calls;
 pub mod guard;
 pub mod hold;
+pub mod marks;
 pub mod memory;
 pub mod nr;
 pub mod passage;

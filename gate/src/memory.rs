@@ -115,6 +115,8 @@ pub enum Mutation {
     MarkRelaxed,
     /// A guard ends with a store instead of a compare-and-swap.
     UnguardWithoutCompare,
+    /// A call does not mark what it changes.
+    MarkNothing,
 }
 
 /// The memory the gate lives in: shared memory, or the model checker's.

@@ -100,6 +100,7 @@ mod of_this_machine {
     pub const COPY_FILE_RANGE: usize = 326;
     pub const PWRITEV2: usize = 328;
     pub const PKEY_MPROTECT: usize = 329;
+    pub const STATX: usize = 332;
 }
 
 #[cfg(target_arch = "aarch64")]
@@ -180,6 +181,7 @@ mod of_this_machine {
     pub const COPY_FILE_RANGE: usize = 285;
     pub const PWRITEV2: usize = 287;
     pub const PKEY_MPROTECT: usize = 288;
+    pub const STATX: usize = 291;
 }
 
 /// Numbers newer than the split of the tables: equal on all architectures.

@@ -19,8 +19,12 @@ pub trait Thread<M: Memory> {
     /// Notes what this call is about to change, at the gate armed by `seen`. `is_nested`:
     /// inside another call.
     fn watched(&mut self, seen: u32, is_nested: bool);
+    /// Marks what this call is about to change, which is counted and passes the gate.
+    /// `is_nested`: inside another call.
+    fn mark(&mut self, is_nested: bool);
     /// Whether the gate guarded by `seen` lets this call pass: what it changes is no part of
-    /// the cut, or captured. If not, it has asked for it. `is_nested`: inside another call.
+    /// the cut, or captured; and marks that, if calls are to. If not, it has asked for it.
+    /// `is_nested`: inside another call.
     fn may_change(&mut self, seen: u32, is_nested: bool) -> bool;
     /// Waits until what was asked for may be there, or the word is no longer `seen`;
     /// `false` if the time this call may wait in total is spent.
@@ -70,6 +74,9 @@ pub fn pass_slowly<M: Memory, T: Thread<M>>(
             if word::is_armed(seen) {
                 thread.watched(seen, outer > 0);
             }
+            if word::has_marks(seen) {
+                thread.mark(outer > 0);
+            }
             return;
         }
         if word::is_guarded(seen) {
@@ -95,6 +102,9 @@ pub fn pass_slowly<M: Memory, T: Thread<M>>(
             && (M::mutated(Mutation::NestedAlwaysPasses)
                 || (slot.holds_up(seen) && thread.outer_is_shut(bank)));
         if nested {
+            if word::has_marks(seen) {
+                thread.mark(true);
+            }
             return;
         }
         // Not counted while we ask: a handler that interrupts us here would have
@@ -111,6 +121,10 @@ pub fn pass_slowly<M: Memory, T: Thread<M>>(
             if entered.outer == 0 {
                 slot.stand_aside(entered.word);
             }
+            // A member all the same, if this hold is about one file only.
+            if word::has_marks(entered.word) {
+                thread.mark(entered.outer > 0);
+            }
             return;
         }
         outer = entered.outer;
@@ -124,11 +138,13 @@ pub fn pass_slowly<M: Memory, T: Thread<M>>(
 pub fn pass_uncounted<M: Memory, T: Thread<M>>(gate: &M::U32, thread: &mut T) {
     loop {
         let seen = gate.load_sc();
-        if word::is_open(seen) {
-            return;
-        }
-        if word::is_armed(seen) {
-            thread.watched(seen, true);
+        if word::is_open(seen) || word::is_armed(seen) {
+            if word::is_armed(seen) {
+                thread.watched(seen, true);
+            }
+            if word::has_marks(seen) {
+                thread.mark(true);
+            }
             return;
         }
         if word::is_guarded(seen) {
@@ -141,6 +157,9 @@ pub fn pass_uncounted<M: Memory, T: Thread<M>>(gate: &M::U32, thread: &mut T) {
             continue;
         }
         if !thread.is_shut(word::bank(seen)) {
+            if word::has_marks(seen) {
+                thread.mark(true);
+            }
             return;
         }
         if !thread.wait(gate, seen) {

@@ -216,7 +216,7 @@ impl<M: Memory> Slot<M> {
             None if M::mutated(Mutation::EnterWithoutFence) => gate.load(Acquire),
             None => gate.load_sc(),
         };
-        if outer == 0 && word::is_open(word) {
+        if outer == 0 && word::is_free(word) {
             self.seq.store(seq.wrapping_add(1), Relaxed);
         }
         Entered { outer, word }
@@ -376,7 +376,7 @@ impl<M: Memory> Slot<M> {
 /// Whether `entered` may go on without a further look: the fast path.
 #[inline(always)]
 pub const fn is_free(entered: &Entered) -> bool {
-    entered.outer == 0 && word::is_open(entered.word)
+    entered.outer == 0 && word::is_free(entered.word)
 }
 
 #[cfg(test)]

@@ -1,11 +1,15 @@
 //! The gate word: state and epoch of the set in one futex.
 //!
-//! Low four bits: the state. The rest: the epoch, raised by one on every change
-//! of state, so that a compare-and-swap against a word once seen can only
-//! succeed if nothing happened since. It wraps after 2²⁷ holds.
+//! Low three bits: the state. The next: whether calls mark what they change, whatever the
+//! state; every change of state leaves it as it is, but for that from a hold to its guard. The
+//! rest: the epoch, raised by one on every change of state, so that a compare-and-swap
+//! against a word once seen can only succeed if nothing happened since. It wraps after
+//! 2²⁷ holds.
 
 /// Bits of the word that hold the state.
-pub const STATE_MASK: u32 = 0xf;
+pub const STATE_MASK: u32 = 0x7;
+/// Calls mark what they change, see [`crate::marks`]: none passes without a further look.
+pub const MARKS: u32 = 0x8;
 /// One step of the epoch.
 pub const EPOCH: u32 = 0x10;
 
@@ -29,8 +33,20 @@ pub const fn state(word: u32) -> u32 {
 
 /// Whether calls pass without a further look.
 #[inline(always)]
+pub const fn is_free(word: u32) -> bool {
+    word & (STATE_MASK | MARKS) == OPEN
+}
+
+/// Whether calls pass, be it that they mark what they change.
+#[inline(always)]
 pub const fn is_open(word: u32) -> bool {
     state(word) == OPEN
+}
+
+/// Whether calls mark what they change.
+#[inline(always)]
+pub const fn has_marks(word: u32) -> bool {
+    word & MARKS != 0
 }
 
 /// Whether calls pass and are noted.
@@ -46,9 +62,10 @@ pub const fn is_guarded(word: u32) -> bool {
 }
 
 /// The guarded word of the hold `closed`. Of the same epoch: closings go on to alternate
-/// between the two tables.
-pub const fn guarded(closed: u32) -> u32 {
-    (closed & !STATE_MASK) | GUARDED
+/// between the two tables. From then on calls mark what they change, or do no more.
+pub const fn guarded(closed: u32, has_marks: bool) -> u32 {
+    let marks = if has_marks { MARKS } else { 0 };
+    (closed & !(STATE_MASK | MARKS)) | GUARDED | marks
 }
 
 /// The epoch in `word`.
@@ -86,16 +103,29 @@ mod tests {
             assert_ne!(Some(bank(closed)), last_bank);
             last_bank = Some(bank(closed));
             // A guarded gate is the same hold.
-            assert_ne!(guarded(closed), closed);
-            assert_eq!(next(guarded(closed), OPEN), next(closed, OPEN));
+            assert_ne!(guarded(closed, false), closed);
+            assert_eq!(next(guarded(closed, false), OPEN), next(closed, OPEN));
             word = next(closed, OPEN);
             assert!(is_open(word));
         }
     }
 
     #[test]
+    fn marks_outlast_every_state() {
+        let mut word = guarded(next(OPEN, CLOSED), true);
+        for state in [OPEN, ARMED, CLOSED, OPEN] {
+            assert!(has_marks(word) && !is_free(word));
+            word = next(word, state);
+            assert_eq!(super::state(word), state);
+        }
+        assert!(is_open(word) && !is_free(word));
+        let last = guarded(next(word, CLOSED), false);
+        assert!(!has_marks(last) && is_free(next(last, OPEN)));
+    }
+
+    #[test]
     fn the_epoch_wraps_without_touching_the_state() {
-        let last = !STATE_MASK;
+        let last = !(STATE_MASK | MARKS);
         assert_eq!(next(last, CLOSED), CLOSED);
         assert_eq!(epoch(last), u32::MAX >> 4);
     }

@@ -129,6 +129,7 @@ scenarios! {
     other_members: OTHER_MEMBERS,
     guarded_cut: GUARDED,
     broken_guards: BROKEN_GUARDS,
+    marked: MARKED,
 }
 
 macro_rules! mutations {
@@ -167,6 +168,7 @@ mutations! {
     GuardedAsOpen: GUARDED,
     MarkRelaxed: GUARDED,
     UnguardWithoutCompare: BROKEN_GUARDS,
+    MarkNothing: MARKED,
 }
 
 #[test]

@@ -16,10 +16,10 @@ use snapshim_gate::sys::{futex_wake_all, monotonic_ns};
 use snapshim_gate::table::FileId;
 use snapshim_gate::{passage, word};
 
-use crate::attach;
+use crate::marks::Expected;
 use crate::member::Target;
 use crate::sys::{self, Stat, nr};
-use crate::thread;
+use crate::{attach, marks, thread};
 
 /// What of the cut a call is about to change.
 pub(crate) enum Effect<'a> {
@@ -51,14 +51,47 @@ enum Bytes {
     All,
 }
 
-/// What `call` on `target` changes. `is_nested`: inside another call of its thread, so
-/// that nothing can be noted for its return.
-pub(crate) fn effect<'a>(
+/// What a call changes, whoever wants to know.
+#[derive(Clone, Copy)]
+pub(crate) enum Change {
+    /// Nothing, or nothing of a file that anybody knows.
+    Nothing,
+    /// Nothing of any file's bytes: names ([`NAMES`]), metadata ([`METADATA`]) by path.
+    ByPath(u32),
+    /// The bytes of this file from one to before another; none if it is only touched.
+    Range(FileId, u64, u64),
+    /// So many bytes of this file, if it still stands where it stood.
+    FromPosition {
+        /// Which.
+        id: FileId,
+        /// Where it stood.
+        at: u64,
+        /// How many.
+        len: u64,
+    },
+    /// What the path leads to is cut down, if it still leads to this file; `None`: to none.
+    ByName {
+        /// Which.
+        id: Option<FileId>,
+        /// To so many bytes.
+        len: u64,
+        /// By a call that does not open it: the path.
+        truncated: Option<*const c_char>,
+    },
+    /// What cannot be told.
+    Everything,
+}
+
+/// What `call` on `target` changes of the files that somebody `knows`. `is_nested`: inside
+/// another call of its thread, so that nothing can be noted for its return. `look` tells what an
+/// open file is.
+pub(crate) fn change(
     call: Call,
     target: Target,
     is_nested: bool,
-    guard: &'a Guard,
-) -> Effect<'a> {
+    look: impl Fn(i32) -> Option<Stat>,
+    knows: impl Fn(FileId) -> bool,
+) -> Change {
     // Threads that share a slot share the note.
     let is_compared = !is_nested && !thread::SHARING.load(Relaxed);
     let (fd, bytes) = match target {
@@ -73,13 +106,11 @@ pub(crate) fn effect<'a>(
         }
         Target::Truncate { path, len } => {
             let Ok(len) = u64::try_from(len) else {
-                return Effect::Nothing; // it will fail
+                return Change::Nothing; // it will fail
             };
-            // Nothing is left open that would show which file it was. So no name may have been
-            // changed; whether one is meanwhile is seen when it returns.
-            return match is_compared && guard.changed_by_path() & NAMES == 0 {
-                true => by_name(sys::AT_FDCWD, path, len, guard),
-                false => Effect::Everything,
+            return match is_compared {
+                true => by_name(sys::AT_FDCWD, path, len, Some(path)),
+                false => Change::Everything,
             };
         }
         Target::Open {
@@ -90,51 +121,78 @@ pub(crate) fn effect<'a>(
             ..
         } => {
             return match opened_how(how) {
-                How::Truncating if is_compared => by_name(dirfd, path, 0, guard),
-                How::Plainly => Effect::ByPath(NAMES),
-                How::Truncating | How::Unknown => Effect::Everything,
+                How::Truncating if is_compared => by_name(dirfd, path, 0, None),
+                How::Plainly => Change::ByPath(NAMES),
+                How::Truncating | How::Unknown => Change::Everything,
             };
         }
         // Makes a file: that is none of the cut's.
-        Target::Open { .. } => return Effect::ByPath(NAMES),
-        Target::Name if call.class == Class::Path => return Effect::ByPath(METADATA),
-        Target::Name | Target::Rename => return Effect::ByPath(NAMES),
-        Target::Map(fd) if !sys::is_writable(fd) => return Effect::Nothing,
+        Target::Open { .. } => return Change::ByPath(NAMES),
+        Target::Name if call.class == Class::Path => return Change::ByPath(METADATA),
+        Target::Name | Target::Rename => return Change::ByPath(NAMES),
+        Target::Map(fd) if !sys::is_writable(fd) => return Change::Nothing,
         Target::Map(fd) => (fd, Bytes::All),
-        Target::Any => return Effect::Everything,
+        Target::Any => return Change::Everything,
     };
-    let Some(stat) = sys::fstat(fd).filter(Stat::is_regular) else {
-        return Effect::Nothing;
+    let Some(stat) = look(fd).filter(Stat::is_regular) else {
+        return Change::Nothing;
     };
-    let Some(known) = guard.find(id_of(&stat)) else {
-        return Effect::Nothing;
-    };
-    let (from, to) = match bytes {
-        Bytes::None => return Effect::Chunks(known, Span::default()),
-        Bytes::All => (0, u64::MAX),
-        Bytes::Range(from, to) => (from, to),
+    let id = id_of(&stat);
+    if !knows(id) {
+        return Change::Nothing;
+    }
+    match bytes {
+        Bytes::None => Change::Range(id, 0, 0),
+        Bytes::All => Change::Range(id, 0, u64::MAX),
+        Bytes::Range(from, to) => Change::Range(id, from, to),
         Bytes::Here(len) => match sys::appends(fd) {
             // To the end, wherever that is: what the cut has there is captured, or the file
             // could not have been cut down to it.
-            Some(true) => return Effect::Chunks(known, Span::default()),
+            Some(true) => Change::Range(id, 0, 0),
             Some(false) if is_compared && call.class == Class::Write => {
-                let Some(at) = sys::position(fd).filter(|at| *at <= MAX_POSITION) else {
-                    return Effect::Everything;
-                };
-                let span = known.span(at, at.saturating_add(len));
-                return Effect::FromPosition(known, span, at);
+                match sys::position(fd).filter(|at| *at <= MAX_POSITION) {
+                    Some(at) => Change::FromPosition { id, at, len },
+                    None => Change::Everything,
+                }
             }
-            _ => (0, u64::MAX),
+            _ => Change::Range(id, 0, u64::MAX),
         },
         Bytes::Onwards => match sys::appends(fd) {
-            Some(true) => return Effect::Chunks(known, Span::default()),
-            _ => (sys::position(fd).unwrap_or(0), u64::MAX),
+            Some(true) => Change::Range(id, 0, 0),
+            _ => Change::Range(id, sys::position(fd).unwrap_or(0), u64::MAX),
         },
-    };
-    Effect::Chunks(known, known.span(from, to))
+    }
 }
 
-fn id_of(stat: &Stat) -> FileId {
+/// What of the cut a change is about.
+pub(crate) fn effect(change: Change, guard: &Guard) -> Effect<'_> {
+    match change {
+        Change::Nothing => Effect::Nothing,
+        Change::ByPath(what) => Effect::ByPath(what),
+        Change::Range(id, from, to) => match guard.find(id) {
+            Some(known) => Effect::Chunks(known, known.span(from, to)),
+            None => Effect::Nothing,
+        },
+        Change::FromPosition { id, at, len } => match guard.find(id) {
+            Some(known) => Effect::FromPosition(known, known.span(at, at.saturating_add(len)), at),
+            None => Effect::Nothing,
+        },
+        // Nothing is left open that would show which file it was. So no name may have been
+        // changed; whether one is meanwhile is seen when it returns.
+        Change::ByName {
+            truncated: Some(_), ..
+        } if guard.changed_by_path() & NAMES != 0 => Effect::Everything,
+        Change::ByName { id, len, .. } => {
+            // None of the cut's, or none at all. By the time of the call it may be.
+            let known = id.and_then(|id| guard.find(id));
+            let span = known.map_or(Span::default(), |known| known.span(len, u64::MAX));
+            Effect::ByName(known, span)
+        }
+        Change::Everything => Effect::Everything,
+    }
+}
+
+pub(crate) fn id_of(stat: &Stat) -> FileId {
     FileId {
         dev: stat.dev,
         ino: stat.ino,
@@ -142,13 +200,14 @@ fn id_of(stat: &Stat) -> FileId {
 }
 
 /// What cutting the file behind a path down to `len` bytes changes.
-fn by_name(dirfd: i32, path: *const c_char, len: u64, guard: &Guard) -> Effect<'_> {
+fn by_name(dirfd: i32, path: *const c_char, len: u64, truncated: Option<*const c_char>) -> Change {
     // SAFETY: the program passed the path; the kernel checks it.
     let stat = unsafe { sys::fstatat(dirfd, path, 0) };
-    // None of the cut's, or none at all. By the time of the call it may be.
-    let known = stat.ok().and_then(|stat| guard.find(id_of(&stat)));
-    let span = known.map_or(Span::default(), |known| known.span(len, u64::MAX));
-    Effect::ByName(known, span)
+    Change::ByName {
+        id: stat.ok().map(|stat| id_of(&stat)),
+        len,
+        truncated,
+    }
 }
 
 /// What an open does to what it opens.
@@ -399,9 +458,26 @@ pub(crate) fn returned(gate: &Gate, slot: &Slot, result: isize) {
     let Some(cell) = gate.ask(slot) else {
         return;
     };
-    let Ask::Expects(expected) = Ask::unpack(cell.load(Relaxed)) else {
-        return;
+    let expected = match Ask::unpack(cell.load(Relaxed)) {
+        Ask::Expects(expected) => expected,
+        Ask::Marked(expected) => {
+            marks::returned(gate, slot, Expected::of_marked(gate, expected), result);
+            // After the marks: it stands for them when the slots are drained.
+            cell.store(Ask::None.pack(), Release);
+            return;
+        }
+        Ask::None | Ask::Chunks(_) => return,
     };
+    if word::has_marks(gate.header().word.load(Relaxed)) {
+        let known = guard_index(expected).and_then(|index| gate.guard().at(index));
+        let expected = Expected {
+            id: known.map(|known| known.id()),
+            value: expected & MAX_POSITION,
+            // No name may have been changed meanwhile, or the guard is broken.
+            has_path: false,
+        };
+        marks::returned(gate, slot, expected, result);
+    }
     let guard = gate.guard();
     let missed = match Class::from_raw(slot.class.load(Relaxed)) {
         // Looking may be fatal now.
@@ -420,6 +496,11 @@ pub(crate) fn returned(gate: &Gate, slot: &Slot, result: isize) {
     }
     // After the note: the coordinator looks at it when it finds this gone.
     cell.store(Ask::None.pack(), Release);
+}
+
+/// The place in the table of what was packed by [`expected`].
+fn guard_index(expected: u64) -> Option<u32> {
+    u32::try_from((expected >> POSITION_BITS).checked_sub(1)?).ok()
 }
 
 /// Breaks the guard: something was changed that had not been asked for.

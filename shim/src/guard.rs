@@ -9,11 +9,12 @@ use snapshim_gate::abi::Gate;
 use snapshim_gate::passage::{self, Thread};
 use snapshim_gate::slot::{Call, Class, Seen, Slot, is_free};
 use snapshim_gate::sys::{futex_wait, futex_wake_all, monotonic_ns, ticks};
+use snapshim_gate::word;
 
 use crate::attach;
 use crate::member::{self, Target};
 use crate::vectors::preserving;
-use crate::{chunks, claim, sys, thread, watch};
+use crate::{chunks, claim, marks, sys, thread, watch};
 
 /// What a call has to undo when it returns. Two words: it stays in registers.
 #[derive(Clone, Copy)]
@@ -337,6 +338,16 @@ impl Thread<Shared> for Waiter<'_> {
         );
     }
 
+    fn mark(&mut self, is_nested: bool) {
+        if attach::is_sandboxed() {
+            return marks::note_blind(self.gate);
+        }
+        let marks = self.gate.marks();
+        let knows = |id| marks.find(id).is_some();
+        let change = chunks::change(self.call, self.target, is_nested, sys::identity, knows);
+        self.is_noted |= marks::note(self.gate, self.slot, change, is_nested);
+    }
+
     fn wait(&mut self, word: &AtomicU32, seen: u32) -> bool {
         self.spend(|waiter, left_ns| {
             if attach::is_sandboxed() {
@@ -348,13 +359,26 @@ impl Thread<Shared> for Waiter<'_> {
     }
 
     fn may_change(&mut self, seen: u32, is_nested: bool) -> bool {
-        let effect = match attach::is_sandboxed() {
-            true => chunks::Effect::Everything,
-            false => chunks::effect(self.call, self.target, is_nested, self.gate.guard()),
+        let (guard, has_marks) = (self.gate.guard(), word::has_marks(seen));
+        let knows =
+            |id| guard.find(id).is_some() || has_marks && self.gate.marks().find(id).is_some();
+        let change = match attach::is_sandboxed() {
+            true => chunks::Change::Everything,
+            false if has_marks => {
+                chunks::change(self.call, self.target, is_nested, sys::identity, knows)
+            }
+            false => chunks::change(self.call, self.target, is_nested, sys::fstat, knows),
         };
+        let effect = chunks::effect(change, guard);
         match chunks::ask(self.gate, self.slot, effect, seen, is_nested) {
             chunks::Answer::Granted(is_noted) => {
                 self.is_noted = is_noted;
+                // Only now: as long as it waits, nothing of the cut is changed. It is compared
+                // like what it was granted.
+                if has_marks {
+                    let is_compared = !is_noted && !is_nested;
+                    self.is_noted |= marks::note(self.gate, self.slot, change, !is_compared);
+                }
                 true
             }
             chunks::Answer::Wait(asking) => {

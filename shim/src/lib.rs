@@ -33,6 +33,7 @@ mod claim;
 mod guard;
 mod hooks;
 mod libc;
+mod marks;
 mod member;
 mod next;
 #[cfg(target_arch = "x86_64")]

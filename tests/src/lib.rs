@@ -23,6 +23,7 @@
 //! | [`product`] | building and finding `snapshim` and the C programs |
 //! | [`records`] | the checker of ordered records |
 //! | [`retention`] | a model of the retention policy |
+//! | [`scribble`] | a program that changes files in every way, and its replay |
 //! | [`stats`] | what a program measured about itself; percentiles |
 //! | [`tree`] | comparing directory trees |
 
@@ -37,6 +38,7 @@ pub mod process;
 pub mod product;
 pub mod records;
 pub mod retention;
+pub mod scribble;
 pub mod stats;
 pub mod tree;
 

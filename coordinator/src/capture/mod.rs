@@ -30,6 +30,7 @@
 
 mod ahead;
 mod base;
+pub mod delta;
 mod finish;
 mod flush;
 mod look;
@@ -118,6 +119,8 @@ pub struct Prepared {
     subvolumes: Option<subvolume::Plan>,
     /// What unchanged files are shared with.
     base: Option<Base>,
+    /// What calls have marked, if they do.
+    bases: Option<delta::Bases>,
 }
 
 /// What a hold brought.
@@ -142,6 +145,8 @@ pub struct Captured {
     /// How the capture after the cut went, if there was one, and what changed meanwhile without
     /// having asked.
     swept: Option<Swept>,
+    /// What came of marks.
+    delta: Option<delta::Outcome>,
     moved_unasked: Vec<Moved>,
     /// It was read from frozen subvolumes.
     is_subvolume: bool,
@@ -197,6 +202,12 @@ impl Prepared {
     /// What capturing is expected to take, by each method, and which was chosen.
     pub fn prediction(&self) -> &Prediction {
         &self.prediction
+    }
+
+    /// Builds on an earlier snapshot, if it is captured after the cut and calls mark what they change.
+    #[must_use]
+    pub fn with_bases(self, bases: Option<delta::Bases>) -> Prepared {
+        Prepared { bases, ..self }
     }
 
     /// The regular files under the roots, as found before the hold.
@@ -293,6 +304,14 @@ impl Taken {
         }
     }
 
+    /// What came of marks, if calls have set any and the capture went on after the cut.
+    pub fn delta(&self) -> Option<&delta::Outcome> {
+        match self {
+            Taken::Captured(captured) => captured.delta.as_ref(),
+            Taken::Frozen(_) => None,
+        }
+    }
+
     /// See [`Captured::finish`].
     ///
     /// # Errors
@@ -343,6 +362,7 @@ impl Captured {
     #[must_use]
     pub(crate) fn copied_under_hold(mut self) -> Captured {
         self.swept = None;
+        self.delta = None;
         for entry in &mut self.entries {
             if let record::Body::File(how @ record::How::Guarded) = &mut entry.body {
                 *how = record::How::Copy;

@@ -188,6 +188,7 @@ pub(super) fn prepare(
         target,
         ahead,
         subvolumes,
+        bases: None,
     })
 }
 

@@ -15,7 +15,7 @@ use super::base::Base;
 use super::prepare::{Plan, Way, no_reflink, not_written_back, other_file_system};
 use super::tracker::Tracker;
 use super::walk::{At, Found, Paths, Visitor, unreadable, walk};
-use super::{Captured, Method, Prepared, sweep};
+use super::{Captured, Method, Prepared, delta, sweep};
 use crate::store::fault;
 use crate::store::manifest::Kind;
 use crate::tally::{Step, Tally};
@@ -94,6 +94,8 @@ pub(super) struct Pin {
     pub(super) file: OwnedFd,
     /// Made when the capture begins, if it was pinned at the cut.
     pub(super) target: Option<sweep::Target>,
+    /// If calls mark what they change of it.
+    pub(super) marked: Option<delta::Marked>,
 }
 
 /// Files that are pinned, and those pinned by an earlier walk.
@@ -108,6 +110,8 @@ pub(super) struct Pins {
     /// are, they may be copied ahead. Of a walk under a hold, none.
     known: HashMap<FileId, Seen>,
     is_late: bool,
+    /// What calls have marked. Of a walk under a hold, none.
+    bases: Option<delta::Bases>,
 }
 
 impl Entry {
@@ -251,6 +255,7 @@ pub(super) struct Recorded {
     pub(super) plan: Plan,
     pub(super) pins: Vec<Pin>,
     pub(super) tracker: Option<Tracker>,
+    pub(super) bases: Option<delta::Bases>,
 }
 
 /// Walks, and records everything; files are captured, or pinned if there are `pins`.
@@ -285,6 +290,7 @@ pub(super) fn record(
         go_on,
     };
     walk(scope, &mut source, &mut recorder)?;
+    let pins = recorder.pins.unwrap_or_default();
     Ok(Recorded {
         captured: Captured {
             source,
@@ -294,21 +300,24 @@ pub(super) fn record(
             vanished: recorder.vanished,
             absent_roots: recorder.absent_roots,
             swept: None,
+            delta: None,
             moved_unasked: Vec::new(),
             is_subvolume: false,
             base: recorder.base,
         },
         plan: recorder.plan,
-        pins: recorder.pins.unwrap_or_default().pins,
+        pins: pins.pins,
+        bases: pins.bases,
         tracker: recorder.tracker,
     })
 }
 
 impl Pins {
     /// Pins files, and copies such as are what is `known` of them.
-    pub(super) fn first(known: HashMap<FileId, Seen>) -> Pins {
+    pub(super) fn first(known: HashMap<FileId, Seen>, bases: Option<delta::Bases>) -> Pins {
         Pins {
             known,
+            bases,
             ..Pins::default()
         }
     }
@@ -329,6 +338,7 @@ impl Pins {
                 .collect(),
             known: HashMap::new(),
             is_late: true,
+            bases: None,
         }
     }
 }
@@ -603,10 +613,23 @@ impl Recorder<'_> {
                     self.target.tally.add(seen.size);
                     return Ok(How::Ahead);
                 }
+                let marked = match pins.bases.as_ref().filter(|_| !pins.is_late) {
+                    Some(bases) => bases.open(&file, &seen, &to, &put_at)?,
+                    None => None,
+                };
+                // What is in place already needs no room, and zeros have to be written over it.
+                let is_placed = marked.as_ref().is_some_and(delta::Marked::is_placed);
                 Pin {
                     entry,
                     file,
-                    target: Some(sweep::Target::new(put_at, to, seen.size, allocated(stat))?),
+                    target: Some(sweep::Target::new(
+                        put_at,
+                        to,
+                        seen.size,
+                        allocated(stat),
+                        is_placed,
+                    )?),
+                    marked,
                 }
             }
         };

@@ -412,6 +412,7 @@ impl Captured {
             entry: 0,
             file,
             target: None,
+            marked: None,
         };
         Ok(New::File(Box::new((seen, pin, read))))
     }
@@ -446,6 +447,7 @@ impl Captured {
                 entry: index,
                 file,
                 target: None,
+                marked: None,
             })),
             _ => Ok(None),
         }
@@ -460,7 +462,13 @@ impl Captured {
         let to = dir.and_then(|dir| self.ahead.file_instead(entry.dir, &dir, &entry.name));
         let to = to.map_err(|cause| fault("make", &put_at, cause))?;
         let allocated = rustix::fs::fstat(&pin.file).map_or(0, |stat| record::allocated(&stat));
-        sweep::Target::new(put_at, to, self.entries[pin.entry].seen.size, allocated)
+        sweep::Target::new(
+            put_at,
+            to,
+            self.entries[pin.entry].seen.size,
+            allocated,
+            false,
+        )
     }
 
     /// Pins everything that was copied ahead or shared: it is not sure that it is what it was.

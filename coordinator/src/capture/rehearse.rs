@@ -5,11 +5,14 @@
 //! date in its place (`refresh`). If directories have come or gone, all of it is walked again.
 
 use std::collections::{HashMap, HashSet};
+use std::os::fd::OwnedFd;
+use std::sync::atomic::AtomicU64;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use snapshim_gate::guard::{self, Guard, METADATA, NAMES};
 use snapshim_gate::table::FileId;
 
+use super::delta::{AtCut, Compared, Deltas, Outcome, compare};
 use super::moved::Moved;
 use super::record::{Body, Entry, Into, Pin, Pins, Recorded, Target};
 use super::refresh::{Caught, Followed};
@@ -40,6 +43,7 @@ pub struct Rehearsed {
     unfollowed: Option<Followed>,
     /// Files that somebody had open for writing before.
     open: HashSet<FileId>,
+    deltas: Option<Deltas>,
 }
 
 /// How many files can be captured after the cut: two descriptors each.
@@ -134,6 +138,7 @@ impl Prepared {
             target,
             ahead,
             base,
+            bases,
             ..
         } = self;
         let sizes = scan.to_capture().map(|known| known.seen.size);
@@ -143,10 +148,11 @@ impl Prepared {
         let shift = guard::shift_for(grown).unwrap_or(guard::MAX_SHIFT);
         let ready = sweep::ready(shift, bytes)?;
         let known = scan.to_capture().map(|known| (known.seen.id, known.seen));
-        let pins = Some(Pins::first(match settled {
+        let known = match settled {
             true => known.collect(),
             false => HashMap::new(),
-        }));
+        };
+        let pins = Some(Pins::first(known, bases));
         let small = scan.to_capture().filter(|k| record::is_small(&k.seen));
         let ahead_bytes = small.map(|known| known.seen.size).sum();
         target.tally.begin(Step::Ahead, ahead_bytes);
@@ -171,6 +177,7 @@ impl Prepared {
             ready: Some(ready),
             raised,
             shift,
+            deltas: None,
         })
     }
 }
@@ -313,6 +320,18 @@ impl Rehearsed {
             .into_iter()
     }
 
+    /// Looks at what calls have marked since the cut before; whether they go on to mark what they
+    /// change. To be called under the hold, when it is sure that the cut will be guarded.
+    pub fn mark(&mut self, at: AtCut) -> bool {
+        self.deltas = self.recorded.as_ref().and_then(|recorded| {
+            let captured = &recorded.captured;
+            let bases = recorded.bases.as_ref()?;
+            let path_of = |entry: &Entry| captured.path_of(entry);
+            Deltas::cut(bases, &captured.entries, &recorded.pins, path_of, at)
+        });
+        self.deltas.is_some()
+    }
+
     /// Captures the bytes, of which `firsts` says the number of each file's first chunk. To be
     /// called with the gate guarded; `end` opens it when all bytes are in memory.
     ///
@@ -336,16 +355,30 @@ impl Rehearsed {
         } = recorded;
         let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
         let cut_ns = nanoseconds(now.tv_sec, now.tv_nsec);
-        let mut sources = Vec::with_capacity(pins.len());
+        let (mut deltas, mut is_compared) = (Vec::new(), false);
+        let mut outcome = self.deltas.map(|mut all| {
+            (deltas, is_compared) = all.take();
+            Outcome {
+                number: all.number(),
+                files: all.to_build_on(&captured.entries, &pins),
+                unexplained: all.unexplained().map(ToOwned::to_owned),
+                ..Outcome::default()
+            }
+        });
+        let mut copies = Vec::new();
+        deltas.resize_with(pins.len(), || None);
+        let mut deltas = deltas.into_iter();
+        let mut targets = Vec::with_capacity(pins.len());
         for (pin, first) in pins.iter_mut().zip(firsts) {
             let target = match pin.target.take() {
                 Some(target) => target,
                 None => captured.target_of(pin)?,
             };
-            sources.push((first, target));
+            targets.push((first, target));
         }
         let source = |(pin, (first, target)): (Pin, (u32, sweep::Target))| {
             let entry = &captured.entries[pin.entry];
+            copies.push(Pin::into_copy(pin.marked));
             sweep::Source {
                 path: captured.path_of(entry),
                 file: pin.file,
@@ -353,9 +386,10 @@ impl Rehearsed {
                 first,
                 target,
                 entry: pin.entry,
+                delta: deltas.next().flatten(),
             }
         };
-        let sources: Vec<sweep::Source> = pins.into_iter().zip(sources).map(source).collect();
+        let sources: Vec<sweep::Source> = pins.into_iter().zip(targets).map(source).collect();
         let tally = captured.target.tally.clone();
         let asked = sweep::Asked {
             guard: gate.guard(),
@@ -363,7 +397,7 @@ impl Rehearsed {
             tally: &tally,
         };
         let mut moved = Vec::new();
-        let swept = sweep::sweep(ready, asked, &sources, goes_on, || {
+        let (swept, unmarked) = sweep::sweep(ready, asked, &sources, is_compared, goes_on, || {
             moved = moved_unasked(&captured.entries, &sources, gate.guard());
             end()
         })?;
@@ -378,6 +412,14 @@ impl Rehearsed {
             moved.extend(captured.moved_unreported(followed, &pinned, cut_ns));
         }
         captured.forget_gone();
+        if let Some(outcome) = &mut outcome {
+            outcome.captured = swept.bytes;
+            outcome.shared = swept.in_place;
+            if is_compared {
+                compare_all(outcome, &sources, &copies, self.shift, &unmarked)?;
+            }
+        }
+        captured.delta = outcome;
         captured.moved_unasked = moved;
         captured.swept = Some(swept);
         // Once the files are closed.
@@ -385,6 +427,43 @@ impl Rehearsed {
         drop(self.raised);
         Ok(captured)
     }
+}
+
+/// Compares what was not marked with the copies that there are of it.
+fn compare_all(
+    outcome: &mut Outcome,
+    sources: &[sweep::Source],
+    copies: &[Option<OwnedFd>],
+    shift: u32,
+    unmarked: &[AtomicU64],
+) -> Result<()> {
+    let mut bytes = 0;
+    for (source, copy) in sources.iter().zip(copies) {
+        let (Some(delta), Some(copy)) = (&source.delta, copy) else {
+            continue;
+        };
+        let first = source.first as usize;
+        let chunks = guard::chunks_of(source.size, shift) as usize;
+        let compared = Compared {
+            delta,
+            target: source.target.fd(),
+            copy,
+            size: source.size,
+            shift,
+            unmarked: unmarked.get(first..first + chunks).unwrap_or_default(),
+        };
+        let (count, differs_at) = compare(&compared)?;
+        bytes += count;
+        if let Some(at) = differs_at {
+            outcome.refuted = Some(format!(
+                "byte {at} of {} was changed, and not marked",
+                source.path.display()
+            ));
+            break;
+        }
+    }
+    outcome.compared = Some(bytes);
+    Ok(())
 }
 
 /// Whether one file is there twice, and not as a hard link: below a bind mount. It has one
@@ -426,6 +505,7 @@ fn again(
         captured,
         plan,
         pins,
+        bases,
         ..
     } = recorded;
     let pins = Pins::again(pins, &captured);
@@ -448,7 +528,8 @@ fn again(
         expected: entries.len(),
         tracker,
     };
-    record::record(scope, into, Some(pins), go_on)
+    let again = record::record(scope, into, Some(pins), go_on)?;
+    Ok(Recorded { bases, ..again })
 }
 
 /// What has changed since the cut without having asked: evidence against a capture that went on

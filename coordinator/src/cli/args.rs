@@ -152,6 +152,10 @@ pub struct SetArgs {
     /// What becomes of io_uring
     #[arg(long, value_name = "HOW", default_value = "hold")]
     pub io_uring: Rings,
+    /// Have the programs mark which blocks of files they change, so that with --capture
+    /// copy-before-write only those are captured, and the rest comes from the snapshot before
+    #[arg(long)]
+    pub mark_blocks: bool,
     /// The limits of a checkpoint of the set.
     #[command(flatten)]
     pub limits: LimitArgs,
@@ -171,6 +175,7 @@ impl SetArgs {
             asks: Asks {
                 stdio_records: self.stdio_records,
                 refuse_rings: self.io_uring == Rings::Refuse,
+                mark_blocks: self.mark_blocks,
             },
             sharing: Sharing {
                 owner: self.gate_owner.as_deref().map(user_id).transpose()?,

@@ -216,6 +216,8 @@ struct Passing<'a> {
 }
 
 impl Thread<Shared> for Passing<'_> {
+    fn mark(&mut self, _: bool) {}
+
     // Nothing here is captured after a cut.
     fn may_change(&mut self, _: u32, _: bool) -> bool {
         true

@@ -16,6 +16,7 @@ use super::calls::{Changes, changes};
 use super::clock::Clock;
 use super::locate::Locator;
 use super::process::{self, Doing, Pid, Schedule};
+use crate::capture::delta::AtCut;
 use crate::{Error, Result};
 
 /// Which files a hold shuts.
@@ -154,7 +155,8 @@ impl<'a> Hold<'a> {
 
     /// Ends the hold, and guards the cut: calls go on, and wait only for what they would
     /// change of it. The gate's table of what is guarded was emptied before; `members` go
-    /// into it. Returns how long the hold was, and the number of each member's first chunk.
+    /// into it. `has_marks`: calls mark what they change from then on. Returns how long the hold
+    /// was, and the number of each member's first chunk.
     ///
     /// # Errors
     ///
@@ -162,20 +164,21 @@ impl<'a> Hold<'a> {
     pub fn guard(
         &mut self,
         shift: u32,
+        has_marks: bool,
         members: impl Iterator<Item = guard::Member>,
     ) -> Result<(Duration, Vec<u32>)> {
         // Nobody is between his question and his return: all is drained.
         for ask in self.gate.used_asks() {
             ask.store(Ask::None.pack(), Relaxed);
         }
-        let guarded = word::guarded(self.closed);
+        let guarded = word::guarded(self.closed, has_marks);
         let mut firsts = Vec::with_capacity(members.size_hint().0);
         let table = self.gate.guard();
         if !table.write(guarded, shift, members, |first| firsts.push(first)) {
             return Err(Error::new("the files to guard do not fit into the gate"));
         }
         let word = &self.gate.header().word;
-        if hold::guard::<Shared>(word, self.closed, futex_wake_all).is_none() {
+        if hold::guard::<Shared>(word, self.closed, has_marks, futex_wake_all).is_none() {
             return Err(broken(self.elapsed(), "while the cut was made"));
         }
         let held = self.elapsed();
@@ -200,6 +203,28 @@ impl<'a> Hold<'a> {
         }
         opened?;
         settle(gate)
+    }
+
+    /// What is known of the calls that have marked what they change, if they do. To be asked when it is
+    /// drained. `is_doubtful`: somebody may have changed something without marks.
+    pub fn to_mark(&self, is_doubtful: bool) -> AtCut {
+        let has_marks = word::has_marks(self.closed);
+        if has_marks {
+            // Of a call that was left by a jump, or whose thread sleeps or is gone: it has not
+            // compared what it has changed with what it has marked.
+            for ask in self.gate.used_asks() {
+                if let Ask::Marked(_) = Ask::unpack(ask.load(Acquire)) {
+                    ask.store(Ask::None.pack(), Relaxed);
+                    self.gate.marks().set_blind();
+                }
+            }
+        }
+        AtCut {
+            has_marks,
+            // What they have marked was before the cut, what they change may come after it.
+            may_go_on: self.parked.iter().any(|parked| parked.asleep.is_some()),
+            is_doubtful,
+        }
     }
 
     /// The gate it shuts.

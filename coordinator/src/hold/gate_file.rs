@@ -32,7 +32,8 @@ use rustix::mm::{MapFlags, ProtFlags};
 use rustix::process::{Gid, Uid};
 
 use snapshim_gate::abi::{
-    ABI_VERSION, Gate, HEADER_SIZE, Header, Invalid, MAGIC, MAX_HOLD_BOUND_MS, MAX_SLOTS, file_size,
+    ABI_VERSION, Gate, HEADER_SIZE, Header, Invalid, MAGIC, MAX_HOLD_BOUND_MS, MAX_SLOTS,
+    file_size, marks_offset,
 };
 use snapshim_gate::slot::Slot;
 use snapshim_gate::table::FileId;
@@ -429,13 +430,8 @@ fn fill(file: &OwnedFd, path: &Path, slots: u32, bound_ms: u32, shared: &Sharing
     }
     // With blocks reserved now, a tmpfs that fills up later cannot kill a program
     // at a store to its slot.
-    fs::fallocate(file, fs::FallocateFlags::empty(), 0, size as u64).map_err(|cause| {
-        Error::new(format!(
-            "cannot reserve {size} bytes for {}: {cause}",
-            path.display()
-        ))
-        .next("free space on that tmpfs, or set SNAPSHIM_DIR to a directory on another one")
-    })?;
+    reserve(file, path, 0, marks_offset(slots))?;
+    fs::ftruncate(file, size as u64).context(|| format!("make {}", path.display()))?;
     let base = map(file, size).context(|| format!("map {}", path.display()))?;
     // SAFETY: just mapped, shared and writable, page-aligned, `size` ≥ a header,
     // never unmapped; the fields are atomics, for which zero is a value.
@@ -453,6 +449,28 @@ fn fill(file: &OwnedFd, path: &Path, slots: u32, bound_ms: u32, shared: &Sharing
     // Last: a file without it is not a gate.
     header.magic.store(MAGIC, Release);
     shared.apply(file.as_fd(), shared.file_mode(), path)
+}
+
+/// Reserves blocks for a part of a gate.
+fn reserve(file: &OwnedFd, path: &Path, from: usize, size: usize) -> Result<()> {
+    let reserved = fs::fallocate(file, fs::FallocateFlags::empty(), from as u64, size as u64);
+    reserved.map_err(|cause| {
+        Error::new(format!(
+            "cannot reserve {size} bytes for {}: {cause}",
+            path.display()
+        ))
+        .next("free space on that tmpfs, or set SNAPSHIM_DIR to a directory on another one")
+    })
+}
+
+/// Reserves blocks for the marks of the gate of the set in `dir`, which has so many slots.
+pub fn reserve_marks(dir: &SetDir, slots: u32) -> Result<()> {
+    let path = dir.path.join(GATE);
+    let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    let file = fs::openat(dir.fd(), GATE, flags, Mode::empty())
+        .context(|| format!("open {}", path.display()))?;
+    let from = marks_offset(slots);
+    reserve(&file, &path, from, file_size(slots) - from)
 }
 
 /// Opens the gate of the set in `dir`.
@@ -638,7 +656,13 @@ mod tests {
         assert_eq!(mode(&dir.path), 0o700);
         assert_eq!(mode(&dir.path.join(GATE)), 0o600);
         let blocks = fs::stat(dir.path.join(GATE)).unwrap().st_blocks as usize;
-        assert!(blocks * 512 >= file_size(64), "the blocks are reserved");
+        assert!(blocks * 512 >= marks_offset(64), "the blocks are reserved");
+        // Marks are only for those who ask for them.
+        assert!(blocks * 512 < file_size(64));
+        reserve_marks(&dir, 64).unwrap();
+        let blocks = fs::stat(dir.path.join(GATE)).unwrap().st_blocks as usize;
+        assert!(blocks * 512 >= file_size(64));
+        assert!(!first.gate.wants_marks() && first.gate.marks().number() == 0);
     }
 
     #[test]
@@ -674,7 +698,10 @@ mod tests {
             (0, "it is too short"),
             (100, "it is too short"),
             (HEADER_SIZE as u64, "its sizes contradict each other"),
-            (file_size(63) as u64, "its sizes contradict each other"),
+            (
+                file_size(64) as u64 - 4096,
+                "its sizes contradict each other",
+            ),
             (1 << 40, "its sizes contradict each other"),
         ] {
             let dir = scratch.set(&format!("length{len}"));
@@ -762,7 +789,8 @@ mod tests {
             let mut bytes = whole.clone();
             if round % 2 == 0 {
                 // A valid head before noise: everything that is read later.
-                bytes[64..].iter_mut().for_each(|b| *b = next() as u8);
+                let noise = 64..marks_offset(64) + 4096;
+                bytes[noise].iter_mut().for_each(|b| *b = next() as u8);
             } else {
                 let changes = 1 + next() % 40;
                 for _ in 0..changes {

@@ -5,10 +5,10 @@ use std::env;
 use std::ffi::OsStr;
 use std::fs as stdfs;
 use std::io::{ErrorKind, Read};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::{Component, Path, PathBuf};
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::Ordering::{Relaxed, Release};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -16,7 +16,9 @@ use rustix::fs::{self, AtFlags, FileType, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
-use snapshim_gate::abi::{DEFAULT_HOLD_BOUND_MS, DEFAULT_SLOTS, Gate, REFUSE_RINGS, STDIO_RECORDS};
+use snapshim_gate::abi::{
+    DEFAULT_HOLD_BOUND_MS, DEFAULT_SLOTS, Gate, MARK_BLOCKS, REFUSE_RINGS, STDIO_RECORDS,
+};
 use snapshim_gate::reap::Claimed;
 use snapshim_gate::slot::Owner;
 use snapshim_gate::table::FileId;
@@ -67,13 +69,18 @@ pub struct Asks {
     /// io_uring looks as if the kernel did not have it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub refuse_rings: bool,
+    /// Calls mark which blocks they change, so that a snapshot can be made of the one before it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub mark_blocks: bool,
 }
 
 impl Asks {
     /// The form in the gate.
     fn options(self) -> u32 {
         let option = |asked, option| if asked { option } else { 0 };
-        option(self.stdio_records, STDIO_RECORDS) | option(self.refuse_rings, REFUSE_RINGS)
+        option(self.stdio_records, STDIO_RECORDS)
+            | option(self.refuse_rings, REFUSE_RINGS)
+            | option(self.mark_blocks, MARK_BLOCKS)
     }
 }
 
@@ -308,6 +315,11 @@ impl Wanted {
                 present.asks.refuse_rings,
                 "--io-uring refuse",
             ),
+            (
+                wanted.asks.mark_blocks,
+                present.asks.mark_blocks,
+                "--mark-blocks",
+            ),
         ] {
             if asked && !present {
                 found.push(format!("it was made without {what}"));
@@ -428,8 +440,7 @@ impl Set {
             gate_file::create(&dir, DEFAULT_SLOTS, config.max_hold_ms, &config.sharing)?;
             Set::open_in(dir, name)?
         };
-        let options = set.config.asks.options();
-        set.gate.header().options.store(options, Relaxed);
+        set.apply_asks()?;
         let file = set.open_for_lock()?;
         fs::flock(&file, FlockOperation::LockShared)
             .context(|| format!("lock {}", set.gate_path.display()))?;
@@ -437,6 +448,26 @@ impl Set {
         fs::flock(set.set_dir.fd(), FlockOperation::Unlock)
             .context(|| format!("unlock {}", set.dir.display()))?;
         Ok(set)
+    }
+
+    /// Tells the programs of the set what they are asked to do differently. If nobody uses the
+    /// set, marks that were found to be missing are tried again.
+    fn apply_asks(&self) -> Result<()> {
+        let header = self.gate.header();
+        let asks = self.config.asks;
+        if asks.mark_blocks {
+            gate_file::reserve_marks(&self.set_dir, header.slot_count.load(Relaxed))?;
+            if !self.is_in_use()? {
+                self.gate.marks().refute(false);
+            }
+        }
+        header.options.store(asks.options(), Release);
+        Ok(())
+    }
+
+    /// The directory of the gate, for what belongs to it.
+    pub(crate) fn dir_fd(&self) -> BorrowedFd<'_> {
+        self.set_dir.fd()
     }
 
     /// Opens a set that exists, in the light of what is wanted of it.
@@ -1073,6 +1104,7 @@ mod tests {
             asks: Asks {
                 stdio_records: true,
                 refuse_rings: false,
+                mark_blocks: true,
             },
             sharing: Sharing {
                 owner: Some(1),

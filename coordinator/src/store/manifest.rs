@@ -58,6 +58,10 @@ pub struct Manifest {
     /// What capturing was expected to take, by each method, and what it took.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prediction: Option<Prediction>,
+    /// What was captured after the cut of files whose changes calls mark (`--mark-blocks`), and
+    /// what was not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub marked: Option<Marked>,
     /// Bytes that were hashed for the digests of the files; those of the others were known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hashed_bytes: Option<u64>,
@@ -105,6 +109,21 @@ pub struct Totals {
     pub shared_bytes: Option<u64>,
 }
 
+/// What a snapshot has of an earlier one, by what calls have marked since.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, PartialEq, Eq)]
+pub struct Marked {
+    /// Bytes that were captured.
+    pub bytes_captured: u64,
+    /// Bytes that were taken from `base`.
+    pub bytes_shared: u64,
+    /// The id of that snapshot; `None` if there was none to build on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base: Option<String>,
+    /// Unmarked bytes that were captured all the same, and compared with those of `base`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes_compared: Option<u64>,
+}
+
 /// That a snapshot stays.
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
 pub struct Pin {
@@ -139,7 +158,7 @@ pub struct Reason {
 /// Something that was checked of a snapshot after its cut.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, PartialEq)]
 pub struct Check {
-    /// `command` (`--verify`) or `content` (`snapshim verify`).
+    /// `command` (`--verify`), `content` (`snapshim verify`) or `marks` (`--mark-blocks`).
     pub kind: String,
     /// The command, as it was given.
     #[serde(default, skip_serializing_if = "Option::is_none")]

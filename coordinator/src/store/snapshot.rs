@@ -10,7 +10,7 @@ use rustix::fs::{FileType, FlockOperation, Mode, OFlags, ResolveFlags, Stat};
 use rustix::io::Errno;
 
 use super::manifest::{FileRecord, Manifest};
-use super::{Entry, Store, TREE, fault};
+use super::{Entry, Store, StoreLock, TREE, fault};
 use crate::{Error, Result};
 
 /// Bytes of a path resolved in one call; the kernel takes 4095.
@@ -139,6 +139,24 @@ impl Snapshot {
     /// Where the entry with this path in the live tree is.
     pub fn place_of(&self, path: &Path) -> PathBuf {
         self.tree().join(path.strip_prefix("/").unwrap_or(path))
+    }
+}
+
+impl Store {
+    /// The tree of a published snapshot, open; `None` if it cannot be opened.
+    pub(crate) fn open_tree(&self, lock: &StoreLock, id: &str) -> Option<OwnedFd> {
+        let _ = lock;
+        let path = Path::new(id).join(TREE);
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW;
+        (super::id::is_valid(id))
+            .then(|| open_below(self.dir.as_fd(), &path, flags).ok())
+            .flatten()
+    }
+
+    /// Whether there is a snapshot of this id.
+    pub(crate) fn has(&self, id: &str) -> bool {
+        self.ids()
+            .is_ok_and(|ids| ids.iter().any(|there| there == id))
     }
 }
 

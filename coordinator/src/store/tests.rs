@@ -29,6 +29,7 @@ fn manifest(id: &str, verified: bool) -> Manifest {
         guard_us: None,
         guard_asked: None,
         capture: "copy".to_owned(),
+        marked: None,
         hashed_bytes: None,
         prediction: None,
         checks: Vec::new(),

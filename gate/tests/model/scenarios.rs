@@ -206,6 +206,36 @@ pub(crate) const GUARDED: Scenario = Scenario {
     ],
 };
 
+/// Of two cuts, the later has from the earlier one what was not marked meanwhile.
+pub(crate) const MARKED: Scenario = Scenario {
+    name: "marked",
+    preemptions: 2,
+    size: "2 threads; 3 calls, 2 guarded cuts",
+    cases: 1,
+    play: |_| {
+        let set = Set::new(1, guarded::<2>());
+        let writer = Writer::new(&set, 0, Patience::Endless);
+        let writing = thread::spawn(move || {
+            writer.call(A, 1);
+            writer.call(B, 1);
+            writer.call(A, 2);
+        });
+        let base = set.checkpoint_marked(&[B, A], None);
+        assert_in_order(&[base.1[1], base.1[0]]);
+        let (_, records) = set.checkpoint_marked(&[B, A], Some(base));
+        assert_in_order(&[records[1], records[0]]);
+        writing.join().unwrap();
+        set.assert_quiet();
+    },
+    happens: &[
+        "cut between A and B",
+        "asked for a chunk",
+        "found its chunk captured",
+        "taken from the base",
+        "marked since the base",
+    ],
+};
+
 /// A call that waited for a chunk in vain ends that guard, and what was captured under it is
 /// not published.
 pub(crate) const BROKEN_GUARDS: Scenario = Scenario {

@@ -11,6 +11,7 @@ use loom::sync::{Condvar, Mutex};
 use loom::thread::yield_now;
 use snapshim_gate::guard;
 use snapshim_gate::hold;
+use snapshim_gate::marks;
 use snapshim_gate::memory::Cell;
 use snapshim_gate::passage::{self, Thread};
 use snapshim_gate::slot::{Call, Class, Slot};
@@ -94,6 +95,9 @@ pub(crate) struct Set {
     tables: [U32; 2],
     /// The chunks that are captured after a cut: a bit for each file.
     captured: U32,
+    /// The marks of each file, and the number of the last cut.
+    marks: Vec<U32>,
+    number: U32,
     /// The futex: the kernel compares and falls asleep under a lock that a waker takes.
     lock: Mutex<()>,
     bell: Condvar,
@@ -116,6 +120,8 @@ impl Set {
             slots: (0..slots).map(|_| slot()).collect(),
             tables: [0, 0].map(U32::new),
             captured: U32::new(0),
+            marks: files.iter().map(|_| U32::new(0)).collect(),
+            number: U32::new(0),
             lock: Mutex::new(()),
             bell: Condvar::new(),
             observer: Observer {
@@ -210,7 +216,7 @@ impl Set {
             return None;
         }
         self.captured.store(0, Relaxed);
-        let guarded = hold::guard::<Modelled>(&self.word, closed, |_| self.wake());
+        let guarded = hold::guard::<Modelled>(&self.word, closed, false, |_| self.wake());
         let Some(guarded) = guarded else {
             note("broken");
             return None;
@@ -233,6 +239,45 @@ impl Set {
         }
         note("published");
         Some(checked(captured, &earlier))
+    }
+
+    /// The same, from when on calls mark what they change; of a file that is not marked since the
+    /// cut `base` (its number and records), the record is taken from that. Its own number and
+    /// records.
+    pub(crate) fn checkpoint_marked(
+        &self,
+        members: &[usize],
+        base: Option<(u32, Vec<u32>)>,
+    ) -> (u32, Vec<u32>) {
+        let earlier: Vec<u32> = self.observer.written.iter().map(StdCell::get).collect();
+        let closed = self.close(members);
+        assert!(self.drain(closed, Drain::Endless), "nobody breaks the hold");
+        self.captured.store(0, Relaxed);
+        let number = self.number.load(Relaxed) + 1;
+        self.number.store(number, Relaxed);
+        let guarded = hold::guard::<Modelled>(&self.word, closed, true, |_| self.wake());
+        let guarded = guarded.expect("nobody breaks the hold");
+        let capture = |(at, file): (usize, &usize)| {
+            let record = match &base {
+                Some((since, records))
+                    if !marks::is_since::<Modelled>(&self.marks[*file], *since) =>
+                {
+                    note("taken from the base");
+                    [records[at]; 2]
+                }
+                Some(_) => {
+                    note("marked since the base");
+                    self.files[*file].read()
+                }
+                None => self.files[*file].read(),
+            };
+            guard::mark::<Modelled>(&self.captured, *file as u32);
+            self.wake();
+            (*file, record)
+        };
+        let captured: Vec<(usize, [u32; 2])> = members.iter().enumerate().map(capture).collect();
+        assert!(hold::unguard::<Modelled>(&self.word, guarded, |_| self.wake()));
+        (number, checked(captured, &earlier))
     }
 
     /// At the end: nobody is left counted.
@@ -476,13 +521,21 @@ impl Thread<Modelled> for Visit<'_> {
 
     fn watched(&mut self, _: u32, _: bool) {}
 
-    fn may_change(&mut self, _: u32, _: bool) -> bool {
+    fn mark(&mut self, _: bool) {
+        let set = &self.writer.set;
+        marks::set_mark::<Modelled>(&set.marks[self.file], set.number.load(Relaxed));
+    }
+
+    fn may_change(&mut self, seen: u32, is_nested: bool) -> bool {
         let may = guard::is_marked::<Modelled>(&self.writer.set.captured, self.file as u32);
         note(if may {
             "found its chunk captured"
         } else {
             "asked for a chunk"
         });
+        if may && word::has_marks(seen) {
+            self.mark(is_nested);
+        }
         may
     }
 

@@ -8,7 +8,7 @@
 //! `peers` is the benchmark against every other way to copy the files of a running program
 //! (`peers --help`); the rest of this is about the other form.
 //!
-//! Parts: `calls`, `start`, `stdio`, `cut`; all by default.
+//! Parts: `calls`, `marks`, `start`, `stdio`, `cut`; all by default.
 //!
 //! Every comparison is made of interleaved pairs, bare and shimmed in turn; the
 //! figure is the median of the paired differences or ratios, with the quartiles
@@ -81,8 +81,9 @@ fn main() -> ExitCode {
         }
     };
     type Part = fn(&Amounts) -> Vec<String>;
-    let parts: [(&str, Part); 4] = [
+    let parts: [(&str, Part); 5] = [
         ("calls", calls),
+        ("marks", marks),
         ("start", start_up),
         ("stdio", stdio),
         ("cut", cut),
@@ -247,6 +248,66 @@ fn calls(amounts: &Amounts) -> Vec<String> {
     }
     println!();
     missed
+}
+
+/// What `--mark-blocks` costs a call, once calls are marked: off is what [`calls`] measures.
+fn marks(amounts: &Amounts) -> Vec<String> {
+    let lab = Lab::new("bench-marks", Fs::Tmpfs, Duration::from_secs(1200)).expect("a tmpfs");
+    let file = lab.data().join("block");
+    println!("## One call while calls mark what they change\n");
+    println!("median of {} pairs [quartiles; extremes]\n", amounts.pairs);
+    println!("| layer | call | threads | bare, ns | added, ns | ratio |");
+    println!("|---|---|---|---|---|---|");
+    let mut env = lab.env(&["--mark-blocks"]);
+    let checkpoint = || {
+        for thread in 0..2 {
+            let of_thread = format!("{}.{thread}", file.display());
+            fs::write(of_thread, vec![0; 1 << 20]).expect("a file");
+        }
+        let outcome = lab.checkpoint(&["--capture", "copy-before-write", "--keep-last", "1"]);
+        let certificate = outcome.certificate();
+        assert!(certificate.0["marked"].is_object(), "{:?}", certificate.0);
+    };
+    for layer in &LAYERS {
+        if layer.name == "sites" {
+            env = lab.env(&["--mark-blocks"]);
+        } else {
+            env.retain(|(name, _)| name != "SNAPSHIM_SITES");
+            env.push(("SNAPSHIM_SITES".into(), "/nonexistent".into()));
+        }
+        for (what, mode, path, count) in [
+            (
+                "write, 1 byte, /dev/null",
+                "null",
+                Path::new("/dev/null"),
+                amounts.calls / 4,
+            ),
+            (
+                "pwrite, 4 KiB, tmpfs",
+                "block",
+                file.as_path(),
+                amounts.calls / 4,
+            ),
+        ] {
+            for threads in [1, 2] {
+                checkpoint();
+                let run = |shimmed: bool| {
+                    let env = if shimmed { &env[..] } else { &[] };
+                    ops(mode, path, threads, count, env)
+                };
+                let pairs = Pairs::of(amounts.pairs, run);
+                println!(
+                    "| {} | {what} | {threads} | {:.1} | {} | {} |",
+                    layer.name,
+                    median(&pairs.bare),
+                    spread(&pairs.added(), 1),
+                    spread(&pairs.ratios(), 3)
+                );
+            }
+        }
+    }
+    println!();
+    Vec::new()
 }
 
 /// Interleaved measurements, bare and shimmed.

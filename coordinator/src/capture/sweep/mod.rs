@@ -26,6 +26,7 @@ use rustix::io::Errno;
 use snapshim_gate::guard::{self, Ask, Guard, Span};
 use snapshim_gate::sys::{futex_wait, futex_wake_all};
 
+use super::delta::Delta;
 use super::walk::unreadable;
 use crate::Result;
 use crate::tally::{Step, Tally};
@@ -51,6 +52,8 @@ pub(super) struct Source {
     pub(super) target: writer::Target,
     /// Its entry, by index.
     pub(super) entry: usize,
+    /// What of it is in place already, or (see [`sweep`]) is only to be known.
+    pub(super) delta: Option<Delta>,
 }
 
 pub(super) use writer::Target;
@@ -64,6 +67,10 @@ pub struct Swept {
     pub chunks: u32,
     /// Memory used for chunks, bytes.
     pub memory: usize,
+    /// Bytes that were captured: not what was in place already.
+    pub bytes: u64,
+    /// Bytes that were in place already.
+    pub in_place: u64,
     /// A file that was shorter than at the cut, though nobody had asked to cut it down.
     pub(super) short: Option<usize>,
 }
@@ -122,6 +129,10 @@ struct Sweep<'a> {
     shift: u32,
     pool: &'a Pool,
     claims: Vec<AtomicU8>,
+    /// If all is captured: the pieces of each chunk that were not marked.
+    unmarked: Vec<AtomicU64>,
+    bytes: AtomicU64,
+    in_place: AtomicU64,
     left: AtomicU32,
     served: AtomicU32,
     /// A source that ended early, or one that is not there.
@@ -137,18 +148,47 @@ struct Read {
     source: usize,
     offset: u64,
     len: usize,
+    /// Pieces of it that are in place already, a bit for each.
+    unmarked: u64,
+    piece_shift: u32,
     buffer: Buffer,
 }
 
+/// The parts of a chunk of `len` bytes that are not in place already: its pieces are 2 to the power
+/// of `piece_shift` bytes, and those in place have a bit.
+fn to_read(
+    in_place: u64,
+    piece_shift: u32,
+    len: usize,
+) -> impl Iterator<Item = std::ops::Range<usize>> {
+    let mut from = 0;
+    std::iter::from_fn(move || {
+        // A chunk has at most 64 pieces.
+        let is_in_place = |at: usize| in_place >> (at >> piece_shift).min(63) & 1 != 0;
+        let piece = 1 << piece_shift;
+        while from < len && is_in_place(from) {
+            from += piece;
+        }
+        let begin = from;
+        while from < len && !is_in_place(from) {
+            from += piece;
+        }
+        (begin < len).then(|| begin..from.min(len))
+    })
+}
+
 /// Captures all chunks of `sources`, which are in the order of their chunks. `goes_on` says
-/// whether the guard stands; `end` ends it, when all chunks are in memory.
+/// whether the guard stands; `end` ends it, when all chunks are in memory. `is_compared`:
+/// what is in place already is captured all the same. Also returns which pieces of each chunk
+/// were not marked, if so.
 pub(super) fn sweep(
     ready: Ready,
     asked: Asked<'_>,
     sources: &[Source],
+    is_compared: bool,
     goes_on: &mut dyn FnMut() -> bool,
     end: impl FnOnce() -> Result<()>,
-) -> Result<Swept> {
+) -> Result<(Swept, Vec<AtomicU64>)> {
     let chunks: u64 = sources
         .iter()
         .map(|source| guard::chunks_of(source.size, ready.shift))
@@ -162,6 +202,12 @@ pub(super) fn sweep(
         shift: ready.shift,
         pool: &ready.pool,
         claims: (0..chunks).map(|_| AtomicU8::new(FREE)).collect(),
+        unmarked: match is_compared {
+            true => (0..chunks).map(|_| AtomicU64::new(0)).collect(),
+            false => Vec::new(),
+        },
+        bytes: AtomicU64::new(0),
+        in_place: AtomicU64::new(0),
         left: AtomicU32::new(chunks),
         served: AtomicU32::new(0),
         short: AtomicUsize::new(usize::MAX),
@@ -196,12 +242,17 @@ pub(super) fn sweep(
     asked.tally.end();
     match sweep.failure() {
         Some(failure) => Err(failure),
-        None => Ok(Swept {
-            asked: sweep.served.load(Relaxed),
-            chunks,
-            memory: ready.pool.memory(),
-            short: Some(sweep.short.load(Relaxed)).filter(|index| *index < sources.len()),
-        }),
+        None => {
+            let swept = Swept {
+                asked: sweep.served.load(Relaxed),
+                chunks,
+                memory: ready.pool.memory(),
+                bytes: sweep.bytes.load(Relaxed),
+                in_place: sweep.in_place.load(Relaxed),
+                short: Some(sweep.short.load(Relaxed)).filter(|index| *index < sources.len()),
+            };
+            Ok((swept, sweep.unmarked))
+        }
     }
 }
 
@@ -258,6 +309,10 @@ impl Sweep<'_> {
                 }
                 continue;
             }
+            if self.is_in_place(chunk) {
+                self.leave(chunk);
+                continue;
+            }
             // The buffer first: a claim must not wait for one.
             let buffer = loop {
                 match self.pool.take(false) {
@@ -288,6 +343,37 @@ impl Sweep<'_> {
         true
     }
 
+    /// The pieces of a chunk that nobody has marked, and their size. It must not count as captured.
+    fn unmarked(&self, chunk: u32) -> (u64, u32) {
+        let source = &self.sources[self.source_of(chunk)];
+        match &source.delta {
+            Some(delta) => {
+                let offset = u64::from(chunk - source.first) << self.shift;
+                let unmarked = delta.unmarked(offset, self.shift);
+                (unmarked, delta.piece_shift(self.shift))
+            }
+            None => (0, self.shift),
+        }
+    }
+
+    /// Whether nothing of a chunk has to be captured.
+    fn is_in_place(&self, chunk: u32) -> bool {
+        let (unmarked, piece_shift) = self.unmarked(chunk);
+        let pieces = 1u32 << (self.shift - piece_shift);
+        self.unmarked.is_empty() && unmarked == u64::MAX >> (64 - pieces)
+    }
+
+    /// Leaves a chunk as it is, if nobody has it.
+    fn leave(&self, chunk: u32) {
+        let source = &self.sources[self.source_of(chunk)];
+        let offset = u64::from(chunk - source.first) << self.shift;
+        if self.claim(chunk) {
+            let len = (source.size - offset).min(1 << self.shift);
+            self.in_place.fetch_add(len, Relaxed);
+            self.done(chunk, len);
+        }
+    }
+
     /// The chunks from this one on that are all hole.
     fn hole(&self, chunk: u32) -> std::ops::Range<u32> {
         let source = &self.sources[self.source_of(chunk)];
@@ -313,9 +399,47 @@ impl Sweep<'_> {
         let source = &self.sources[index];
         let offset = u64::from(chunk - source.first) << self.shift;
         let len = (source.size - offset).min(1 << self.shift) as usize;
-        let mut done = 0;
-        while done < len {
-            let into = &mut buffer.bytes_mut()[done..len];
+        let (mut unmarked, piece_shift) = self.unmarked(chunk);
+        if let Some(cell) = self.unmarked.get(chunk as usize) {
+            cell.store(unmarked, Relaxed);
+            unmarked = 0;
+        }
+        for part in to_read(unmarked, piece_shift, len) {
+            self.bytes.fetch_add(part.len() as u64, Relaxed);
+            if !self.read_part(index, offset, part, &mut buffer) {
+                return false;
+            }
+        }
+        let in_place = u64::from(unmarked.count_ones()) << piece_shift;
+        self.in_place.fetch_add(in_place.min(len as u64), Relaxed);
+        // To the end of its page, for O_DIRECT.
+        let padded = len.next_multiple_of(writer::ALIGNMENT);
+        buffer.bytes_mut()[len..padded].fill(0);
+        self.done(chunk, len as u64);
+        let read = Read {
+            source: index,
+            offset,
+            len,
+            unmarked,
+            piece_shift,
+            buffer,
+        };
+        // Who writes ends after us, or has said why not.
+        to.send(read).is_ok()
+    }
+
+    /// Reads a part of a chunk that begins at `offset`.
+    fn read_part(
+        &self,
+        index: usize,
+        offset: u64,
+        part: std::ops::Range<usize>,
+        buffer: &mut Buffer,
+    ) -> bool {
+        let source = &self.sources[index];
+        let mut done = part.start;
+        while done < part.end {
+            let into = &mut buffer.bytes_mut()[done..part.end];
             match rustix::io::pread(&source.file, &mut *into, offset + done as u64) {
                 Ok(0) => {
                     into.fill(0);
@@ -330,18 +454,7 @@ impl Sweep<'_> {
                 }
             }
         }
-        // To the end of its page, for O_DIRECT.
-        let padded = len.next_multiple_of(writer::ALIGNMENT);
-        buffer.bytes_mut()[len..padded].fill(0);
-        self.done(chunk, len as u64);
-        let read = Read {
-            source: index,
-            offset,
-            len,
-            buffer,
-        };
-        // Who writes ends after us, or has said why not.
-        to.send(read).is_ok()
+        true
     }
 
     fn done(&self, chunk: u32, bytes: u64) {
@@ -384,6 +497,10 @@ impl Sweep<'_> {
             }
             is_any = true;
             if self.claims[chunk as usize].load(Relaxed) == FREE {
+                if self.is_in_place(chunk) {
+                    self.leave(chunk);
+                    continue;
+                }
                 let buffer = loop {
                     match self.pool.take(true) {
                         Ok(Some(buffer)) => break buffer,
@@ -433,5 +550,25 @@ impl Sweep<'_> {
         if let Err(error) = writer.finish() {
             self.fail(error);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_of_a_chunk_that_are_not_in_place() {
+        let parts = |in_place, shift, len| {
+            let parts = to_read(in_place, shift, len);
+            parts.map(|part| (part.start, part.end)).collect::<Vec<_>>()
+        };
+        assert_eq!(parts(0, 12, 65_536), [(0, 65_536)]);
+        assert_eq!(parts(0, 12, 10), [(0, 10)]);
+        assert_eq!(parts(0xffff, 12, 65_536), []);
+        assert_eq!(parts(0b101, 12, 16_000), [(4096, 8192), (12_288, 16_000)]);
+        assert_eq!(parts(0xfff0, 12, 65_536), [(0, 16_384)]);
+        assert_eq!(parts(0x7fff, 12, 65_536), [(61_440, 65_536)]);
+        assert_eq!(parts(u64::MAX >> 1, 16, 1 << 22), [(63 << 16, 1 << 22)]);
     }
 }

@@ -1,17 +1,17 @@
 //! Writing chunks into the snapshot.
 //!
 //! On XFS around the page cache, into files whose room was reserved: written back, they would
-//! stall the program's own writes. On other file systems through it.
+//! stall the program's own writes. On other file systems, and into clones, through it.
 
 use std::io::IoSlice;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
 use rustix::fs::{FallocateFlags, OFlags, fallocate, fcntl_getfl, fcntl_setfl, fstatfs, ftruncate};
 use rustix::io::Errno;
 
 use super::buffers::{Buffer, Pool};
-use super::{Read, Source};
+use super::{Read, Source, to_read};
 use crate::Result;
 use crate::store::fault;
 
@@ -33,15 +33,17 @@ pub(in super::super) struct Target {
 
 impl Target {
     /// An empty file of the tree, for a file of `size` bytes that has room for `allocated`.
-    /// Reserves as much, unless that has holes.
+    /// Reserves as much, unless that has holes, or (`is_placed`) bytes of an earlier snapshot are
+    /// in it: then a hole of the live file is none here, and zeros are written.
     pub(in super::super) fn new(
         path: PathBuf,
         file: OwnedFd,
         size: u64,
         allocated: u64,
+        is_placed: bool,
     ) -> Result<Target> {
-        let is_sparse = allocated < size;
-        if size > 0 && !is_sparse {
+        let is_sparse = allocated < size && !is_placed;
+        if size > 0 && !is_sparse && !is_placed {
             match fallocate(&file, FallocateFlags::empty(), 0, size) {
                 Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS) => {}
                 Err(cause) => return Err(fault("reserve room for", &path, cause)),
@@ -49,13 +51,19 @@ impl Target {
         }
         let is_xfs = fstatfs(&file).is_ok_and(|fs| fs.f_type == XFS_MAGIC);
         let flags = fcntl_getfl(&file).map_err(|cause| fault("look at", &path, cause))?;
-        let is_direct = is_xfs && fcntl_setfl(&file, flags | OFlags::DIRECT).is_ok();
+        // What is written into a clone is in many small pieces: each would be waited for.
+        let is_direct = is_xfs && !is_placed && fcntl_setfl(&file, flags | OFlags::DIRECT).is_ok();
         Ok(Target {
             path,
             file,
             is_direct,
             is_sparse,
         })
+    }
+
+    /// The file.
+    pub(in super::super) fn fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
     }
 
     /// Whether holes are to be holes.
@@ -94,6 +102,11 @@ impl<'a> Writer<'a> {
             if run.len() == RUN || !follows {
                 self.put(&mut run)?;
             }
+            if chunk.unmarked != 0 {
+                self.put(&mut run)?;
+                self.put_marked(chunk)?;
+                continue;
+            }
             run.push(chunk);
         }
         self.put(&mut run)
@@ -122,6 +135,22 @@ impl<'a> Writer<'a> {
         }
         self.pool
             .give(run.drain(..).map(|chunk| -> Buffer { chunk.buffer }));
+        Ok(())
+    }
+
+    /// Writes what of a chunk is not in place already.
+    fn put_marked(&mut self, chunk: Read) -> Result<()> {
+        let target = &self.sources[chunk.source].target;
+        let len = match target.is_direct {
+            true => chunk.len.next_multiple_of(ALIGNMENT),
+            false => chunk.len,
+        };
+        for part in to_read(chunk.unmarked, chunk.piece_shift, len) {
+            let offset = chunk.offset + part.start as u64;
+            write_all(target, &[&chunk.buffer.bytes()[part]], offset)
+                .map_err(|cause| target.not_written(cause))?;
+        }
+        self.pool.give([chunk.buffer]);
         Ok(())
     }
 
