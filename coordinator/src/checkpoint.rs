@@ -474,18 +474,19 @@ fn make(
         false => None,
     };
     let mut tries = 1;
-    let (draft, prepare, prediction, mut cut) = loop {
+    let (draft, prepare, prediction, mounted, mut cut) = loop {
         let draft = store.begin(store_lock)?;
         let begun = Instant::now();
         let (capture, tally) = (options.capture, &options.tally);
         let prepared = capture::prepare_after(&scope, &draft.tree(), capture, base(), tally)?;
         let prepare = begun.elapsed();
         let prediction = prepared.prediction().clone();
+        let mounted = prepared.mounted().cloned();
         let (hooks, stop) = (&options.hooks, &options.stop);
         match hooks::around(hooks, subject.name, stop, progress, || {
             take(subject, options, prepared)
         }) {
-            Ok(cut) => break (draft, prepare, prediction, cut),
+            Ok(cut) => break (draft, prepare, prediction, mounted, cut),
             // The hold limit itself is a matter for the user, not for another try.
             Err(e) if e.exit == Exit::Aborted && e.is_chance && tries < TRIES => {
                 progress.note(&format!("{}; trying again", e.message));
@@ -526,6 +527,7 @@ fn make(
     let prediction = prediction.with_outcome(&manifest, &draft.tree(), wall, instead);
     progress.detail(&prediction.outcome_in_words());
     manifest.prediction = Some(prediction);
+    manifest.mounted = mounted;
     if options.digest {
         let previous = previous.as_deref();
         add_digests(&mut manifest, &draft, previous, options, progress)?;
@@ -1261,6 +1263,7 @@ fn certify<D: Done>(
         checks: Vec::new(),
         roots: names(&subject.config.roots),
         excludes: Some(names(&subject.config.excludes)),
+        mounted: None,
         only: options.only.clone().map(PathName),
         files: Vec::new(),
         writers: scan.writers(&report),

@@ -8,13 +8,14 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use snapshim_tests::lab::Certificate;
+use serde_json::{Value, json};
+use snapshim_tests::lab::{Certificate, Outcome};
 use snapshim_tests::process::Proc;
 use snapshim_tests::stats::distribution;
 use snapshim_tests::{Fs, Lab, lab, process, product, rounds};
@@ -330,4 +331,101 @@ while True:
         before = number(&path);
     }
     writer.end();
+}
+
+/// A snapshot of what is on a small file system, without a set.
+#[track_caller]
+fn snap(lab: &Lab, small: &Path, options: &[&str]) -> Outcome {
+    let mut command = lab.snapshim(&["snap", "--json", "--name", lab.set(), "--store"]);
+    command.arg(small.join("store")).args(options);
+    command.arg(small.join("data"));
+    lab::outcome(process::run(command, Duration::from_secs(60)))
+}
+
+/// What was overwritten and made durable by fdatasync(2), which leaves the times out, has the ctime it
+/// had before when the power is lost.
+#[test]
+fn after_a_crash_nothing_is_shared() {
+    let _alone = lab::serial();
+    let Some(lab) = Lab::new("shared-crash", Fs::Xfs, Duration::from_secs(120)) else {
+        return;
+    };
+    let small = Fs::Xfs.mount_small("crash", 512 << 20).unwrap();
+    let data = small.path().join("data");
+    fs::create_dir(&data).unwrap();
+    let (file, other) = (data.join("file"), data.join("other"));
+    fs::write(&file, vec![b'A'; 65_536]).unwrap();
+    fs::write(&other, vec![b'A'; 65_536]).unwrap();
+    nix::unistd::sync();
+    std::thread::sleep(Duration::from_millis(100));
+    // Overwriting a clone moves its extents, and with these the times would become durable.
+    let first = snap(&lab, small.path(), &["--capture", "copy"]);
+    let first = first.verified();
+    let second = snap(&lab, small.path(), &["--capture", "copy"]);
+    assert_eq!(captured(second.verified())["shared"].len(), 2);
+    let times = |path: &Path| {
+        let meta = fs::metadata(path).unwrap();
+        let mtime = (meta.mtime(), meta.mtime_nsec());
+        (meta.ctime(), meta.ctime_nsec(), mtime, meta.len())
+    };
+    let before = times(&file);
+    std::thread::sleep(Duration::from_millis(100));
+    let overwritten = fs::OpenOptions::new().write(true).open(&file).unwrap();
+    overwritten.write_all_at(&[b'B'; 65_536], 0).unwrap();
+    overwritten.sync_data().unwrap();
+    assert_ne!(times(&file), before);
+    drop(overwritten);
+    small.crash();
+    assert_eq!(fs::read(&file).unwrap(), vec![b'B'; 65_536]);
+    assert_eq!(times(&file), before, "the control shows nothing");
+
+    let third = snap(&lab, small.path(), &["--capture", "copy"]);
+    let third = third.verified();
+    assert!(!captured(third).contains_key("shared"));
+    for (certificate, byte) in [(first, b'A'), (third, b'B')] {
+        let copy = fs::read(certificate.copy_of(&file)).unwrap();
+        assert_eq!(copy, vec![byte; 65_536]);
+    }
+    let digest = |certificate: &Certificate| {
+        let files = certificate.0["files"].as_array().unwrap().iter();
+        let found = files.clone().find(|f| f["path"] == file.to_str().unwrap());
+        found.unwrap()["digest"].clone()
+    };
+    assert_ne!(digest(first), digest(third));
+    // Since then nothing was lost.
+    let fourth = snap(&lab, small.path(), &["--capture", "copy"]);
+    assert_eq!(captured(fourth.verified())["shared"].len(), 2);
+    small.mount_again();
+    let fifth = snap(&lab, small.path(), &["--capture", "copy"]);
+    assert!(!captured(fifth.verified()).contains_key("shared"));
+}
+
+/// The manifest says from which boot and mounts files were read; one that does not is of no use.
+#[test]
+fn what_was_read_from_another_boot_or_mount_is_not_shared() {
+    let _alone = lab::serial();
+    let Some(lab) = quiet(Fs::Ext4) else { return };
+    let forms: [fn(&mut Value); 5] = [
+        |mounted| mounted["boot"] = "d0e1c2b3-0000-0000-0000-000000000000".into(),
+        |mounted| {
+            let mount = mounted["mounts"][0]["mount"].as_u64().unwrap();
+            mounted["mounts"][0]["mount"] = (mount + 1).into();
+        },
+        |mounted| mounted["mounts"][0]["dev"] = 7.into(),
+        |mounted| mounted["mounts"] = json!([]),
+        |mounted| *mounted = Value::Null,
+    ];
+    lab.checkpoint(&[]).verified();
+    for form in forms {
+        let last = lab.checkpoint(&[]);
+        let last = last.verified();
+        assert_eq!(captured(last)["shared"].len(), 20);
+        let path = last.tree().parent().unwrap().join("manifest.json");
+        let mut manifest: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        form(&mut manifest["mounted"]);
+        fs::write(&path, serde_json::to_vec(&manifest).unwrap()).unwrap();
+        let next = lab.checkpoint(&[]);
+        let next = captured(next.verified());
+        assert!(!next.contains_key("shared"), "{}", manifest["mounted"]);
+    }
 }

@@ -33,6 +33,7 @@ mod base;
 mod finish;
 mod flush;
 mod look;
+mod mounted;
 mod moved;
 pub mod predict;
 mod prepare;
@@ -51,7 +52,7 @@ use std::path::{Path, PathBuf};
 use snapshim_gate::table::FileId;
 
 use crate::Result;
-use crate::store::manifest::FileRecord;
+use crate::store::manifest::{FileRecord, Mounted};
 use crate::store::prediction::Prediction;
 use crate::tally::Tally;
 use crate::tree::dirs;
@@ -114,6 +115,8 @@ pub struct Prepared {
     /// Whether it can be captured after the cut: see [`Prepared::rehearse`].
     guard: bool,
     prediction: Prediction,
+    /// Where everything is mounted.
+    mounted: Option<Mounted>,
     /// Whether subvolumes are to be frozen.
     subvolumes: Option<subvolume::Plan>,
     /// What unchanged files are shared with.
@@ -197,6 +200,11 @@ impl Prepared {
     /// What capturing is expected to take, by each method, and which was chosen.
     pub fn prediction(&self) -> &Prediction {
         &self.prediction
+    }
+
+    /// Where what was found is mounted; `None` if that is not known.
+    pub fn mounted(&self) -> Option<&Mounted> {
+        self.mounted.as_ref()
     }
 
     /// The regular files under the roots, as found before the hold.

@@ -10,6 +10,7 @@ use rustix::io::Errno;
 
 use super::ahead::Ahead;
 use super::base::Base;
+use super::mounted::mounted;
 use super::predict::{self, Means};
 use super::record::{self, Target};
 use super::rehearse::can_be_guarded;
@@ -121,6 +122,12 @@ impl Scan {
         self.places.get(&dev).cloned().unwrap_or_default()
     }
 
+    /// The devices, and a directory on each; around a file that is mounted by itself, if there is
+    /// nothing else of its device.
+    pub(super) fn places(&self) -> impl Iterator<Item = (u64, &Path)> {
+        self.places.iter().map(|(dev, place)| (*dev, &**place))
+    }
+
     fn place(&mut self, dev: u64, path: impl FnOnce() -> PathBuf) {
         if self.devices.insert(dev) || !self.places.contains_key(&dev) {
             self.places.insert(dev, path());
@@ -148,12 +155,13 @@ pub(super) fn prepare(
     let plan = plan(&scan, &target, method)?;
     let mut ahead = Ahead::default();
     let showing = devices_that_show_stores(&scan);
+    let mounted = mounted(&scan);
     // What is frozen is cloned after the hold, whatever has changed of it.
     if method == Method::Subvolume {
         base = None;
     }
     if let Some(base) = &mut base {
-        base.only_on(&showing);
+        base.only_on(&showing, mounted.as_ref());
     }
     ahead.make(&mut scan, &mut target, base.as_ref())?;
     let subvolumes = subvolume::plan(&scan, &paths, &target, method)?;
@@ -182,6 +190,7 @@ pub(super) fn prepare(
         base,
         guard: predicted.is_guarded,
         prediction: predicted.prediction,
+        mounted,
         scope: paths,
         scan,
         plan,
