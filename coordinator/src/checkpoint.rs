@@ -64,7 +64,8 @@ pub struct Options {
     pub pin: Option<String>,
     /// Only this file.
     pub only: Option<PathBuf>,
-    /// Whether files that have not changed are shared with the previous snapshot.
+    /// Whether files that have not changed are shared with the previous snapshot; see
+    /// [`Options::shares`].
     pub share: bool,
     /// Whether the files' digests go into the manifest.
     pub digest: bool,
@@ -78,6 +79,14 @@ pub struct Options {
     pub tally: Tally,
     /// Whether to come to an end: what the snapshot need not have is left out then.
     pub stop: Stop,
+}
+
+impl Options {
+    /// Whether files that have not changed are shared with the previous snapshot. Not if a command is to
+    /// work in the new one's own files: what it wrote would be written to the previous one, too.
+    pub fn shares(&self) -> bool {
+        self.share && self.verify.as_ref().is_none_or(|verify| verify.writable)
+    }
 }
 
 /// A snapshot that was published.
@@ -467,9 +476,9 @@ fn make(
     progress: &mut dyn Progress,
 ) -> Result<(Manifest, PathBuf)> {
     let scope = scope(subject, options);
-    let is_compared = options.share || options.digest;
+    let is_compared = options.shares() || options.digest;
     let previous = is_compared.then(|| store.newest().map(Arc::new)).flatten();
-    let base = || match options.share {
+    let base = || match options.shares() {
         true => previous.clone().and_then(capture::Base::of),
         false => None,
     };
@@ -651,6 +660,7 @@ fn check_draft(
         id: draft.id(),
         set: &manifest.set,
         tree: &draft.tree(),
+        is_published: false,
         root: manifest.roots.first().map(AsRef::as_ref),
         store,
     };

@@ -180,7 +180,7 @@ pub struct Check {
     /// The command, as it was given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub command: Option<String>,
-    /// Whether it worked on a copy that it may write to.
+    /// Whether it worked on a copy that it may write to: that was asked for, or files are shared.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub writable: Option<bool>,
     /// What came of it.
