@@ -140,7 +140,15 @@ pub(crate) trait Work: Sized {
         Ok(self)
     }
     /// Is told that files may be changed in ways that leave no trace.
-    fn share_nothing(&mut self) {}
+    ///
+    /// # Errors
+    ///
+    /// It cannot get ready for that.
+    fn share_nothing(&mut self) -> Result<()> {
+        Ok(())
+    }
+    /// Is told so under the hold.
+    fn share_nothing_now(&mut self) {}
     /// Whether it is to be done after the cut, if that is possible.
     fn is_to_be_guarded(&self) -> bool;
     /// Why there is no room for that. `settled`: as for [`Work::rehearse`].
@@ -294,8 +302,12 @@ impl Work for Prepared {
         self.needs_locks()
     }
 
-    fn share_nothing(&mut self) {
-        self.share_nothing();
+    fn share_nothing(&mut self) -> Result<()> {
+        self.share_nothing()
+    }
+
+    fn share_nothing_now(&mut self) {
+        self.share_nothing_now();
     }
 }
 
@@ -780,7 +792,7 @@ fn take<W: Work>(subject: Subject<'_>, options: &Options, mut prepared: W) -> Re
         prepared = prepared.needs_locks()?;
     }
     if seen.may_change_unseen() {
-        prepared.share_nothing();
+        prepared.share_nothing()?;
     }
     if outside.is_enabled() && !targets.is_empty() {
         // What it cannot do, it will say when it is asked to stop somebody.
@@ -906,7 +918,7 @@ fn take<W: Work>(subject: Subject<'_>, options: &Options, mut prepared: W) -> Re
             let captured = match work {
                 Stage::Under(mut prepared) => {
                     if outside.is_used() || !mapped.is_empty() {
-                        prepared.share_nothing();
+                        prepared.share_nothing_now();
                     }
                     prepared.run(&mut goes_on)
                 }

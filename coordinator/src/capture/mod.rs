@@ -240,8 +240,18 @@ impl Prepared {
     }
 
     /// Says that files may be changed in ways that leave no trace: nothing is shared with the
-    /// previous snapshot.
-    pub fn share_nothing(&mut self) {
+    /// previous snapshot. What was to be shared is made ready like all else, so this is for before the
+    /// hold.
+    ///
+    /// # Errors
+    ///
+    /// The tree cannot be written to; a member cannot be read or not be written back.
+    pub fn share_nothing(&mut self) -> Result<()> {
+        prepare::share_nothing(self)
+    }
+
+    /// The same when that is found out under the hold: nothing is done ahead for what was to be shared.
+    pub fn share_nothing_now(&mut self) {
         self.base = None;
     }
 

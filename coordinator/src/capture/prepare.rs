@@ -170,7 +170,7 @@ pub(super) fn prepare(
     }
     // With a plan, everything was flushed.
     if subvolumes.is_none() {
-        flush_ahead(&scan, &plan, &target.tally)?;
+        flush_ahead(&scan, scan.to_capture(), &plan, &target.tally)?;
     }
     let predicted = predict::predict(
         &scan,
@@ -383,12 +383,39 @@ pub(super) fn no_reflink(path: &Path, file: impl std::os::fd::AsFd) -> Error {
     .next("pass --capture auto or --capture copy, or keep the files on XFS or btrfs")
 }
 
-/// Opens every member: fails for one that may not be read, and starts and awaits the
+/// See [`Prepared::share_nothing`].
+pub(super) fn share_nothing(prepared: &mut Prepared) -> Result<()> {
+    prepared.base = None;
+    // What is frozen is not captured one by one.
+    if prepared.subvolumes.is_some() {
+        return Ok(());
+    }
+    let Prepared {
+        scan,
+        plan,
+        target,
+        ahead,
+        ..
+    } = prepared;
+    let shared = ahead.share_nothing(scan, target)?;
+    if shared.is_empty() {
+        return Ok(());
+    }
+    let members = shared.iter().filter_map(|index| scan.members.get(*index));
+    flush_ahead(scan, members, plan, &target.tally)
+}
+
+/// Opens the members: fails for one that may not be read, and starts and awaits the
 /// writeback of those to be cloned, reads ahead those to be copied.
-fn flush_ahead(scan: &Scan, plan: &Plan, tally: &Tally) -> Result<()> {
+fn flush_ahead<'a>(
+    scan: &Scan,
+    members: impl Iterator<Item = &'a Known>,
+    plan: &Plan,
+    tally: &Tally,
+) -> Result<()> {
     // Not known before it was looked at; that is done as it is begun.
     tally.begin(Step::Flush, 0);
-    let mut members = scan.to_capture().peekable();
+    let mut members = members.peekable();
     while members.peek().is_some() {
         let mut started = Vec::with_capacity(BATCH);
         for member in members.by_ref().take(BATCH) {
