@@ -67,7 +67,8 @@ pub struct Options {
     pub pin: Option<String>,
     /// Only this file.
     pub only: Option<PathBuf>,
-    /// Whether files that have not changed are shared with the previous snapshot.
+    /// Whether files that have not changed are shared with the previous snapshot; see
+    /// [`Options::shares`].
     pub share: bool,
     /// Whether the files' digests go into the manifest.
     pub digest: bool,
@@ -81,6 +82,14 @@ pub struct Options {
     pub tally: Tally,
     /// Whether to come to an end: what the snapshot need not have is left out then.
     pub stop: Stop,
+}
+
+impl Options {
+    /// Whether files that have not changed are shared with the previous snapshot. Not if a command is to
+    /// work in the new one's own files: what it wrote would be written to the previous one, too.
+    pub fn shares(&self) -> bool {
+        self.share && self.verify.as_ref().is_none_or(|verify| verify.writable)
+    }
 }
 
 /// A snapshot that was published.
@@ -134,7 +143,15 @@ pub(crate) trait Work: Sized {
         Ok(self)
     }
     /// Is told that files may be changed in ways that leave no trace.
-    fn share_nothing(&mut self) {}
+    ///
+    /// # Errors
+    ///
+    /// It cannot get ready for that.
+    fn share_nothing(&mut self) -> Result<()> {
+        Ok(())
+    }
+    /// Is told so under the hold.
+    fn share_nothing_now(&mut self) {}
     /// Whether it is to be done after the cut, if that is possible.
     fn is_to_be_guarded(&self) -> bool;
     /// Why there is no room for that. `settled`: as for [`Work::rehearse`].
@@ -306,8 +323,12 @@ impl Work for Prepared {
         self.needs_locks()
     }
 
-    fn share_nothing(&mut self) {
-        self.share_nothing();
+    fn share_nothing(&mut self) -> Result<()> {
+        self.share_nothing()
+    }
+
+    fn share_nothing_now(&mut self) {
+        self.share_nothing_now();
     }
 }
 
@@ -488,15 +509,15 @@ fn make(
     progress: &mut dyn Progress,
 ) -> Result<(Manifest, PathBuf)> {
     let scope = scope(subject, options);
-    let is_compared = options.share || options.digest;
+    let is_compared = options.shares() || options.digest;
     let previous = is_compared.then(|| store.newest().map(Arc::new)).flatten();
-    let base = || match options.share {
+    let base = || match options.shares() {
         true => previous.clone().and_then(capture::Base::of),
         false => None,
     };
     let marking = Marking::load(subject.set);
     let mut tries = 1;
-    let (draft, prepare, prediction, mut cut) = loop {
+    let (draft, prepare, prediction, mounted, mut cut) = loop {
         let draft = store.begin(store_lock)?;
         let begun = Instant::now();
         let (capture, tally) = (options.capture, &options.tally);
@@ -504,11 +525,12 @@ fn make(
         let prepared = prepared.with_bases(marking.bases(store, store_lock));
         let prepare = begun.elapsed();
         let prediction = prepared.prediction().clone();
+        let mounted = prepared.mounted().cloned();
         let (hooks, stop) = (&options.hooks, &options.stop);
         match hooks::around(hooks, subject.name, stop, progress, || {
             take(subject, options, prepared)
         }) {
-            Ok(cut) => break (draft, prepare, prediction, cut),
+            Ok(cut) => break (draft, prepare, prediction, mounted, cut),
             // The hold limit itself is a matter for the user, not for another try.
             Err(e) if e.exit == Exit::Aborted && e.is_chance && tries < TRIES => {
                 progress.note(&format!("{}; trying again", e.message));
@@ -553,6 +575,7 @@ fn make(
     let prediction = prediction.with_outcome(&manifest, &draft.tree(), wall, instead);
     progress.detail(&prediction.outcome_in_words());
     manifest.prediction = Some(prediction);
+    manifest.mounted = mounted;
     if options.digest {
         let previous = previous.as_deref();
         add_digests(&mut manifest, &draft, previous, options, progress)?;
@@ -682,6 +705,7 @@ fn check_draft(
         id: draft.id(),
         set: &manifest.set,
         tree: &draft.tree(),
+        is_published: false,
         root: manifest.roots.first().map(AsRef::as_ref),
         store,
     };
@@ -802,7 +826,7 @@ fn take<W: Work>(subject: Subject<'_>, options: &Options, mut prepared: W) -> Re
         prepared = prepared.needs_locks()?;
     }
     if seen.may_change_unseen() {
-        prepared.share_nothing();
+        prepared.share_nothing()?;
     }
     if outside.is_enabled() && !targets.is_empty() {
         // What it cannot do, it will say when it is asked to stop somebody.
@@ -935,7 +959,7 @@ fn take<W: Work>(subject: Subject<'_>, options: &Options, mut prepared: W) -> Re
             let captured = match work {
                 Stage::Under(mut prepared) => {
                     if outside.is_used() || !mapped.is_empty() {
-                        prepared.share_nothing();
+                        prepared.share_nothing_now();
                     }
                     prepared.run(&mut goes_on)
                 }
@@ -1306,6 +1330,7 @@ fn certify<D: Done>(
         checks: Vec::new(),
         roots: names(&subject.config.roots),
         excludes: Some(names(&subject.config.excludes)),
+        mounted: None,
         only: options.only.clone().map(PathName),
         files: Vec::new(),
         writers: scan.writers(&report),

@@ -168,16 +168,7 @@ impl Fs {
             Fs::Btrfs => process::tool("mkfs.btrfs", &["-q", "-f", image]),
             _ => process::tool("mkfs.ext4", &["-q", "-F", image]),
         };
-        let mut command = Command::new("mount");
-        command.args(["-o", "loop,noatime", image, at]);
-        let ended = process::run(command, Duration::from_secs(60));
-        assert!(
-            ended.code() == 0,
-            "cannot mount {} from a loop device: {}\
-             set SNAPSHIM_TEST_NO_MOUNTS=1 to leave out what needs one",
-            self.name(),
-            ended.err()
-        );
+        mount.attach();
         mount
     }
 }
@@ -190,6 +181,42 @@ impl Small {
     /// Where it is mounted.
     pub fn path(&self) -> &Path {
         &self.0.point
+    }
+
+    /// Unmounts it, and mounts it again.
+    #[track_caller]
+    pub fn mount_again(&self) {
+        let at = self.path().to_str().expect("UTF-8 path");
+        process::tool("umount", &[at]);
+        self.0.attach();
+    }
+
+    /// The same, and what is in memory only is lost, as if the power had been. XFS.
+    #[track_caller]
+    pub fn crash(&self) {
+        let at = self.path().to_str().expect("UTF-8 path");
+        process::tool("xfs_io", &["-x", "-c", "shutdown", at]);
+        self.mount_again();
+    }
+}
+
+impl Mount {
+    /// Mounts its image.
+    #[track_caller]
+    fn attach(&self) {
+        let image = self.image.as_deref().expect("an image");
+        let mut command = Command::new("mount");
+        command
+            .args(["-o", "loop,noatime"])
+            .args([image, &self.point]);
+        let ended = process::run(command, Duration::from_secs(60));
+        assert!(
+            ended.code() == 0,
+            "cannot mount {} from a loop device: {}\
+             set SNAPSHIM_TEST_NO_MOUNTS=1 to leave out what needs one",
+            image.display(),
+            ended.err()
+        );
     }
 }
 

@@ -8,7 +8,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::AtomicBool;
@@ -16,7 +16,8 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use snapshim_tests::lab::Certificate;
+use serde_json::{Value, json};
+use snapshim_tests::lab::{Certificate, Outcome};
 use snapshim_tests::process::Proc;
 use snapshim_tests::stats::distribution;
 use snapshim_tests::{Fs, Lab, lab, process, product, rounds};
@@ -452,4 +453,258 @@ fn what_comes_is_not_opened_before_it_is_known_to_be_a_file() {
     });
     writer.end();
     assert_eq!(opened, 0, "a FIFO was opened");
+}
+
+/// A snapshot of what is on a small file system, without a set.
+#[track_caller]
+fn snap(lab: &Lab, small: &Path, options: &[&str]) -> Outcome {
+    let mut command = lab.snapshim(&["snap", "--json", "--name", lab.set(), "--store"]);
+    command.arg(small.join("store")).args(options);
+    command.arg(small.join("data"));
+    lab::outcome(process::run(command, Duration::from_secs(60)))
+}
+
+/// What was overwritten and made durable by fdatasync(2), which leaves the times out, has the ctime it
+/// had before when the power is lost.
+#[test]
+fn after_a_crash_nothing_is_shared() {
+    let _alone = lab::serial();
+    let Some(lab) = Lab::new("shared-crash", Fs::Xfs, Duration::from_secs(120)) else {
+        return;
+    };
+    let small = Fs::Xfs.mount_small("crash", 512 << 20).unwrap();
+    let data = small.path().join("data");
+    fs::create_dir(&data).unwrap();
+    let (file, other) = (data.join("file"), data.join("other"));
+    fs::write(&file, vec![b'A'; 65_536]).unwrap();
+    fs::write(&other, vec![b'A'; 65_536]).unwrap();
+    nix::unistd::sync();
+    std::thread::sleep(Duration::from_millis(100));
+    // Overwriting a clone moves its extents, and with these the times would become durable.
+    let first = snap(&lab, small.path(), &["--capture", "copy"]);
+    let first = first.verified();
+    let second = snap(&lab, small.path(), &["--capture", "copy"]);
+    assert_eq!(captured(second.verified())["shared"].len(), 2);
+    let times = |path: &Path| {
+        let meta = fs::metadata(path).unwrap();
+        let mtime = (meta.mtime(), meta.mtime_nsec());
+        (meta.ctime(), meta.ctime_nsec(), mtime, meta.len())
+    };
+    let before = times(&file);
+    std::thread::sleep(Duration::from_millis(100));
+    let overwritten = fs::OpenOptions::new().write(true).open(&file).unwrap();
+    overwritten.write_all_at(&[b'B'; 65_536], 0).unwrap();
+    overwritten.sync_data().unwrap();
+    assert_ne!(times(&file), before);
+    drop(overwritten);
+    small.crash();
+    assert_eq!(fs::read(&file).unwrap(), vec![b'B'; 65_536]);
+    assert_eq!(times(&file), before, "the control shows nothing");
+
+    let third = snap(&lab, small.path(), &["--capture", "copy"]);
+    let third = third.verified();
+    assert!(!captured(third).contains_key("shared"));
+    for (certificate, byte) in [(first, b'A'), (third, b'B')] {
+        let copy = fs::read(certificate.copy_of(&file)).unwrap();
+        assert_eq!(copy, vec![byte; 65_536]);
+    }
+    let digest = |certificate: &Certificate| {
+        let files = certificate.0["files"].as_array().unwrap().iter();
+        let found = files.clone().find(|f| f["path"] == file.to_str().unwrap());
+        found.unwrap()["digest"].clone()
+    };
+    assert_ne!(digest(first), digest(third));
+    // Since then nothing was lost.
+    let fourth = snap(&lab, small.path(), &["--capture", "copy"]);
+    assert_eq!(captured(fourth.verified())["shared"].len(), 2);
+    small.mount_again();
+    let fifth = snap(&lab, small.path(), &["--capture", "copy"]);
+    assert!(!captured(fifth.verified()).contains_key("shared"));
+}
+
+/// The manifest says from which boot and mounts files were read; one that does not is of no use.
+#[test]
+fn what_was_read_from_another_boot_or_mount_is_not_shared() {
+    let _alone = lab::serial();
+    let Some(lab) = quiet(Fs::Ext4) else { return };
+    let forms: [fn(&mut Value); 5] = [
+        |mounted| mounted["boot"] = "d0e1c2b3-0000-0000-0000-000000000000".into(),
+        |mounted| {
+            let mount = mounted["mounts"][0]["mount"].as_u64().unwrap();
+            mounted["mounts"][0]["mount"] = (mount + 1).into();
+        },
+        |mounted| mounted["mounts"][0]["dev"] = 7.into(),
+        |mounted| mounted["mounts"] = json!([]),
+        |mounted| *mounted = Value::Null,
+    ];
+    lab.checkpoint(&[]).verified();
+    for form in forms {
+        let last = lab.checkpoint(&[]);
+        let last = last.verified();
+        assert_eq!(captured(last)["shared"].len(), 20);
+        let path = last.tree().parent().unwrap().join("manifest.json");
+        let mut manifest: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        form(&mut manifest["mounted"]);
+        fs::write(&path, serde_json::to_vec(&manifest).unwrap()).unwrap();
+        let next = lab.checkpoint(&[]);
+        let next = captured(next.verified());
+        assert!(!next.contains_key("shared"), "{}", manifest["mounted"]);
+    }
+}
+
+/// `verify` of one snapshot with a command, and the line of it.
+#[track_caller]
+fn verify_with(lab: &Lab, id: &str, options: &[&str]) -> (Value, String) {
+    let mut command = lab.snapshim(&["verify", lab.set(), id, "--json", "--verify"]);
+    command.args(options);
+    let ended = process::run(command, Duration::from_secs(60));
+    let report: Value = serde_json::from_str(&ended.out()).expect("JSON");
+    (report["snapshots"][0].clone(), ended.err())
+}
+
+/// A command that writes to the files of a snapshot in place would write to all that share them.
+#[test]
+fn a_command_does_not_write_to_other_snapshots() {
+    for fs in [Fs::Xfs, Fs::Ext4] {
+        let _alone = lab::serial();
+        let Some(lab) = quiet(fs) else { continue };
+        let path = lab.data().join("d/f3");
+        let writes = "printf y >> \"$SNAPSHIM_ROOT/d/f3\"";
+        let is_good = |certificate: &Certificate| {
+            let (line, _) = verify_with(&lab, certificate.id(), &["true"]);
+            line["good"] == true && fs::read(certificate.copy_of(&path)).unwrap() == [b'x'; 30_000]
+        };
+        let first = lab.checkpoint(&[]);
+        let first = first.verified();
+        // In place: nothing is shared, and what it does is noticed.
+        let wrote = lab.checkpoint(&["--verify", writes]);
+        let wrote = wrote.unverified();
+        assert!(!captured(wrote).contains_key("shared"));
+        let (code, text) = &wrote.reasons()[0];
+        assert_eq!(code, "verify-command");
+        assert!(
+            text.contains("d/f3") && text.contains("--writable"),
+            "{text}"
+        );
+        assert!(is_good(first));
+
+        // It is the newest, and not good: the next shares nothing either.
+        lab.checkpoint(&[]).verified();
+        // On a copy.
+        let second = lab.checkpoint(&["--writable", "--verify", writes]);
+        let second = second.verified();
+        assert_eq!(captured(second)["shared"].len(), 20);
+        assert!(is_good(second));
+
+        // One that is published, and shares files: on a copy, without being asked.
+        let third = lab.checkpoint(&[]);
+        let third = third.verified();
+        assert_eq!(captured(third)["shared"].len(), 20);
+        let (line, said) = verify_with(&lab, third.id(), &[writes]);
+        assert_eq!(
+            (&line["good"], &line["check"]["writable"]),
+            (&true.into(), &true.into())
+        );
+        assert!(said.contains("works on a copy"), "{said}");
+        assert!(is_good(second) && is_good(third));
+
+        // One that shares nothing, in place.
+        let full = lab.checkpoint(&["--full"]);
+        let full = full.verified();
+        let (line, said) = verify_with(&lab, full.id(), &["true"]);
+        assert_eq!(
+            (&line["good"], &line["check"]["writable"]),
+            (&true.into(), &false.into())
+        );
+        assert!(!said.contains("works on a copy"), "{said}");
+        // Longer, and of the same size.
+        for writes in [
+            writes,
+            "printf y | dd of=\"$SNAPSHIM_ROOT/d/f4\" conv=notrunc",
+        ] {
+            let (line, _) = verify_with(&lab, full.id(), &[writes]);
+            assert_eq!(
+                (&line["good"], &line["check"]["passed"]),
+                (&false.into(), &false.into())
+            );
+        }
+        assert!(is_good(second) && is_good(third));
+    }
+}
+
+/// Names that come and go while a command looks at a snapshot are no change of it.
+#[test]
+fn names_that_come_and_go_are_no_damage() {
+    let _alone = lab::serial();
+    let Some(lab) = quiet(Fs::Xfs) else { return };
+    let first = lab.checkpoint(&[]);
+    let first = first.verified();
+    let looks_at = |id: &str, options: &[&str], meanwhile: &dyn Fn(&Path)| {
+        let (flag, go) = (lab.beside("looks"), lab.beside("goes"));
+        for file in [&flag, &go] {
+            let _ = fs::remove_file(file);
+        }
+        let line = format!(
+            "touch '{}'; while ! test -e '{}'; do sleep 0.02; done",
+            flag.display(),
+            go.display()
+        );
+        std::thread::scope(|scope| {
+            let id = id.to_owned();
+            let lab = &lab;
+            let verify =
+                scope.spawn(move || verify_with(lab, &id, &[&[line.as_str()], options].concat()).0);
+            let began = || flag.exists();
+            assert!(process::wait_until(Duration::from_secs(20), began));
+            meanwhile(&flag);
+            fs::write(&go, "").unwrap();
+            verify.join().unwrap()
+        })
+    };
+    let links = |certificate: &Certificate| {
+        fs::metadata(certificate.copy_of(&lab.data().join("d/f3")))
+            .unwrap()
+            .nlink()
+    };
+    let delete = |id: &str| {
+        let delete = lab.snapshim(&["delete", lab.set(), id]);
+        process::run(delete, Duration::from_secs(60)).ok("delete");
+    };
+    // One comes.
+    let line = looks_at(first.id(), &[], &|_| {
+        assert_eq!(lab.checkpoint(&[]).verified().capture(), "shared");
+    });
+    assert_eq!(links(first), 2);
+    assert_eq!(
+        (&line["good"], &line["check"]["writable"]),
+        (&true.into(), &false.into())
+    );
+    // One goes.
+    let second = lab.stored().pop().unwrap().1.id().to_owned();
+    let line = looks_at(&second, &[], &|_| delete(first.id()));
+    assert_eq!(
+        (&line["good"], &line["check"]["writable"]),
+        (&true.into(), &true.into())
+    );
+    // One comes and goes.
+    let line = looks_at(&second, &[], &|_| {
+        let third = lab.checkpoint(&[]);
+        assert_eq!(third.verified().capture(), "shared");
+        delete(third.verified().id());
+    });
+    assert_eq!(
+        (&line["good"], &line["check"]["writable"]),
+        (&true.into(), &false.into())
+    );
+    // A write in the middle of it is noticed.
+    let tree = lab.stored()[0].0.join("tree");
+    let copy = tree.join(lab.data().join("d/f3").strip_prefix("/").unwrap());
+    let line = looks_at(&second, &[], &|_| {
+        lab.checkpoint(&[]).verified();
+        fs::write(&copy, vec![b'y'; 30_000]).unwrap();
+    });
+    assert_eq!(
+        (&line["good"], &line["check"]["passed"]),
+        (&false.into(), &false.into())
+    );
 }

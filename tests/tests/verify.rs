@@ -349,7 +349,8 @@ fn a_damaged_snapshot_is_not_the_latest_until_it_is_whole_again() {
     let live = lab.data().join("file");
     fill(&live, 1, 2 << 20);
     let older = snap(&lab, &[]);
-    let newer = snap(&lab, &[]);
+    // With a copy of its own.
+    let newer = snap(&lab, &["--full"]);
     let (older, newer) = (older.verified(), newer.verified());
     let copy = newer.copy_of(&live);
     let before = fs::metadata(&copy).unwrap().modified().unwrap();

@@ -167,6 +167,36 @@ impl Ahead {
         Ok(())
     }
 
+    /// Puts empty files in the place of all that is shared. Which members these are, by index.
+    pub(super) fn share_nothing(&mut self, scan: &mut Scan, target: &Target) -> Result<Vec<usize>> {
+        let members = scan.members.iter().enumerate();
+        let shared = members.filter(|(_, member)| member.is_shared);
+        let shared: Vec<usize> = shared.map(|(index, _)| index).collect();
+        // Those of a directory come one after the other.
+        let mut last: Option<(Node, Arc<OwnedFd>, usize)> = None;
+        for index in &shared {
+            let member = &scan.members[*index];
+            let failed = |cause| fault("make", &target.path_of(&scan.path(member)), cause);
+            let (dir, set) = match &last {
+                Some((node, dir, set)) if *node == member.dir => (Arc::clone(dir), *set),
+                _ => {
+                    let path = scan.dirs.path(member.dir);
+                    let below = path.strip_prefix("/").unwrap_or(&path);
+                    let dir = target.open_below(below).map_err(failed)?;
+                    let set = self.set_of(path);
+                    last = Some((member.dir, Arc::clone(&dir), set));
+                    (dir, set)
+                }
+            };
+            rustix::fs::unlinkat(&dir, &*member.name, AtFlags::empty()).map_err(failed)?;
+            self.make_own(set, &dir, &member.name).map_err(failed)?;
+        }
+        for index in &shared {
+            scan.members[*index].is_shared = false;
+        }
+        Ok(shared)
+    }
+
     fn make_own(&mut self, set: usize, dir: &OwnedFd, name: &CStr) -> rustix::io::Result<()> {
         make_file(dir, name)?;
         self.names[set].insert(name.into(), Made::Own);

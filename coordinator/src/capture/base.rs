@@ -10,7 +10,9 @@
 //! - a page that was mapped and dirty at that cut can be stored into without a trace. A clone
 //!   writes it back first, and write-protects it with that; whatever was only read is not shared
 //!   if anybody was stopped because he had a file mapped;
-//! - a snapshot that is not verified may hold what was being written.
+//! - a snapshot that is not verified may hold what was being written;
+//! - after a crash, bytes may have outlived the ctime that told of them: the file system has to
+//!   have been mounted all the time (`mounted.rs`).
 //!
 //! The copy in the store is looked at, too: one whose size or mtime is not what the manifest
 //! says was written to.
@@ -28,7 +30,7 @@ use snapshim_gate::table::FileId;
 use super::record::{LEFT_ALONE, shows_when_changed};
 use crate::hold::rebuilt;
 use crate::store::Snapshot;
-use crate::store::manifest::{FileRecord, Kind};
+use crate::store::manifest::{FileRecord, Kind, Mounted};
 use crate::store::policy::Class;
 use crate::tree::seen::Seen;
 
@@ -60,7 +62,8 @@ impl Base {
     /// What can be shared with this snapshot; `None` if that is nothing.
     pub(crate) fn of(snapshot: Arc<Snapshot>) -> Option<Base> {
         let manifest = &snapshot.manifest;
-        if !snapshot.is_own || manifest.class() != Class::Good || !manifest.verified {
+        let is_good = manifest.class() == Class::Good && manifest.verified;
+        if !snapshot.is_own || !is_good || manifest.mounted.is_none() {
             return None;
         }
         let cut_ns = manifest
@@ -87,8 +90,15 @@ impl Base {
         (!by_id.is_empty()).then_some(Base { snapshot, by_id })
     }
 
-    /// Leaves out what is on other devices than these.
-    pub(super) fn only_on(&mut self, devices: &BTreeSet<u64>) {
+    /// Leaves out what is on other devices than these, or has been mounted anew since: what is
+    /// mounted `now` says so.
+    pub(super) fn only_on(&mut self, devices: &BTreeSet<u64>, now: Option<&Mounted>) {
+        let then = self.snapshot.manifest.mounted.as_ref();
+        let has_stayed = |dev: &u64| match (now, then) {
+            (Some(now), Some(then)) => now.has_stayed(then, *dev),
+            _ => false,
+        };
+        let devices: BTreeSet<u64> = devices.iter().copied().filter(has_stayed).collect();
         self.by_id.retain(|id, _| devices.contains(&id.dev));
     }
 

@@ -53,7 +53,7 @@ pub struct BaseFile {
     pub ctime_ns: i64,
     /// Its path in the live tree then, and so in that of the snapshot.
     pub path: PathBuf,
-    /// Inode number, ctime (ns since 1970) and size of the snapshot's file when it was published.
+    /// Inode number, mtime (ns since 1970) and size of the snapshot's file when it was published.
     pub copy: (u64, i64, u64),
 }
 
@@ -195,7 +195,8 @@ fn open_copy(tree: BorrowedFd<'_>, then: &BaseFile) -> Option<OwnedFd> {
 
 /// As what a snapshot's file is known again.
 fn identity(seen: &Seen) -> (u64, i64, u64) {
-    (seen.id.ino, seen.ctime_ns, seen.size)
+    // Not by its ctime, which moves with names that later snapshots share.
+    (seen.id.ino, seen.mtime_ns, seen.size)
 }
 
 /// As what the file with this path in the live tree is known again in the snapshot's `tree`.

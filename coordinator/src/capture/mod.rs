@@ -34,6 +34,7 @@ pub mod delta;
 mod finish;
 mod flush;
 mod look;
+mod mounted;
 mod moved;
 pub mod predict;
 mod prepare;
@@ -52,7 +53,7 @@ use std::path::{Path, PathBuf};
 use snapshim_gate::table::FileId;
 
 use crate::Result;
-use crate::store::manifest::FileRecord;
+use crate::store::manifest::{FileRecord, Mounted};
 use crate::store::prediction::Prediction;
 use crate::tally::Tally;
 use crate::tree::dirs;
@@ -115,6 +116,8 @@ pub struct Prepared {
     /// Whether it can be captured after the cut: see [`Prepared::rehearse`].
     guard: bool,
     prediction: Prediction,
+    /// Where everything is mounted.
+    mounted: Option<Mounted>,
     /// Whether subvolumes are to be frozen.
     subvolumes: Option<subvolume::Plan>,
     /// What unchanged files are shared with.
@@ -210,6 +213,11 @@ impl Prepared {
         Prepared { bases, ..self }
     }
 
+    /// Where what was found is mounted; `None` if that is not known.
+    pub fn mounted(&self) -> Option<&Mounted> {
+        self.mounted.as_ref()
+    }
+
     /// The regular files under the roots, as found before the hold.
     pub fn members(&self) -> Vec<Member> {
         self.scan.members()
@@ -243,8 +251,18 @@ impl Prepared {
     }
 
     /// Says that files may be changed in ways that leave no trace: nothing is shared with the
-    /// previous snapshot.
-    pub fn share_nothing(&mut self) {
+    /// previous snapshot. What was to be shared is made ready like all else, so this is for before the
+    /// hold.
+    ///
+    /// # Errors
+    ///
+    /// The tree cannot be written to; a member cannot be read or not be written back.
+    pub fn share_nothing(&mut self) -> Result<()> {
+        prepare::share_nothing(self)
+    }
+
+    /// The same when that is found out under the hold: nothing is done ahead for what was to be shared.
+    pub fn share_nothing_now(&mut self) {
         self.base = None;
     }
 

@@ -10,6 +10,7 @@ use rustix::io::Errno;
 
 use super::ahead::Ahead;
 use super::base::Base;
+use super::mounted::mounted;
 use super::predict::{self, Means};
 use super::record::{self, Target};
 use super::rehearse::can_be_guarded;
@@ -121,6 +122,12 @@ impl Scan {
         self.places.get(&dev).cloned().unwrap_or_default()
     }
 
+    /// The devices, and a directory on each; around a file that is mounted by itself, if there is
+    /// nothing else of its device.
+    pub(super) fn places(&self) -> impl Iterator<Item = (u64, &Path)> {
+        self.places.iter().map(|(dev, place)| (*dev, &**place))
+    }
+
     fn place(&mut self, dev: u64, path: impl FnOnce() -> PathBuf) {
         if self.devices.insert(dev) || !self.places.contains_key(&dev) {
             self.places.insert(dev, path());
@@ -148,12 +155,13 @@ pub(super) fn prepare(
     let plan = plan(&scan, &target, method)?;
     let mut ahead = Ahead::default();
     let showing = devices_that_show_stores(&scan);
+    let mounted = mounted(&scan);
     // What is frozen is cloned after the hold, whatever has changed of it.
     if method == Method::Subvolume {
         base = None;
     }
     if let Some(base) = &mut base {
-        base.only_on(&showing);
+        base.only_on(&showing, mounted.as_ref());
     }
     ahead.make(&mut scan, &mut target, base.as_ref())?;
     let subvolumes = subvolume::plan(&scan, &paths, &target, method)?;
@@ -162,7 +170,7 @@ pub(super) fn prepare(
     }
     // With a plan, everything was flushed.
     if subvolumes.is_none() {
-        flush_ahead(&scan, &plan, &target.tally)?;
+        flush_ahead(&scan, scan.to_capture(), &plan, &target.tally)?;
     }
     let predicted = predict::predict(
         &scan,
@@ -182,6 +190,7 @@ pub(super) fn prepare(
         base,
         guard: predicted.is_guarded,
         prediction: predicted.prediction,
+        mounted,
         scope: paths,
         scan,
         plan,
@@ -375,12 +384,39 @@ pub(super) fn no_reflink(path: &Path, file: impl std::os::fd::AsFd) -> Error {
     .next("pass --capture auto or --capture copy, or keep the files on XFS or btrfs")
 }
 
-/// Opens every member: fails for one that may not be read, and starts and awaits the
+/// See [`Prepared::share_nothing`].
+pub(super) fn share_nothing(prepared: &mut Prepared) -> Result<()> {
+    prepared.base = None;
+    // What is frozen is not captured one by one.
+    if prepared.subvolumes.is_some() {
+        return Ok(());
+    }
+    let Prepared {
+        scan,
+        plan,
+        target,
+        ahead,
+        ..
+    } = prepared;
+    let shared = ahead.share_nothing(scan, target)?;
+    if shared.is_empty() {
+        return Ok(());
+    }
+    let members = shared.iter().filter_map(|index| scan.members.get(*index));
+    flush_ahead(scan, members, plan, &target.tally)
+}
+
+/// Opens the members: fails for one that may not be read, and starts and awaits the
 /// writeback of those to be cloned, reads ahead those to be copied.
-fn flush_ahead(scan: &Scan, plan: &Plan, tally: &Tally) -> Result<()> {
+fn flush_ahead<'a>(
+    scan: &Scan,
+    members: impl Iterator<Item = &'a Known>,
+    plan: &Plan,
+    tally: &Tally,
+) -> Result<()> {
     // Not known before it was looked at; that is done as it is begun.
     tally.begin(Step::Flush, 0);
-    let mut members = scan.to_capture().peekable();
+    let mut members = members.peekable();
     while members.peek().is_some() {
         let mut started = Vec::with_capacity(BATCH);
         for member in members.by_ref().take(BATCH) {

@@ -5,13 +5,16 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rustix::fs::{CWD, FileType, Mode, OFlags, XattrFlags};
 use rustix::io::Errno;
 
-use super::{Captured, Method, Moved, Prepared, Scope, prepare};
-use crate::store::manifest::{FileRecord, Kind};
+use super::{Base, Captured, Method, Moved, Prepared, Scope, prepare, prepare_after, record};
+use crate::store::manifest::{FileRecord, Kind, Mounted, VERSION};
 use crate::store::scratch::Scratch;
+use crate::store::{Snapshot, Store};
+use crate::tally::Tally;
 use crate::{Exit, Result};
 
 /// A directory `data` to capture and an empty `tree` beside it.
@@ -709,4 +712,114 @@ fn links_and_attributes_of_what_cannot_be_opened() {
         let length = rustix::fs::getxattr(bench.copy_of("fifo"), name, &mut value[..]).unwrap();
         assert_eq!(value[..length], acl);
     }
+}
+
+/// A published snapshot of the bench's data, with which files can be shared; `None` if this file
+/// system does not let them be.
+fn published(bench: &Bench) -> Option<Arc<Snapshot>> {
+    std::thread::sleep(std::time::Duration::from_millis(100));
+    let store = Store::open_or_create(&bench.scratch.join("store"), "set").unwrap();
+    let lock = store.lock(std::time::Duration::ZERO).unwrap();
+    let draft = store.begin(&lock).unwrap();
+    let prepared = prepare(&bench.scope(), &draft.tree(), Method::Auto).unwrap();
+    let mounted = prepared.mounted().cloned();
+    let time = jiff::Timestamp::now().to_string();
+    let files = prepared.capture(&mut || true).unwrap().finish().unwrap();
+    let manifest = serde_json::json!({
+        "version": VERSION, "id": draft.id(), "set": "set", "time": time, "commit_point": "write",
+        "commit_point_asked": "write", "verified": true, "reasons": [], "assumptions": [],
+        "hold_us": 1, "drain_us": 1, "capture": "copy", "roots": [], "writers": [], "foreign": [],
+        "mounted": mounted, "files": files,
+    });
+    draft
+        .publish(&serde_json::from_value(manifest).unwrap())
+        .unwrap();
+    let snapshot = store.newest().map(Arc::new)?;
+    match record::shows_stores(File::open(&bench.data).unwrap()) {
+        true => Some(snapshot),
+        false => {
+            eprintln!("SKIPPED: the temporary directory is on a file system that shares nothing");
+            None
+        }
+    }
+}
+
+#[test]
+fn what_is_not_to_be_shared_after_all_is_made_ready() {
+    let bench = Bench::new();
+    let names = ["a", "sub/b", "sub/c", "sub/deeper/d"];
+    fs::create_dir_all(bench.data.join("sub/deeper")).unwrap();
+    for name in names {
+        fs::write(bench.data.join(name), name.repeat(5000)).unwrap();
+    }
+    fs::hard_link(bench.data.join("a"), bench.data.join("sub/link")).unwrap();
+    let Some(snapshot) = published(&bench) else {
+        return;
+    };
+    let old = |name: &str| {
+        let live = bench.data.join(name);
+        snapshot.tree().join(live.strip_prefix("/").unwrap())
+    };
+    let links = |name: &str| fs::metadata(old(name)).unwrap().nlink();
+    for late in [false, true] {
+        let base = || Base::of(Arc::clone(&snapshot));
+        let tally = Tally::default();
+        let scope = bench.scope();
+        let mut prepared =
+            prepare_after(&scope, &bench.tree, Method::Auto, base(), &tally).unwrap();
+        assert_eq!(prepared.scan.to_capture().count(), 1, "the further name");
+        assert_eq!((links("a"), links("sub/b")), (3, 2));
+        if late {
+            prepared.share_nothing_now();
+        } else {
+            prepared.share_nothing().unwrap();
+            // As much to be captured as there is, into files that are there.
+            assert_eq!(prepared.scan.to_capture().count(), 5);
+            for name in names {
+                let made = fs::metadata(bench.copy_of(name)).unwrap();
+                assert_eq!((made.len(), made.nlink()), (0, 1), "{name}");
+            }
+            assert_eq!((links("a"), links("sub/b")), (2, 1));
+            // Again is no harm.
+            prepared.share_nothing().unwrap();
+        }
+        let inode = |name: &str| fs::metadata(bench.copy_of(name)).unwrap().ino();
+        let made = names.map(inode);
+        let records = prepared.capture(&mut || true).unwrap().finish().unwrap();
+        assert_eq!(made == names.map(inode), !late, "made under the hold");
+        for name in names {
+            assert_ne!(bench.record(&records, name).capture.unwrap(), "shared");
+            for copy in [bench.copy_of(name), old(name)] {
+                assert_eq!(fs::read_to_string(copy).unwrap(), name.repeat(5000));
+            }
+        }
+        assert_eq!((links("a"), links("sub/b")), (2, 1));
+        fs::remove_dir_all(&bench.tree).unwrap();
+        fs::create_dir(&bench.tree).unwrap();
+    }
+}
+
+#[test]
+fn what_was_mounted_anew_is_not_shared() {
+    let bench = Bench::new();
+    fs::write(bench.data.join("file"), "content").unwrap();
+    let Some(snapshot) = published(&bench) else {
+        return;
+    };
+    let shared = |change: &dyn Fn(&mut Mounted)| {
+        let mut scan = super::prepare::Scan::new();
+        let paths = super::walk::Paths::new(&bench.scope(), None).unwrap();
+        let mut dirs = crate::tree::dirs::Dirs::new();
+        let mut scanner = super::prepare::Scanner { scan: &mut scan };
+        super::walk::walk(&paths, &mut dirs, &mut scanner).unwrap();
+        let mut now = super::mounted::mounted(&scan).unwrap();
+        change(&mut now);
+        let mut base = Base::of(Arc::clone(&snapshot)).unwrap();
+        base.only_on(&scan.devices, Some(&now));
+        base.find(&scan.members[0].seen).is_some()
+    };
+    assert!(shared(&|_| {}));
+    assert!(!shared(&|now| now.boot.push('0')));
+    assert!(!shared(&|now| now.mounts[0].mount += 1));
+    assert!(!shared(&|now| now.mounts.clear()));
 }

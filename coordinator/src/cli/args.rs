@@ -279,7 +279,7 @@ pub struct MeansArgs {
     #[arg(long, value_name = "METHOD")]
     pub capture: Option<Capture>,
     /// Capture every file; else one that has not changed since the previous snapshot shares its
-    /// copy there (hard link)
+    /// copy there (hard link), unless --verify is to run in place
     #[arg(long)]
     pub full: bool,
     /// How programs that the shim cannot hold are stopped meanwhile: ptrace, freezer, sigstop,

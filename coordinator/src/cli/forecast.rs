@@ -43,7 +43,10 @@ impl Forecast {
         let store = Store::open(&set.config.store, &set.name).ok();
         let looked = now::look(&scope).map(|mut now| {
             let newest = store.as_ref().and_then(Store::newest).map(Arc::new);
-            if let Some(base) = newest.and_then(Base::of) {
+            // As a checkpoint without options.
+            let verify = set.config.verify.as_ref();
+            let shares = verify.is_none_or(|verify| verify.writable);
+            if let Some(base) = newest.filter(|_| shares).and_then(Base::of) {
                 now.share(base);
             }
             let members = Members::new(now.members());

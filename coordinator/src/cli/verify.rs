@@ -191,6 +191,7 @@ fn look(
             id: &snapshot.id,
             set: &found.set,
             tree: &snapshot.tree(),
+            is_published: true,
             root: snapshot.manifest.roots.first().map(AsRef::as_ref),
             store: &found.store,
         };

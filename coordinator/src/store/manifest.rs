@@ -73,6 +73,9 @@ pub struct Manifest {
     /// What was left out, absolute, the store among it; `None` in a manifest that does not say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub excludes: Option<Vec<PathName>>,
+    /// From which boot and which mounts the files were read; `None` if that is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mounted: Option<Mounted>,
     /// The one file under `roots` that was captured, if that was asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub only: Option<PathName>,
@@ -92,6 +95,39 @@ pub struct Manifest {
     /// Every entry of the tree. Last, so that all else can be read without it.
     #[serde(deserialize_with = "super::shape::files")]
     pub files: Vec<FileRecord>,
+}
+
+/// Where files were mounted when they were read. While that is so, a file whose ctime stands has the
+/// bytes that it had.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, PartialEq, Eq)]
+pub struct Mounted {
+    /// The kernel's `boot_id`.
+    pub boot: String,
+    /// One for each device.
+    pub mounts: Vec<Mount>,
+}
+
+/// A mount of a device.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize, PartialEq, Eq)]
+pub struct Mount {
+    /// As of the files.
+    pub dev: u64,
+    /// The mount's id; since Linux 6.8 it has it alone, until the next boot.
+    pub mount: u64,
+}
+
+impl Mounted {
+    /// The mount of a device.
+    pub fn mount_of(&self, dev: u64) -> Option<u64> {
+        let found = self.mounts.iter().find(|mount| mount.dev == dev);
+        found.map(|mount| mount.mount)
+    }
+
+    /// Whether a device has been mounted ever since `then`.
+    pub fn has_stayed(&self, then: &Mounted, dev: u64) -> bool {
+        let mount = self.mount_of(dev);
+        self.boot == then.boot && mount.is_some() && mount == then.mount_of(dev)
+    }
 }
 
 /// How much there is in a snapshot.
@@ -163,7 +199,7 @@ pub struct Check {
     /// The command, as it was given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub command: Option<String>,
-    /// Whether it worked on a copy that it may write to.
+    /// Whether it worked on a copy that it may write to: that was asked for, or files are shared.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub writable: Option<bool>,
     /// What came of it.

@@ -35,6 +35,7 @@ fn manifest(id: &str, verified: bool) -> Manifest {
         checks: Vec::new(),
         roots: vec![PathName("/data".into())],
         excludes: None,
+        mounted: None,
         only: None,
         files: Vec::new(),
         writers: Vec::new(),

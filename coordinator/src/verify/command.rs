@@ -5,8 +5,9 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
+use super::COMMAND;
 use super::scratch::Scratch;
-use super::{COMMAND, unchanged};
+use super::unchanged::{self, Names};
 use crate::Result;
 use crate::child::{self, End};
 use crate::progress::Progress;
@@ -38,6 +39,8 @@ pub struct Subject<'a> {
     pub set: &'a str,
     /// The directory with its files.
     pub tree: &'a Path,
+    /// Whether it is published: then other snapshots may share its files.
+    pub is_published: bool,
     /// The first path watched, in the live tree.
     pub root: Option<&'a Path>,
     /// The store it is in.
@@ -65,9 +68,10 @@ pub fn check(
     let time = jiff::Timestamp::now().to_string();
     let begun = Instant::now();
     progress.begin("waiting for the command of --verify", 0);
-    let found = match verify.writable {
+    let mut writable = verify.writable;
+    let found = match writable {
         true => on_a_copy(verify, subject, stop, progress),
-        false => in_place(verify, subject, stop, progress),
+        false => in_place(verify, subject, stop, progress, &mut writable),
     };
     let found = found.unwrap_or_else(|error| Found {
         against: Some(format!("could not be run: {}", error.message)),
@@ -90,7 +94,7 @@ pub fn check(
     let check = Check {
         kind: "command".to_owned(),
         command: Some(verify.command.clone()),
-        writable: Some(verify.writable),
+        writable: Some(writable),
         passed,
         status,
         signal,
@@ -125,16 +129,34 @@ fn on_a_copy(
     found
 }
 
+/// Not in place if files are shared, for what the command might write would be written to other snapshots:
+/// `on_copy` says so.
 fn in_place(
     verify: &Verify,
     subject: &Subject<'_>,
     stop: &Stop,
     progress: &mut dyn Progress,
+    on_copy: &mut bool,
 ) -> Result<Found> {
     let before = unchanged::look(subject.tree)?;
+    if let Some(path) = unchanged::shared(&before) {
+        progress.note(&format!(
+            "{} shares files with other snapshots ({} is the first): the command works on a copy, as \
+             with --writable",
+            subject.id,
+            super::live(path).display()
+        ));
+        *on_copy = true;
+        drop(before);
+        return on_a_copy(verify, subject, stop, progress);
+    }
     let mut found = run(verify, subject, subject.tree, stop, progress)?;
     let after = unchanged::look(subject.tree)?;
-    if let Some(path) = unchanged::difference(&before, &after) {
+    let names = match subject.is_published {
+        true => Names::Shared,
+        false => Names::Own,
+    };
+    if let Some(path) = unchanged::difference(&before, &after, names) {
         found.against = Some(format!(
             "changed {} in the snapshot: add --writable, which gives it a copy of its own",
             super::live(&path).display()

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{FileType, Mode, OFlags};
 
+use super::super::mounted::mounted;
 use super::super::prepare::{Known, Plan, Scan, Scanner, Way, devices_that_show_stores, fits};
 use super::super::walk::{At, Found, Paths, Visitor, walk};
 use super::super::{Base, Member, Method, Scope, subvolume};
@@ -67,7 +68,8 @@ impl Now {
 
     /// Says with what unchanged files would be shared.
     pub fn share(&mut self, mut base: Base) {
-        base.only_on(&devices_that_show_stores(&self.scan));
+        let mounted = mounted(&self.scan);
+        base.only_on(&devices_that_show_stores(&self.scan), mounted.as_ref());
         for known in &mut self.scan.members {
             known.is_shared = base.find(&known.seen).is_some();
         }
