@@ -113,7 +113,7 @@ fn consistent(fs: Fs, count: usize) {
     );
     assert_eq!(sums.inconsistent, 0);
     assert!(sums.built * 3 >= count, "{} were built", sums.built);
-    assert!(sums.compared > 0 || count <= 20, "none was compared");
+    assert!(sums.compared > 0 || count <= 30, "none was compared");
     assert!(sums.verified * 10 >= count * 9, "{:?}", sums.others);
 }
 
@@ -342,15 +342,17 @@ fn who_marks_nothing_is_found_out() {
     let Some(mut scene) = Blocks::new("marks-foreign", Fs::Ext4, 1 << 10, 20_000) else {
         return;
     };
+    // Else what nobody has changed is shared, whatever is marked.
+    let full = [&HOW[..], &["--full"]].concat();
     let quiet = scene.lab.data().join("quiet");
     fs::write(&quiet, vec![1; 1 << 20]).unwrap();
     for _ in 0..3 {
-        let outcome = scene.lab.checkpoint(&HOW);
+        let outcome = scene.lab.checkpoint(&full);
         assert_eq!(scene.fault(outcome.verified()), None);
     }
     // Nothing but a ctime: compared, and found to be as it was.
     fs::set_permissions(&quiet, fs::Permissions::from_mode(0o600)).unwrap();
-    let outcome = scene.lab.checkpoint(&HOW);
+    let outcome = scene.lab.checkpoint(&full);
     let certificate = outcome.verified();
     assert!(
         outcome.stderr.contains("marks nothing"),
@@ -359,12 +361,12 @@ fn who_marks_nothing_is_found_out() {
     );
     assert!(marked(certificate, "bytes_compared") >= 1 << 20);
     assert_eq!(marked(certificate, "bytes_shared"), 0);
-    let outcome = scene.lab.checkpoint(&HOW);
+    let outcome = scene.lab.checkpoint(&full);
     assert!(marked(outcome.verified(), "bytes_shared") >= 1 << 20);
     let file = fs::OpenOptions::new().write(true).open(&quiet).unwrap();
     file.write_all_at(b"unseen", 700_000).unwrap();
     drop(file);
-    let outcome = scene.lab.checkpoint(&HOW);
+    let outcome = scene.lab.checkpoint(&full);
     let certificate = outcome.verified();
     assert!(outcome.stderr.contains("not marked"), "{}", outcome.stderr);
     let copy = fs::read(certificate.copy_of(&quiet)).unwrap();

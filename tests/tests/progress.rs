@@ -15,7 +15,13 @@ use snapshim_tests::{Fs, Lab, Proc, lab, product};
 const LIMIT: Duration = Duration::from_secs(60);
 const MIB: usize = 1 << 20;
 const SIZE: usize = 16 * MIB;
-const GUARDED: [&str; 4] = ["--no-digest", "--capture", "copy-before-write", "--json"];
+const GUARDED: [&str; 5] = [
+    "--no-digest",
+    "--full",
+    "--capture",
+    "copy-before-write",
+    "--json",
+];
 
 /// A set with a program that does nothing, and a file of [`SIZE`].
 struct Scene {
@@ -135,7 +141,7 @@ fn people_are_told_on_a_terminal_and_in_lines() {
     let Some(scene) = Scene::new("progress-people") else {
         return;
     };
-    let guarded = &GUARDED[..3];
+    let guarded = &GUARDED[..4];
     let command = format!(
         "stty cols 100; {} {} checkpoint {}",
         Scene::slowly(12_000).join(" "),
@@ -177,6 +183,7 @@ fn people_are_told_on_a_terminal_and_in_lines() {
     // Copied under the hold: told, too.
     let copy = [
         "--no-digest",
+        "--full",
         "--capture",
         "copy",
         "--max-hold",
@@ -215,6 +222,7 @@ fn a_reader_that_never_reads_holds_nobody_up() {
     };
     let copy = [
         "--no-digest",
+        "--full",
         "--capture",
         "copy",
         "--max-hold",
