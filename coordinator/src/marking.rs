@@ -25,6 +25,7 @@ use crate::error::Context;
 use crate::hold::evidence::reason;
 use crate::hold::set::Set;
 use crate::store::manifest::{Check, Kind, Manifest, Marked, PathName};
+use crate::store::policy::Class;
 use crate::store::{Store, StoreLock};
 use crate::verify::mark;
 
@@ -99,6 +100,11 @@ impl<'a> Marking<'a> {
     pub(crate) fn bases(&self, store: &Store, lock: &StoreLock) -> Option<Bases> {
         let set = self.set?;
         let earlier = self.record.as_ref().and_then(|record| {
+            // One that was found to be bad since is nothing to build on.
+            let manifest = store.find(&record.snapshot).ok()?.manifest.ok()?;
+            if !manifest.verified || manifest.class() != Class::Good {
+                return None;
+            }
             Some(Earlier {
                 tree: store.open_tree(lock, &record.snapshot)?,
                 number: record.number,
@@ -171,8 +177,9 @@ impl<'a> Marking<'a> {
                 path.display()
             ));
         }
-        let mut since = match (&self.record, outcome.compared) {
-            (Some(record), None) => record.since.clone(),
+        let has_compared = outcome.compared.is_some_and(|bytes| bytes > 0);
+        let mut since = match &self.record {
+            Some(record) if !has_compared => record.since.clone(),
             _ => Vec::new(),
         };
         if outcome.shared > 0 {

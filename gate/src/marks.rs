@@ -247,11 +247,11 @@ impl Marks {
             return false;
         }
         file.dev.store(id.dev, Relaxed);
+        // The blocks may bear any mark. First of all: whoever does this may be killed in the middle.
+        file.whole.store(self.number(), Release);
         file.first.store(used, Relaxed);
         file.count.store(blocks as u32, Relaxed);
         file.touched.store(self.number(), Relaxed);
-        // The blocks may bear any mark.
-        file.whole.store(self.number(), Relaxed);
         file.ino.store(id.ino, Relaxed);
         self.blocks_used.store(used + blocks as u32, Relaxed);
         self.files_used.store(files + u32::from(is_new), Relaxed);

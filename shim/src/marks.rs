@@ -106,7 +106,10 @@ pub(crate) fn note(gate: &Gate, slot: Option<&Slot>, change: Change, is_nested: 
         return false;
     }
     let value = (index << VALUE_BITS | at) & MAX_EXPECTED;
-    // What is there is left by a call that will never return: who guards a cut has looked at it.
+    // What is there is left by a call that will never return, and so was never compared.
+    if matches!(Ask::unpack(cell.load(Relaxed)), Ask::Marked(_)) {
+        marks.set_blind();
+    }
     cell.store(Ask::Marked(value).pack(), Release);
     true
 }

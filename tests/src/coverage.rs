@@ -204,6 +204,8 @@ impl Bench {
     fn checkpoint_command(&self, set: &str) -> Command {
         let mut command = self.lab.snapshim(&["checkpoint", set, "--json"]);
         command.args(["--capture", "copy", "--max-hold", "10s", "--keep-last", "1"]);
+        // The ballast never changes.
+        command.arg("--full");
         command
     }
 

@@ -99,7 +99,8 @@ fn consistent(lab: &Lab, what: &str, mut writer: Proc, options: &[&str]) {
     // The control: the same without the hold.
     let (mut off, mut tried) = (0, 0);
     while tried < 400 && (off == 0 || tried < 20) {
-        let mut given = vec!["--keep-last", "2", "--outside", "none", "--capture", "copy"];
+        let mut given = vec!["--full", "--keep-last", "2", "--outside", "none"];
+        given.extend(["--capture", "copy"]);
         given.extend(options.iter().filter(|o| !o.contains("outside")));
         let outcome = snap(lab, &given);
         off += usize::from(!is_consistent(&outcome.unverified().copy_of(&lab.data())));
@@ -383,7 +384,7 @@ fn slow_lab(name: &str) -> Option<Lab> {
 fn snap_in_progress(lab: &Lab, writer: &Proc, options: &[&str]) -> Proc {
     for _ in 0..20 {
         let mut command = snap_command(lab, options);
-        command.args(["--capture", "copy", "--max-hold", "400ms"]);
+        command.args(["--full", "--capture", "copy", "--max-hold", "400ms"]);
         let mut proc = Proc::piped(command);
         let pid = writer.pid();
         while proc.is_running() {
@@ -408,7 +409,7 @@ fn whoever_is_killed_nothing_stays_stopped() {
     let mut random = Random(4711);
     let (count, mut hits, mut longest) = (rounds(200, 20), 0, Duration::ZERO);
     for _ in 0..count {
-        let mut proc = Proc::piped(snap_command(&lab, &["--capture", "copy"]));
+        let mut proc = Proc::piped(snap_command(&lab, &["--full", "--capture", "copy"]));
         std::thread::sleep(Duration::from_micros(random.below(90_000)));
         hits += usize::from(is_stopped(pid));
         proc.signal(Signal::SIGKILL);

@@ -312,7 +312,14 @@ fn sleep_until(start: Instant, moment: Duration) {
 fn start_checkpoint(lab: &Lab) -> Proc {
     // The hold is as long as the capture: moments fall into it. (What becomes of a guard is in
     // `guarded.rs`.)
-    let args = ["checkpoint", lab.set(), "--json", "--capture", "copy"];
+    let args = [
+        "checkpoint",
+        lab.set(),
+        "--json",
+        "--full",
+        "--capture",
+        "copy",
+    ];
     Proc::piped(lab.snapshim(&args))
 }
 

@@ -131,7 +131,7 @@ fn a_foreign_writer_is_named_and_a_reader_is_not() {
                 "{text}"
             );
             assert!(
-                lab.checkpoint(&["--capture", "copy", "--outside", "none"])
+                lab.checkpoint(&["--full", "--capture", "copy", "--outside", "none"])
                     .code
                     == 5
             );

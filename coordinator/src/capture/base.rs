@@ -27,6 +27,7 @@ use std::sync::Arc;
 use rustix::fs::{AtFlags, OFlags};
 use snapshim_gate::table::FileId;
 
+use super::delta;
 use super::record::{LEFT_ALONE, shows_when_changed};
 use crate::hold::rebuilt;
 use crate::store::Snapshot;
@@ -72,11 +73,23 @@ impl Base {
             .ok()?
             .as_nanosecond();
         let was_anybody_stopped = manifest.stop_us.is_some();
+        // Whether marks were right is only known later, by what is compared: so it is marks again that
+        // it is built on by.
+        let is_built_on_marks = manifest
+            .marked
+            .as_ref()
+            .is_some_and(|marked| marked.bytes_shared > 0);
+        let may_be_marked = |record: &FileRecord| {
+            is_built_on_marks
+                && record.size >= delta::SMALL
+                && record.capture.as_deref() == Some("copy-before-write")
+        };
         let counts = |record: &FileRecord| {
             let is_written_back = matches!(record.capture.as_deref(), Some("reflink" | "shared"));
             record.kind == Kind::File
                 && record.capture.is_some()
                 && record.capture.as_deref() != Some("hardlink")
+                && !may_be_marked(record)
                 && (is_written_back || !was_anybody_stopped)
                 && i128::from(record.ctime_ns) + i128::from(LEFT_ALONE) <= cut_ns
                 && shows_when_changed(record.ctime_ns)

@@ -33,7 +33,7 @@ use crate::tree::seen::{Seen, nanoseconds};
 use crate::{Error, Result};
 
 /// Files below this size, bytes, are not marked: captured in whole, they cost as little.
-const SMALL: u64 = 256 << 10;
+pub(super) const SMALL: u64 = 256 << 10;
 /// A file made that shortly before a cut, ns, could be taken for another of its number: times
 /// of birth are those of a tick.
 const TICKS: i64 = 100_000_000;

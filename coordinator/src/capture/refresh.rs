@@ -35,6 +35,8 @@ pub(super) struct Followed {
     pins: HashMap<usize, usize>,
     /// Reported since the cut.
     later: Changes,
+    /// Pins of files that are gone: to close the last descriptor of a large one takes time.
+    dropped: Vec<Pin>,
 }
 
 /// Pins that are looked at at the cut, reported or not: half a µs each.
@@ -55,6 +57,7 @@ impl Followed {
             always: Vec::new(),
             pins: HashMap::new(),
             later: Changes::default(),
+            dropped: Vec::new(),
         };
         for (index, entry) in captured.entries.iter().enumerate() {
             followed.enter(index, entry);
@@ -298,7 +301,7 @@ impl Captured {
             return Ok(false);
         }
         if let Some(at) = followed.pins.remove(&index) {
-            pins.swap_remove(at);
+            followed.dropped.push(pins.swap_remove(at));
             if let Some(moved) = pins.get(at) {
                 followed.pins.insert(moved.entry, at);
             }

@@ -141,9 +141,9 @@ impl Prepared {
             bases,
             ..
         } = self;
-        let sizes = scan.to_capture().map(|known| known.seen.size);
-        let bytes = sizes.clone().sum();
-        // Room to grow until the cut.
+        let bytes = scan.to_capture().map(|known| known.seen.size).sum();
+        // Room to grow until the cut, and for what is shared so far.
+        let sizes = scan.members.iter().map(|known| known.seen.size);
         let grown = sizes.map(|size| size.saturating_add(size / 8));
         let shift = guard::shift_for(grown).unwrap_or(guard::MAX_SHIFT);
         let ready = sweep::ready(shift, bytes)?;

@@ -377,7 +377,8 @@ impl Sweep<'_> {
     /// The chunks from this one on that are all hole.
     fn hole(&self, chunk: u32) -> std::ops::Range<u32> {
         let source = &self.sources[self.source_of(chunk)];
-        if !source.target.is_sparse() {
+        // What is compared is read, be it a hole.
+        if !source.target.is_sparse() || !self.unmarked.is_empty() {
             return 0..0;
         }
         let begin = u64::from(chunk - source.first) << self.shift;
