@@ -20,6 +20,9 @@ const BOUND: Duration = Duration::from_millis(300);
 const MAX_HOLD: [&str; 2] = ["--max-hold", "300ms"];
 /// What a call may take beyond the bound.
 const MARGIN: Duration = Duration::from_millis(100);
+/// Holds that are as long as the capture: random moments fall into them. (What becomes of a guard is in
+/// `guarded.rs`.)
+const LONG: [&str; 3] = ["--full", "--capture", "copy"];
 /// The records `stubborn` writes.
 const SHAPE: Shape = Shape {
     files: 2,
@@ -65,7 +68,7 @@ impl Scene {
             std::fs::write(path(index), [7; 32768]).unwrap();
         }
         let is_too_much = || {
-            let outcome = self.lab.checkpoint(&[]);
+            let outcome = self.lab.checkpoint(&LONG);
             outcome.code == 4 || outcome.certificate().hold_us() > BOUND.as_micros() as f64 / 3.0
         };
         while count > 10 && is_too_much() {
@@ -295,7 +298,7 @@ fn more_short_lived_threads_than_there_are_slots() {
 
 /// How long a checkpoint of this scene takes: the range for random moments.
 fn usual_wall(scene: &Scene) -> Duration {
-    let mut walls: Vec<Duration> = (0..5).map(|_| scene.lab.checkpoint(&[]).wall).collect();
+    let mut walls: Vec<Duration> = (0..5).map(|_| scene.lab.checkpoint(&LONG).wall).collect();
     walls.sort();
     walls[walls.len() / 2]
 }
@@ -310,16 +313,7 @@ fn sleep_until(start: Instant, moment: Duration) {
 }
 
 fn start_checkpoint(lab: &Lab) -> Proc {
-    // The hold is as long as the capture: moments fall into it. (What becomes of a guard is in
-    // `guarded.rs`.)
-    let args = [
-        "checkpoint",
-        lab.set(),
-        "--json",
-        "--full",
-        "--capture",
-        "copy",
-    ];
+    let args = [&["checkpoint", lab.set(), "--json"], &LONG[..]].concat();
     Proc::piped(lab.snapshim(&args))
 }
 
