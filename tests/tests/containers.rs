@@ -14,6 +14,7 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
+use snapshim_gate::abi::HEADER_SIZE;
 use snapshim_tests::lab::{Outcome, outcome};
 use snapshim_tests::records::{self, Shape};
 use snapshim_tests::{Certificate, Fs, Lab, Proc, Random, lab, process, product, rounds, tree};
@@ -344,13 +345,13 @@ fn a_dead_container_is_reaped() {
 
 /// How many slots are counted by a call that goes nowhere.
 fn stuck_counts(host: &Host) -> usize {
-    // gate/src/abi.rs and slot.rs: the slots, of 128 bytes, are at the end; first the
+    // gate/src/abi.rs and slot.rs: the slots, of 128 bytes, come after the head; first the
     // count, then the generation and the sequence number.
     let slots = host.status()["slots"].as_u64().unwrap() as usize;
     let word = |slot: &[u8], at: usize| u32::from_le_bytes(slot[at..at + 4].try_into().unwrap());
     let counted = || -> Vec<(usize, u32)> {
         let gate = fs::read(host.lab.gate()).unwrap();
-        let slots = gate[gate.len() - slots * 128..].chunks_exact(128);
+        let slots = gate[HEADER_SIZE..][..slots * 128].chunks_exact(128);
         let counted = slots.enumerate().filter(|(_, slot)| word(slot, 0) != 0);
         counted
             .map(|(index, slot)| (index, word(slot, 8)))
