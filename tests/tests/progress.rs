@@ -22,6 +22,15 @@ const GUARDED: [&str; 5] = [
     "copy-before-write",
     "--json",
 ];
+const COPIED: [&str; 7] = [
+    "--no-digest",
+    "--full",
+    "--capture",
+    "copy",
+    "--max-hold",
+    "10s",
+    "--json",
+];
 
 /// A set with a program that does nothing, and a file of [`SIZE`].
 struct Scene {
@@ -181,16 +190,7 @@ fn people_are_told_on_a_terminal_and_in_lines() {
     assert_eq!(lines(&[]), "");
 
     // Copied under the hold: told, too.
-    let copy = [
-        "--no-digest",
-        "--full",
-        "--capture",
-        "copy",
-        "--max-hold",
-        "10s",
-        "--json",
-    ];
-    let ended = run(scene.slow(60_000, &copy), LIMIT).ok("checkpoint");
+    let ended = run(scene.slow(60_000, &COPIED), LIMIT).ok("checkpoint");
     assert!(certificate(&ended)["hold_us"].as_u64().unwrap() > 3_000_000);
     assert!(
         ended.err().contains("\"step\":\"capturing\""),
@@ -220,18 +220,9 @@ fn a_reader_that_never_reads_holds_nobody_up() {
     let Some(scene) = Scene::new("progress-full") else {
         return;
     };
-    let copy = [
-        "--no-digest",
-        "--full",
-        "--capture",
-        "copy",
-        "--max-hold",
-        "10s",
-        "--json",
-    ];
     for (field, us, options) in [
         ("guard_us", 12_000, &GUARDED[..]),
-        ("hold_us", 40_000, &copy),
+        ("hold_us", 40_000, &COPIED),
     ] {
         let time = |ended: &Ended| certificate(ended)[field].as_f64().unwrap() / 1e6;
         let usual = time(&run(scene.slow(us, options), LIMIT).ok("checkpoint"));

@@ -47,11 +47,16 @@ pub(super) fn moved(captured: &Captured) -> Vec<Moved> {
     found
 }
 
+impl Captured {
+    /// What its name leads to now.
+    pub(super) fn look_up(&self, entry: &Entry) -> rustix::io::Result<rustix::fs::Stat> {
+        let dir = self.source.open(entry.dir)?;
+        rustix::fs::statat(&dir, &*entry.name, AtFlags::SYMLINK_NOFOLLOW)
+    }
+}
+
 pub(super) fn difference(captured: &Captured, entry: &Entry) -> Option<String> {
-    let stat = captured
-        .source
-        .open(entry.dir)
-        .and_then(|dir| rustix::fs::statat(&dir, &*entry.name, AtFlags::SYMLINK_NOFOLLOW));
+    let stat = captured.look_up(entry);
     let now = match stat {
         Ok(stat) => Seen::of(&stat),
         // ESTALE and ENOTDIR: a directory above it was moved away or replaced.

@@ -219,10 +219,7 @@ impl Captured {
     ) -> Result<Now> {
         let entry = &self.entries[index];
         let pinned = places.get(&index).and_then(|at| pins.get(*at));
-        let now = self
-            .source
-            .open(entry.dir)
-            .and_then(|dir| rustix::fs::statat(&dir, &*entry.name, AtFlags::SYMLINK_NOFOLLOW));
+        let now = self.look_up(entry);
         let now = match now {
             Err(Errno::NOENT) if matches!(entry.body, Body::Gone) => return Ok(Now::Done),
             Ok(stat) if !matches!(entry.body, Body::Gone) => Seen::of(&stat),
@@ -264,10 +261,7 @@ impl Captured {
     /// Brings a directory up to date itself; `false` if it is not in its place.
     fn look_at_dir(&mut self, index: usize, node: Node, xattrs: &mut XattrReader) -> Result<bool> {
         let entry = &self.entries[index];
-        let by_name = self
-            .source
-            .open(entry.dir)
-            .and_then(|dir| rustix::fs::statat(&dir, &*entry.name, AtFlags::SYMLINK_NOFOLLOW));
+        let by_name = self.look_up(entry);
         let (Ok(now), Ok(dir)) = (by_name, self.source.open(node)) else {
             return Ok(false);
         };
@@ -569,10 +563,7 @@ impl Captured {
         if is_reported {
             return true;
         }
-        let stat = self
-            .source
-            .open(entry.dir)
-            .and_then(|dir| rustix::fs::statat(&dir, &*entry.name, AtFlags::SYMLINK_NOFOLLOW));
+        let stat = self.look_up(entry);
         match stat.map(|stat| Seen::of(&stat)) {
             // Of lost reports, its own may have been one.
             Ok(now) if now.id == entry.seen.id => later.is_lost && now.ctime_ns >= cut_ns,

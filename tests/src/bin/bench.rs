@@ -228,13 +228,7 @@ fn calls(amounts: &Amounts) -> Vec<String> {
                     ops(mode, path, threads, count, env)
                 };
                 let pairs = Pairs::of(amounts.pairs, run);
-                println!(
-                    "| {} | {what} | {threads} | {:.1} | {} | {} |",
-                    layer.name,
-                    median(&pairs.bare),
-                    spread(&pairs.added(), 1),
-                    spread(&pairs.ratios(), 3)
-                );
+                print_row(layer.name, what, threads, &pairs);
                 let bar = layer.null_bars[threads - 1];
                 let added = median(&pairs.added());
                 if mode == "null" && added > bar {
@@ -296,18 +290,22 @@ fn marks(amounts: &Amounts) -> Vec<String> {
                     ops(mode, path, threads, count, env)
                 };
                 let pairs = Pairs::of(amounts.pairs, run);
-                println!(
-                    "| {} | {what} | {threads} | {:.1} | {} | {} |",
-                    layer.name,
-                    median(&pairs.bare),
-                    spread(&pairs.added(), 1),
-                    spread(&pairs.ratios(), 3)
-                );
+                print_row(layer.name, what, threads, &pairs);
             }
         }
     }
     println!();
     Vec::new()
+}
+
+/// A row of a table of calls.
+fn print_row(layer: &str, what: &str, threads: usize, pairs: &Pairs) {
+    println!(
+        "| {layer} | {what} | {threads} | {:.1} | {} | {} |",
+        median(&pairs.bare),
+        spread(&pairs.added(), 1),
+        spread(&pairs.ratios(), 3)
+    );
 }
 
 /// Interleaved measurements, bare and shimmed.
