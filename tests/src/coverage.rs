@@ -28,6 +28,10 @@
 //! verified, is a fault, whether or not it was seen to change anything. (A process in
 //! a frozen cgroup looks like one that sleeps; nothing here is held that way.)
 //!
+//! What the certificate says is not vouched for is no change either: the bytes of SQLite's
+//! `-shm`, which is written through a mapping also while its writer is about to wait at the
+//! gate. They are looked at apart from the rest, and count if the certificate is silent.
+//!
 //! That the watcher would see one is shown each time: before and after every hold the
 //! program must be seen to change its files while the gate is open.
 
@@ -578,9 +582,23 @@ impl Drop for Bench {
 struct Look {
     at: Instant,
     word: Option<u32>,
-    what: u64,
+    what: What,
     /// While the gate was shut: the program's processes, and whether each was stopped.
     stops: Vec<(i32, bool)>,
+}
+
+/// Digests of what was there.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct What {
+    files: u64,
+    /// Of SQLite's `-shm` alone.
+    shm: u64,
+}
+
+impl What {
+    fn differs(&self, other: &What, shm_counts: bool) -> bool {
+        self.files != other.files || (shm_counts && self.shm != other.shm)
+    }
 }
 
 /// What the looks of one hold come to.
@@ -675,14 +693,23 @@ fn judge(hold: &[&Look], certificate: &Certificate) -> Judged {
     let end = hold[hold.len() - 1].at - MARGIN;
     let inside = hold.iter().filter(|l| l.at >= begin && l.at <= end);
     let inside: Vec<&Look> = inside.copied().collect();
+    let shm_counts = !disclaims_shm(certificate);
+    let differ = |w: &&[&Look]| w[0].what.differs(&w[1].what, shm_counts);
     Judged {
         looks: inside.len(),
-        changes: inside.windows(2).filter(|w| w[0].what != w[1].what).count(),
+        changes: inside.windows(2).filter(differ).count(),
         let_go: match stopped {
             Some(_) => inside.iter().find_map(|look| runs(look)),
             None => None,
         },
     }
+}
+
+/// Whether a certificate says that the bytes of SQLite's `-shm` are not vouched for.
+fn disclaims_shm(certificate: &Certificate) -> bool {
+    let said = certificate.0["assumptions"].as_array();
+    let mut said = said.into_iter().flatten().filter_map(|a| a.as_str());
+    said.any(|a| a.contains("-shm is made anew by SQLite") && a.contains("not vouched for"))
 }
 
 /// The processes that a certificate says were held from outside, or were not of the set.
@@ -718,7 +745,7 @@ fn word(gate: &File) -> Option<u32> {
 /// Looks at the data, and at the processes below `root` while the gate is shut.
 fn watch(data: &Path, gate: &File, root: i32, seen: &Seen) {
     let mut buffer = vec![0; 1 << 14];
-    let mut last: Option<(Instant, Option<u32>, u64)> = None;
+    let mut last: Option<(Instant, Option<u32>, What)> = None;
     while !seen.end.load(Ordering::Relaxed) {
         let before = word(gate);
         // First: what was stopped then is so when the data are looked at.
@@ -737,7 +764,7 @@ fn watch(data: &Path, gate: &File, root: i32, seen: &Seen) {
         if let Some((at, _, what)) = last.filter(|last| is_open && last.1 == look.word) {
             let ns = (look.at - at).as_nanos() as u64;
             seen.open_ns.fetch_add(ns, Ordering::Relaxed);
-            let changed = u64::from(what != look.what);
+            let changed = u64::from(what.differs(&look.what, false));
             seen.open_changes.fetch_add(changed, Ordering::Relaxed);
         }
         last = Some((look.at, look.word, look.what));
@@ -746,42 +773,42 @@ fn watch(data: &Path, gate: &File, root: i32, seen: &Seen) {
     }
 }
 
-/// A digest of what is in `dir`, and of the directory itself: of long files the first
+/// Digests of what is in `dir`, and of the directory itself: of long files the first
 /// and the last bytes.
-fn look_at(dir: &Path, buffer: &mut [u8]) -> u64 {
-    let mut digest = DefaultHasher::new();
-    let mut add = |path: &Path| -> Option<()> {
-        let meta = fs::symlink_metadata(path).ok()?;
-        // Not the access time: we read.
-        (
-            meta.ino(),
-            meta.mode(),
-            meta.nlink(),
-            meta.uid(),
-            meta.gid(),
-        )
-            .hash(&mut digest);
-        (meta.size(), meta.mtime(), meta.mtime_nsec()).hash(&mut digest);
-        (meta.ctime(), meta.ctime_nsec()).hash(&mut digest);
-        if meta.is_file() {
-            let file = File::open(path).ok()?;
-            let n = file.read_at(buffer, 0).ok()?;
-            buffer[..n].hash(&mut digest);
-            if meta.size() > buffer.len() as u64 {
-                let n = file.read_at(buffer, meta.size() - 4096).ok()?;
-                buffer[..n].hash(&mut digest);
-            }
-        }
-        Some(())
-    };
-    add(dir);
+fn look_at(dir: &Path, buffer: &mut [u8]) -> What {
+    let (mut files, mut shm) = (DefaultHasher::new(), DefaultHasher::new());
+    add(dir, buffer, &mut files);
     let mut names: Vec<PathBuf> = fs::read_dir(dir)
         .map(|entries| entries.flatten().map(|e| e.path()).collect())
         .unwrap_or_default();
     names.sort();
     for name in &names {
-        add(name);
+        let is_shm = name.as_os_str().as_encoded_bytes().ends_with(b"-shm");
+        add(name, buffer, if is_shm { &mut shm } else { &mut files });
     }
-    names.hash(&mut digest);
-    digest.finish()
+    names.hash(&mut files);
+    What {
+        files: files.finish(),
+        shm: shm.finish(),
+    }
+}
+
+/// Adds what is at `path`, unless there is nothing any more.
+fn add(path: &Path, buffer: &mut [u8], digest: &mut DefaultHasher) -> Option<()> {
+    let meta = fs::symlink_metadata(path).ok()?;
+    // Not the access time: we read.
+    let owner = (meta.uid(), meta.gid());
+    (meta.ino(), meta.mode(), meta.nlink(), owner).hash(digest);
+    (meta.size(), meta.mtime(), meta.mtime_nsec()).hash(digest);
+    (meta.ctime(), meta.ctime_nsec()).hash(digest);
+    if meta.is_file() {
+        let file = File::open(path).ok()?;
+        let n = file.read_at(buffer, 0).ok()?;
+        buffer[..n].hash(digest);
+        if meta.size() > buffer.len() as u64 {
+            let n = file.read_at(buffer, meta.size() - 4096).ok()?;
+            buffer[..n].hash(digest);
+        }
+    }
+    Some(())
 }
