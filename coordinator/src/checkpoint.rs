@@ -36,6 +36,7 @@ use crate::store::pace::Pace;
 use crate::store::policy::{Policy, Room};
 use crate::store::{Draft, Snapshot, Store, StoreLock};
 use crate::tally::Tally;
+use crate::urgency::{Turns, Urgency};
 use crate::verify::command::{self, Verify};
 use crate::{Error, Exit, Result};
 
@@ -446,8 +447,9 @@ pub fn hold(
     let (subject, _lock) = take_set(set, options, progress)?;
     let held = Held::prepare(scope(subject, options), command)?;
     let (hooks, stop) = (&options.hooks, &options.stop);
+    let turns = Turns::begin();
     let cut = hooks::around(hooks, subject.name, stop, progress, || {
-        take(subject, options, held)
+        take(subject, options, held, &turns)
     })?;
     let (manifest, ran) = certify(subject, options, "", cut, "command");
     let (files, status) = ran.into_parts();
@@ -516,8 +518,10 @@ fn make(
         false => None,
     };
     let marking = Marking::load(subject.set);
+    let turns = Turns::begin();
     let mut tries = 1;
     let (draft, prepare, prediction, mounted, mut cut) = loop {
+        turns.take(Urgency::Yielding);
         let draft = store.begin(store_lock)?;
         let begun = Instant::now();
         let (capture, tally) = (options.capture, &options.tally);
@@ -527,9 +531,12 @@ fn make(
         let prediction = prepared.prediction().clone();
         let mounted = prepared.mounted().cloned();
         let (hooks, stop) = (&options.hooks, &options.stop);
-        match hooks::around(hooks, subject.name, stop, progress, || {
-            take(subject, options, prepared)
-        }) {
+        turns.take(Urgency::Prompt);
+        let taken = hooks::around(hooks, subject.name, stop, progress, || {
+            take(subject, options, prepared, &turns)
+        });
+        turns.take(Urgency::Yielding);
+        match taken {
             Ok(cut) => break (draft, prepare, prediction, mounted, cut),
             // The hold limit itself is a matter for the user, not for another try.
             Err(e) if e.exit == Exit::Aborted && e.is_chance && tries < TRIES => {
@@ -791,7 +798,12 @@ impl Bound<'_> {
 }
 
 /// One hold: everything in here until [`Bound::end`] makes programs wait.
-fn take<W: Work>(subject: Subject<'_>, options: &Options, mut prepared: W) -> Result<Cut<W::Done>> {
+fn take<W: Work>(
+    subject: Subject<'_>,
+    options: &Options,
+    mut prepared: W,
+    turns: &Turns,
+) -> Result<Cut<W::Done>> {
     let bound_ms = options
         .max_hold
         .as_millis()
@@ -832,6 +844,8 @@ fn take<W: Work>(subject: Subject<'_>, options: &Options, mut prepared: W) -> Re
         // What it cannot do, it will say when it is asked to stop somebody.
         let _ = outside.prepare();
     }
+    // A guardian is as prompt as we were when it was started.
+    turns.take(Urgency::Yielding);
     let shut = match &options.only {
         None => Shut::Devices(prepared.devices()),
         // A save that replaces the file makes another of it.
@@ -880,11 +894,13 @@ fn take<W: Work>(subject: Subject<'_>, options: &Options, mut prepared: W) -> Re
             if let Stage::After(rehearsed) = &mut work {
                 rehearsed.catch_up()?;
             }
+            turns.take(Urgency::Prompt);
             let reached = reach::reach(&ground, set.gate_id, shut, asked)?;
             seal = reached.seal;
             (Bound::Gate(reached.hold), reached.drain, reached.point)
         }
         None => {
+            turns.take(Urgency::Prompt);
             let clock = Bound::Clock(Clock::start(limit));
             (clock, Duration::ZERO, CommitPoint::Write)
         }
@@ -949,7 +965,7 @@ fn take<W: Work>(subject: Subject<'_>, options: &Options, mut prepared: W) -> Re
     let (mut captured, capture, mut moved, held_for, guarded) = match (work, hold, gate) {
         (Stage::After(rehearsed), Bound::Gate(hold), Some(gate)) if is_guarded => {
             let is_doubtful = overflow.is_some_and(|before| evidence::overflow(gate) != before);
-            let (captured, held_for) = guarded(rehearsed, hold, gate, is_doubtful)?;
+            let (captured, held_for) = guarded(rehearsed, hold, gate, is_doubtful, turns)?;
             let guarded = begun.elapsed().saturating_sub(held_for);
             let moved = captured.moved_unasked();
             (captured, guarded, moved, held_for, Some(guarded))
@@ -988,6 +1004,7 @@ fn take<W: Work>(subject: Subject<'_>, options: &Options, mut prepared: W) -> Re
             (captured, capture, moved, held_for, None)
         }
     };
+    turns.take(Urgency::Yielding);
     if let Some(why) = not_guarded.filter(|_| is_after && guarded.is_none()) {
         instead = Some(why.to_owned());
         if options.capture == Method::CopyBeforeWrite {
@@ -1054,6 +1071,7 @@ fn take<W: Work>(subject: Subject<'_>, options: &Options, mut prepared: W) -> Re
     if guarded.is_some() {
         reasons.extend(scan.guard_reason());
     }
+    turns.take(Urgency::Prompt);
     Ok(Cut {
         guard: guarded,
         instead,
@@ -1099,10 +1117,12 @@ fn guarded<R: AfterCut>(
     mut hold: Hold<'_>,
     gate: &Gate,
     is_doubtful: bool,
+    turns: &Turns,
 ) -> Result<(R::Done, Duration)> {
     let (shift, members) = rehearsed.guarded();
     let has_marks = rehearsed.mark(hold.to_mark(is_doubtful));
     let (held_for, firsts) = hold.guard(shift, has_marks, members.into_iter())?;
+    turns.take(Urgency::Yielding);
     let stands = hold.watch();
     let mut goes_on = || stands.stands() && !Clock::is_asked_to_end();
     let captured = rehearsed.sweep(gate, firsts, &mut goes_on, || hold.unguard());

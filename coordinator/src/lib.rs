@@ -15,6 +15,7 @@
 //! | [`crash`] | putting files back after a program crashed |
 //! | [`hooks`], `held`, `child` | commands of the user's before, after and under the hold |
 //! | [`progress`], [`stop`], [`interrupt`] | how far long work is, and that it end early |
+//! | `urgency` | that the program does not wait for a processor because of us |
 //! | [`cli`] | the commands |
 
 pub mod capture;
@@ -37,6 +38,7 @@ pub mod stop;
 pub mod store;
 pub mod tally;
 pub(crate) mod tree;
+mod urgency;
 pub mod verify;
 
 pub use error::{Error, Exit, Result};

@@ -1,4 +1,6 @@
-//! Writing back what is dirty, piece by piece, so that somebody can be told how far it is.
+//! Writing back what is dirty, piece by piece: so that somebody can be told how far it is, and so
+//! that a device, or the kernel's thread that stands for one, has pauses in which the program gets
+//! its turn.
 
 use std::os::fd::{AsRawFd, OwnedFd};
 
@@ -8,9 +10,9 @@ use super::predict::facts::dirty;
 use crate::tally::Tally;
 
 /// Bytes waited for at a time.
-const PIECE: u64 = 32 << 20;
+const PIECE: u64 = 1 << 20;
 
-/// Begins to write back a file; how much of it was dirty, bytes. `sync_file_range` commits no journal and flushes no disk
+/// Begins to write back a file, unless it is large; how much of it was dirty, bytes. `sync_file_range` commits no journal and flushes no disk
 /// cache (sync_file_range(2)).
 ///
 /// # Errors
@@ -20,7 +22,9 @@ const PIECE: u64 = 32 << 20;
 /// zeros where reading the file itself shows the data.
 pub(super) fn begin(file: &OwnedFd, size: u64) -> rustix::io::Result<u64> {
     let dirty = dirty(file, 0, size);
-    sync(file, 0, 0, nix::libc::SYNC_FILE_RANGE_WRITE)?;
+    if size <= PIECE {
+        sync(file, 0, 0, nix::libc::SYNC_FILE_RANGE_WRITE)?;
+    }
     Ok(dirty)
 }
 
@@ -34,14 +38,12 @@ pub(super) fn wait(file: &OwnedFd, size: u64, dirty: u64, tally: &Tally) -> rust
         | nix::libc::SYNC_FILE_RANGE_WRITE
         | nix::libc::SYNC_FILE_RANGE_WAIT_AFTER;
     let before = tally.done();
-    if dirty > PIECE {
-        let mut at = 0;
-        while at < size {
-            let left = self::dirty(file, at, PIECE.min(size - at));
-            sync(file, at, PIECE, all)?;
-            tally.add(left);
-            at += PIECE;
-        }
+    let mut at = 0;
+    while size > PIECE && at < size {
+        let left = self::dirty(file, at, PIECE.min(size - at));
+        sync(file, at, PIECE, all)?;
+        tally.add(left);
+        at += PIECE;
     }
     // What was added to it since, too.
     sync(file, 0, 0, all)?;

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use blake3::Hash;
-use rustix::fs::OFlags;
+use rustix::fs::{Advice, OFlags};
 use rustix::io::Errno;
 
 use super::sidecar::{Identity, SMALL, Sidecar, Writer};
@@ -73,6 +73,8 @@ pub fn digest(
             Err(cause) => return Err(failed(cause)),
         };
         let stat = rustix::fs::fstat(&file).map_err(failed)?;
+        // Nothing is read ahead: the device is to have pauses, in which the program gets its turn.
+        let _ = rustix::fs::fadvise(&file, 0, None, Advice::Random);
         let id = Identity::from(&Seen::of(&stat));
         if let Some(known) = linked.get(&id.ino) {
             progress.advance(id.size);

@@ -11,6 +11,7 @@
 //! the store is slower than the programs write, calls wait for it, as long as they may.
 
 mod buffers;
+mod live;
 mod writer;
 
 use std::os::fd::OwnedFd;
@@ -30,7 +31,9 @@ use super::delta::Delta;
 use super::walk::unreadable;
 use crate::Result;
 use crate::tally::{Step, Tally};
+use crate::urgency::{self, Hurried, Thread, Urgency};
 use buffers::{Buffer, Pool};
+use live::Live;
 
 /// Memory for chunks that were read by the sweep and not written yet.
 const MEMORY: usize = 64 << 20;
@@ -126,6 +129,8 @@ const CLAIMED: u8 = 1;
 struct Sweep<'a> {
     asked: Asked<'a>,
     sources: &'a [Source],
+    lives: Vec<Live>,
+    sweeper: Thread,
     shift: u32,
     pool: &'a Pool,
     claims: Vec<AtomicU8>,
@@ -199,6 +204,8 @@ pub(super) fn sweep(
     let sweep = Sweep {
         asked,
         sources,
+        lives: sources.iter().map(|_| Live::default()).collect(),
+        sweeper: Thread::this(),
         shift: ready.shift,
         pool: &ready.pool,
         claims: (0..chunks).map(|_| AtomicU8::new(FREE)).collect(),
@@ -439,6 +446,10 @@ impl Sweep<'_> {
     ) -> bool {
         let source = &self.sources[index];
         let mut done = part.start;
+        let into = &mut buffer.bytes_mut()[part.clone()];
+        if self.lives[index].look(&source.file, source.size, into, offset + done as u64) {
+            return true;
+        }
         while done < part.end {
             let into = &mut buffer.bytes_mut()[done..part.end];
             match rustix::io::pread(&source.file, &mut *into, offset + done as u64) {
@@ -466,9 +477,7 @@ impl Sweep<'_> {
 
     /// Reads what calls ask for until it is over.
     fn serve(&self, to: &Sender<Read>) {
-        // Calls wait for this thread; the others can wait. Not everybody may.
-        let me = rustix::thread::gettid();
-        let _ = rustix::process::setpriority_process(Some(me), -10);
+        urgency::of_this_thread(Urgency::Awaited);
         let requests = &self.asked.guard.requests;
         while !self.is_over.load(Relaxed) {
             let seen = requests.load(Acquire);
@@ -522,16 +531,23 @@ impl Sweep<'_> {
                 }
                 self.pool.give([buffer]);
             }
-            // The sweep is just reading it.
+            // The sweep is just reading it, unless it has lost its processor in the middle.
+            let (mut looks, mut hurried) = (0, None);
             while !self.asked.guard.has_chunk(chunk) && !self.is_over.load(Relaxed) {
                 std::thread::sleep(Duration::from_micros(5));
+                looks += 1;
+                if looks == 2 {
+                    hurried = Hurried::new(self.sweeper);
+                }
             }
+            drop(hurried);
         }
         is_any
     }
 
     /// Writes what was read until there is no more.
     fn write(&self, read: Receiver<Read>) {
+        urgency::of_this_thread(Urgency::Yielding);
         let mut writer = writer::Writer::new(self.sources, self.pool);
         while let Ok(first) = read.recv() {
             let run = std::iter::once(first).chain(read.try_iter());

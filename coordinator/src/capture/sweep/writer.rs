@@ -11,6 +11,7 @@ use rustix::fs::{FallocateFlags, OFlags, fallocate, fcntl_getfl, fcntl_setfl, fs
 use rustix::io::Errno;
 
 use super::buffers::{Buffer, Pool};
+use super::live::XFS_MAGIC;
 use super::{Read, Source, to_read};
 use crate::Result;
 use crate::store::fault;
@@ -18,9 +19,7 @@ use crate::store::fault;
 /// What O_DIRECT wants lengths and offsets to be multiples of, at most.
 pub(super) const ALIGNMENT: usize = 4096;
 /// Most chunks written at once.
-const RUN: usize = 16;
-/// `f_type` of XFS, statfs(2).
-const XFS_MAGIC: i64 = 0x5846_5342;
+const RUN: usize = 8;
 
 /// A file that is written.
 #[derive(Debug)]
