@@ -3,8 +3,8 @@
 use std::collections::HashSet;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::Ordering::{Acquire, Relaxed};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use snapshim_gate::abi::{Gate, MAX_HOLD_BOUND_MS};
@@ -512,40 +512,54 @@ fn make(
 ) -> Result<(Manifest, PathBuf)> {
     let scope = scope(subject, options);
     let is_compared = options.shares() || options.digest;
-    let previous = is_compared.then(|| store.newest().map(Arc::new)).flatten();
-    let base = || match options.shares() {
-        true => previous.clone().and_then(capture::Base::of),
+    let read = || is_compared.then(|| store.newest().map(Arc::new)).flatten();
+    // A certificate of many files takes a while to read: meanwhile the live files are looked at.
+    let previous = OnceLock::new();
+    let mut base = || match options.shares() {
+        true => previous
+            .get_or_init(read)
+            .clone()
+            .and_then(capture::Base::of),
         false => None,
     };
     let marking = Marking::load(subject.set);
     let turns = Turns::begin();
     let mut tries = 1;
-    let (draft, prepare, prediction, mounted, mut cut) = loop {
+    let mut attempt = || loop {
         turns.take(Urgency::Yielding);
         let draft = store.begin(store_lock)?;
         let begun = Instant::now();
         let (capture, tally) = (options.capture, &options.tally);
-        let prepared = capture::prepare_after(&scope, &draft.tree(), capture, base(), tally)?;
+        let prepared = capture::prepare_after(&scope, &draft.tree(), capture, &mut base, tally)?;
         let prepared = prepared.with_bases(marking.bases(store, store_lock));
         let prepare = begun.elapsed();
         let prediction = prepared.prediction().clone();
         let mounted = prepared.mounted().cloned();
         let (hooks, stop) = (&options.hooks, &options.stop);
-        turns.take(Urgency::Prompt);
+        turns.take(Urgency::Usual);
         let taken = hooks::around(hooks, subject.name, stop, progress, || {
             take(subject, options, prepared, &turns)
         });
         turns.take(Urgency::Yielding);
         match taken {
-            Ok(cut) => break (draft, prepare, prediction, mounted, cut),
+            Ok(cut) => break Ok((draft, prepare, prediction, mounted, cut)),
             // The hold limit itself is a matter for the user, not for another try.
             Err(e) if e.exit == Exit::Aborted && e.is_chance && tries < TRIES => {
                 progress.note(&format!("{}; trying again", e.message));
                 tries += 1;
             }
-            Err(e) => return Err(e),
+            Err(e) => break Err(e),
         }
     };
+    let attempted = std::thread::scope(|threads| {
+        // Without a thread, when it is asked for.
+        let _ = std::thread::Builder::new().spawn_scoped(threads, || {
+            previous.get_or_init(read);
+        });
+        attempt()
+    });
+    let (draft, prepare, prediction, mounted, mut cut) = attempted?;
+    let previous = previous.into_inner().flatten();
     // Told after the hold: whoever reads it may be held himself.
     progress.detail(&format!(
         "looked at the files and flushed ahead in {prepare:.1?}"
@@ -1071,7 +1085,7 @@ fn take<W: Work>(
     if guarded.is_some() {
         reasons.extend(scan.guard_reason());
     }
-    turns.take(Urgency::Prompt);
+    turns.take(Urgency::Usual);
     Ok(Cut {
         guard: guarded,
         instead,

@@ -20,6 +20,8 @@ pub(crate) enum Urgency {
     /// Everybody who wakes up goes first, and while all processors are busy this gets a tenth of
     /// one.
     Yielding,
+    /// As it was: for commands that are started. Threads and processes begin as who starts them.
+    Usual,
     /// As it was, but soon.
     Prompt,
     /// A program waits for it.
@@ -29,9 +31,10 @@ pub(crate) enum Urgency {
 impl Urgency {
     /// The slice, ns: the longest and the shortest that there are (`__setparam_fair`,
     /// kernel/sched/syscalls.c).
-    fn slice(self) -> u64 {
+    fn slice(self, usual: u64) -> u64 {
         match self {
             Urgency::Yielding => 100_000_000,
+            Urgency::Usual => usual,
             Urgency::Prompt | Urgency::Awaited => 100_000,
         }
     }
@@ -39,7 +42,7 @@ impl Urgency {
     fn nice(self, usual: i32) -> i32 {
         match self {
             Urgency::Yielding => usual.max(10),
-            Urgency::Prompt => usual,
+            Urgency::Usual | Urgency::Prompt => usual,
             Urgency::Awaited => usual.min(-10),
         }
     }
@@ -59,9 +62,6 @@ struct Attributes {
     period: u64,
 }
 
-/// Children and threads begin with the usual slice and not with ours. Who has asked for this cannot
-/// take it back without privileges; so it stays.
-const RESET_ON_FORK: u64 = 1;
 const SIZE: u32 = size_of::<Attributes>() as u32;
 
 /// Of this thread, which was started for this work, from now on. A policy that somebody chose for us
@@ -71,7 +71,7 @@ pub(crate) fn of_this_thread(urgency: Urgency) {
     let Some(mut wanted) = this.get().filter(is_usual) else {
         return;
     };
-    wanted.runtime = urgency.slice();
+    wanted.runtime = urgency.slice(wanted.runtime);
     let nice = urgency.nice(wanted.nice);
     // Not everybody may be nicer to himself.
     if !this.put(&Attributes { nice, ..wanted }) {
@@ -90,7 +90,7 @@ impl Hurried {
         let before = thread.get().filter(is_usual)?;
         let urgency = Urgency::Awaited;
         let wanted = Attributes {
-            runtime: urgency.slice(),
+            runtime: urgency.slice(before.runtime),
             nice: urgency.nice(before.nice),
             ..before
         };
@@ -131,7 +131,6 @@ impl Thread {
     fn put(self, attributes: &Attributes) -> bool {
         let attributes = Attributes {
             size: SIZE,
-            flags: attributes.flags | RESET_ON_FORK,
             ..*attributes
         };
         // SAFETY: the struct says how long it is, and is only read.
@@ -158,7 +157,7 @@ impl Turns {
     pub(crate) fn take(&self, urgency: Urgency) {
         if let Some(before) = self.before {
             Thread(0).put(&Attributes {
-                runtime: urgency.slice(),
+                runtime: urgency.slice(before.runtime),
                 nice: match self.returns {
                     true => urgency.nice(before.nice),
                     // There would be no way back.
@@ -217,9 +216,9 @@ mod tests {
             let nice = if turns.returns { 10 } else { before.nice };
             assert_eq!(now.nice, nice.max(before.nice));
             assert!(has_slice(100_000_000));
-            // A thread begins with the usual slice.
-            let usual = std::thread::spawn(|| Thread(0).get().unwrap().runtime).join();
-            assert_eq!(usual.unwrap(), before.runtime);
+            turns.take(Urgency::Usual);
+            let usual = Thread(0).get().unwrap();
+            assert_eq!((usual.runtime, usual.nice), (before.runtime, before.nice));
             turns.take(Urgency::Prompt);
             assert_eq!(Thread(0).get().unwrap().nice, before.nice);
             assert!(has_slice(100_000));

@@ -45,14 +45,34 @@ pub(super) fn finish(captured: Captured) -> Result<Vec<FileRecord>> {
     for entry in captured.entries.iter().rev().filter(is_dir) {
         tree.complete_dir(entry)?;
     }
-    tree.make_durable()?;
+    let records = || {
+        let records = captured.entries.iter();
+        let mut records: Vec<FileRecord> = records.map(|entry| record(&captured, entry)).collect();
+        records.sort_by(|a, b| a.path.cmp(&b.path));
+        records
+    };
+    let records = match tree.sync_each {
+        true => {
+            tree.sync_above()?;
+            records()
+        }
+        false => {
+            let (fd, path) = (&captured.target.fd, &captured.target.path);
+            let sync =
+                || rustix::fs::syncfs(fd).map_err(|cause| fault("write to disk", path, cause));
+            // Both take their time.
+            std::thread::scope(|threads| {
+                let begun = std::thread::Builder::new().spawn_scoped(threads, sync);
+                let records = records();
+                match begun.map(std::thread::ScopedJoinHandle::join) {
+                    Ok(Ok(synced)) => synced?,
+                    Ok(Err(_)) | Err(_) => sync()?,
+                }
+                Ok::<_, Error>(records)
+            })?
+        }
+    };
     tally.end();
-    let mut records: Vec<FileRecord> = captured
-        .entries
-        .iter()
-        .map(|entry| record(&captured, entry))
-        .collect();
-    records.sort_by(|a, b| a.path.cmp(&b.path));
     Ok(records)
 }
 
@@ -158,13 +178,9 @@ impl Tree<'_> {
         Ok(())
     }
 
-    /// What is above the roots, and, if they were not synced one by one, everything.
-    fn make_durable(&self) -> Result<()> {
+    /// What is above the roots, if everything is synced one by one.
+    fn sync_above(&self) -> Result<()> {
         let target = &self.captured.target;
-        if !self.sync_each {
-            return rustix::fs::syncfs(&target.fd)
-                .map_err(|cause| fault("write to disk", &target.path, cause));
-        }
         for below in target.ancestors.iter().rev() {
             target
                 .open_below(below)

@@ -31,6 +31,7 @@
 mod ahead;
 mod base;
 pub mod delta;
+mod descriptors;
 mod finish;
 mod flush;
 mod look;
@@ -59,6 +60,7 @@ use crate::tally::Tally;
 use crate::tree::dirs;
 
 pub use base::Base;
+pub(crate) use descriptors::make_table;
 pub use look::{Live, look};
 pub use moved::Moved;
 pub use rehearse::Rehearsed;
@@ -176,11 +178,11 @@ pub struct Captured {
 /// a member or directory that cannot be read, or not be written back; a store on another file system than a
 /// member unless `method` is [`Method::Copy`]; [`Method::Reflink`] where the file system has none.
 pub fn prepare(scope: &Scope, tree: &Path, method: Method) -> Result<Prepared> {
-    prepare_after(scope, tree, method, None, &Tally::default())
+    prepare_after(scope, tree, method, &mut || None, &Tally::default())
 }
 
-/// The same, but files that have not changed since `base` become further names of its copies; and in
-/// `tally` it can be seen from then on how far it is.
+/// The same, but files that have not changed since `base`, which is asked for once the files are known,
+/// become further names of its copies; and in `tally` it can be seen from then on how far it is.
 ///
 /// # Errors
 ///
@@ -189,7 +191,7 @@ pub fn prepare_after(
     scope: &Scope,
     tree: &Path,
     method: Method,
-    base: Option<Base>,
+    base: &mut dyn FnMut() -> Option<Base>,
     tally: &Tally,
 ) -> Result<Prepared> {
     prepare::prepare(scope, tree, method, base, tally)

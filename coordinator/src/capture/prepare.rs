@@ -140,7 +140,7 @@ pub(super) fn prepare(
     scope: &Scope,
     tree: &Path,
     method: Method,
-    mut base: Option<Base>,
+    base: &mut dyn FnMut() -> Option<Base>,
     tally: &Tally,
 ) -> Result<Prepared> {
     let mut target = Target {
@@ -157,9 +157,10 @@ pub(super) fn prepare(
     let showing = devices_that_show_stores(&scan);
     let mounted = mounted(&scan);
     // What is frozen is cloned after the hold, whatever has changed of it.
-    if method == Method::Subvolume {
-        base = None;
-    }
+    let mut base = match method {
+        Method::Subvolume => None,
+        _ => base(),
+    };
     if let Some(base) = &mut base {
         base.only_on(&showing, mounted.as_ref());
     }

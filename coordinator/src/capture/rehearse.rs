@@ -8,11 +8,12 @@ use std::collections::{HashMap, HashSet};
 use std::os::fd::OwnedFd;
 use std::sync::atomic::AtomicU64;
 
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::process::{Resource, getrlimit};
 use snapshim_gate::guard::{self, Guard, METADATA, NAMES};
 use snapshim_gate::table::FileId;
 
 use super::delta::{AtCut, Compared, Deltas, Outcome, compare};
+use super::descriptors::{self, Raised};
 use super::moved::Moved;
 use super::record::{Body, Entry, Into, Pin, Pins, Recorded, Target};
 use super::refresh::{Caught, Followed};
@@ -23,9 +24,6 @@ use crate::tally::Step;
 use crate::tree::dirs::Dirs;
 use crate::tree::seen::{Seen, nanoseconds};
 use crate::{Error, Result};
-
-/// Descriptors left for everything else.
-const OTHER_DESCRIPTORS: u64 = 700;
 
 /// Everything read but the bytes of files, which are open.
 #[derive(Debug)]
@@ -49,41 +47,10 @@ pub struct Rehearsed {
 /// How many files can be captured after the cut: two descriptors each.
 fn most_files() -> usize {
     let limit = getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX);
-    let files = limit.saturating_sub(OTHER_DESCRIPTORS) / 2;
+    let files = limit.saturating_sub(descriptors::OTHERS) / 2;
     usize::try_from(files)
         .unwrap_or(usize::MAX)
         .min(guard::MAX_FILES)
-}
-
-/// The limit of open files, raised for as long as this lives: programs that are started
-/// later are to have the one they are used to.
-#[derive(Debug)]
-pub(super) struct Raised(Option<Rlimit>);
-
-impl Raised {
-    fn for_files(count: usize) -> Raised {
-        let limit = getrlimit(Resource::Nofile);
-        let needed = (2 * count as u64).saturating_add(OTHER_DESCRIPTORS);
-        if limit.current.is_none_or(|current| current >= needed) {
-            return Raised(None);
-        }
-        // Nothing here uses select(2), for which the soft limit is as low as it is.
-        let raised = Rlimit {
-            current: limit
-                .maximum
-                .map_or(Some(needed), |most| Some(needed.min(most))),
-            maximum: limit.maximum,
-        };
-        Raised(setrlimit(Resource::Nofile, raised).is_ok().then_some(limit))
-    }
-}
-
-impl Drop for Raised {
-    fn drop(&mut self) {
-        if let Some(limit) = self.0.take() {
-            let _ = setrlimit(Resource::Nofile, limit);
-        }
-    }
 }
 
 /// Whether so many files of these sizes can be guarded; else why not.

@@ -762,11 +762,11 @@ fn what_is_not_to_be_shared_after_all_is_made_ready() {
     };
     let links = |name: &str| fs::metadata(old(name)).unwrap().nlink();
     for late in [false, true] {
-        let base = || Base::of(Arc::clone(&snapshot));
+        let mut base = || Base::of(Arc::clone(&snapshot));
         let tally = Tally::default();
         let scope = bench.scope();
         let mut prepared =
-            prepare_after(&scope, &bench.tree, Method::Auto, base(), &tally).unwrap();
+            prepare_after(&scope, &bench.tree, Method::Auto, &mut base, &tally).unwrap();
         assert_eq!(prepared.scan.to_capture().count(), 1, "the further name");
         assert_eq!((links("a"), links("sub/b")), (3, 2));
         if late {

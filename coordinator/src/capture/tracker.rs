@@ -22,11 +22,12 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
-use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
 use rustix::io::Errno;
 
 use crate::tree::dirs::Node;
+use crate::urgency::{self, Urgency};
 
 /// What is read at once, bytes: some 500 events.
 const BUFFER: usize = 16 << 10;
@@ -35,6 +36,8 @@ const BUFFER: usize = 16 << 10;
 #[derive(Debug)]
 pub(super) struct Tracker {
     watched: Arc<Watched>,
+    /// Dropped after that.
+    ended: Option<std::sync::mpsc::Sender<()>>,
     /// Raised to end the thread.
     end: Arc<OwnedFd>,
     thread: Option<JoinHandle<()>>,
@@ -94,13 +97,14 @@ impl Tracker {
             state: Mutex::default(),
         });
         let (theirs, their_end) = (Arc::clone(&watched), Arc::clone(&end));
-        // The kernel keeps 16,384 events by default, and a commit point may take its time.
+        // A commit point may take its time.
         let thread = std::thread::Builder::new()
             .name("tracker".into())
             .spawn(move || collect(&theirs, &their_end))
             .ok()?;
         Some(Tracker {
             watched,
+            ended: None,
             end,
             thread: Some(thread),
         })
@@ -143,9 +147,22 @@ impl Tracker {
 impl Drop for Tracker {
     fn drop(&mut self) {
         let _ = rustix::io::write(&*self.end, &1u64.to_ne_bytes());
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
+        let thread = self.thread.take();
+        let (last, us_first) = std::sync::mpsc::channel::<()>();
+        let watched = Arc::clone(&self.watched);
+        let end = move || {
+            if let Some(thread) = thread {
+                let _ = thread.join();
+            }
+            let _ = us_first.recv();
+            drop(watched);
+        };
+        // The kernel takes some 16 ms to forget what it watched (it waits for everybody who may look
+        // at it, fsnotify_destroy_group): nobody else has to. Without a thread, we do.
+        self.ended = std::thread::Builder::new()
+            .spawn(end)
+            .is_ok()
+            .then_some(last);
     }
 }
 
@@ -224,25 +241,28 @@ impl State {
     }
 }
 
-/// Reads what is reported, until `end` is raised.
+/// Reads what is reported, until `end` is raised. From time to time: to be woken by each report would
+/// take turns with the program that makes them.
 fn collect(watched: &Watched, end: &OwnedFd) {
+    // Whoever asks under the hold waits for it.
+    urgency::of_this_thread(Urgency::Awaited);
+    // The kernel keeps 16,384 by default: enough for four million calls a second.
+    const PAUSE: Timespec = Timespec {
+        tv_sec: 0,
+        tv_nsec: 4_000_000,
+    };
     loop {
-        let mut fds = [
-            PollFd::new(&watched.inotify, PollFlags::IN),
-            PollFd::new(end, PollFlags::IN),
-        ];
-        match poll(&mut fds, None) {
-            Ok(_) | Err(Errno::INTR) => {}
+        let mut fds = [PollFd::new(end, PollFlags::IN)];
+        match poll(&mut fds, Some(&PAUSE)) {
+            Ok(0) | Err(Errno::INTR) => {
+                let mut state = watched.lock();
+                while watched.read(&mut state) {}
+            }
+            Ok(_) => return,
             Err(_) => {
                 watched.lock().changes.is_lost = true;
                 return;
             }
-        }
-        if !fds[1].revents().is_empty() {
-            return;
-        }
-        if !fds[0].revents().is_empty() {
-            watched.read(&mut watched.lock());
         }
     }
 }

@@ -47,6 +47,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
+use crate::capture;
 use crate::hold::outside::guardian;
 use crate::{Error, Exit, Result, interrupt};
 
@@ -77,6 +78,13 @@ pub fn main() -> ExitCode {
 }
 
 fn dispatch(command: Command) -> Result<ExitCode> {
+    if matches!(
+        command,
+        Command::Run(_) | Command::Checkpoint(_) | Command::Snap(_) | Command::Hold(_)
+    ) {
+        // Now, while there are no threads.
+        capture::make_table();
+    }
     match command {
         Command::Run(args) => run::run(args),
         Command::Checkpoint(args) => checkpoint::run(&args),

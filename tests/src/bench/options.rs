@@ -248,7 +248,7 @@ impl Amounts {
             sizes: vec![256, 1024, 4096],
             hold_rounds: 5,
             consistency_rounds: 4,
-            many_rounds: 3,
+            many_rounds: 5,
             checkpoints: 100,
             growth_mib: 256,
             growth_pause: Duration::from_millis(100),

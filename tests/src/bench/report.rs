@@ -101,7 +101,7 @@ fn intro(run: &Run, o: &mut String) {
          *Written* is what the kernel says that the method's processes wrote (`write_bytes`), and on tmpfs, which \
          has no such account, what is allocated for the copy; *device*, what the loop device was given from the \
          beginning of the window until everything was on it (/proc/diskstats), less that of the window \
-         without. A copy is *inconsistent* if its files never were so together: a check of the order \
+         without. Removing earlier copies is in no method's time. A copy is *inconsistent* if its files never were so together: a check of the order \
          of what was written, which knows nothing of how it was copied. restic's repository is beside the \
          data and has the earlier copies; `fsfreeze` needs root, and a copy elsewhere; snapshim's wall \
          time has the digests of the files in it.\n",

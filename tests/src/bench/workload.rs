@@ -266,7 +266,7 @@ impl Session {
         let (program, args) = workload.command(control.path(), &data);
         let args: Vec<&str> = args.iter().map(String::as_str).collect();
         let mut proc = if gated {
-            let mut options = vec!["--keep-last", "2"];
+            let mut options = Vec::new();
             if workload == Workload::Pgbench {
                 options.extend(["--gate-owner", pgbench::USER]);
             }
