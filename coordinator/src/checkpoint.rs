@@ -606,6 +606,9 @@ fn make(
     }
     let tree = draft.tree_fd()?;
     let begun = Instant::now();
+    if let Some(delta) = &delta {
+        marking.announce(delta, draft.id())?;
+    }
     let path = draft.publish(&manifest)?;
     progress.detail(&format!(
         "published {} in {:.1?}",

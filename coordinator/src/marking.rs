@@ -9,6 +9,7 @@
 //! one before. If that differs, marks are not used any more, and the snapshots that were built on
 //! them since the last comparison are no longer verified.
 
+use std::collections::HashMap;
 use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
@@ -24,7 +25,7 @@ use crate::capture::delta::{BaseFile, Bases, Earlier, Outcome, identity_of};
 use crate::error::Context;
 use crate::hold::evidence::reason;
 use crate::hold::set::Set;
-use crate::store::manifest::{Check, Kind, Manifest, Marked, PathName};
+use crate::store::manifest::{Check, FileRecord, Kind, Manifest, Marked, PathName};
 use crate::store::policy::Class;
 use crate::store::{Store, StoreLock};
 use crate::verify::mark;
@@ -147,6 +148,24 @@ impl<'a> Marking<'a> {
         }
     }
 
+    /// Writes down that the snapshot `id`, which is about to be published, is built on marks: whatever
+    /// becomes of this process then, it will be withdrawn with the others if marks are missing.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be written: then the snapshot must not be published.
+    pub(crate) fn announce(&self, outcome: &Outcome, id: &str) -> Result<()> {
+        let (Some(set), Some(record)) = (self.set, &self.record) else {
+            return Ok(());
+        };
+        if outcome.shared == 0 {
+            return Ok(());
+        }
+        let mut record = record.clone();
+        record.since.push(id.to_owned());
+        write(set, &record)
+    }
+
     /// Writes down what can be built on next, now that the snapshot is published; what there is to
     /// say about it.
     pub(crate) fn conclude(
@@ -192,7 +211,7 @@ impl<'a> Marking<'a> {
                 snapshot: manifest.id.clone(),
                 number: outcome.number,
                 since,
-                files: files(outcome, manifest, tree),
+                files: self.files(outcome, manifest, tree),
             },
             (Some(record), false) => Record {
                 since,
@@ -204,6 +223,43 @@ impl<'a> Marking<'a> {
             notes.push(error.message);
         }
         notes
+    }
+
+    /// What can be built on of a snapshot with this `tree`: what was captured after its cut, and what
+    /// has not changed since the one before.
+    fn files(&self, outcome: &Outcome, manifest: &Manifest, tree: &OwnedFd) -> Vec<FileForm> {
+        let mut born: HashMap<FileId, i64> = outcome.files.iter().copied().collect();
+        let earlier = self.record.iter().flat_map(|record| &record.files);
+        let earlier: HashMap<FileId, &FileForm> =
+            earlier.map(|form| (form.base().0, form)).collect();
+        let id_of = |file: &FileRecord| FileId {
+            dev: file.dev,
+            ino: file.ino,
+        };
+        for file in &manifest.files {
+            let is_same = |form: &&&FileForm| {
+                (form.size, form.mtime_ns, form.ctime_ns)
+                    == (file.size, file.mtime_ns, file.ctime_ns)
+            };
+            let shared = file.capture.as_deref() == Some("shared");
+            if let Some(form) = earlier.get(&id_of(file)).filter(|_| shared).filter(is_same) {
+                born.entry(id_of(file)).or_insert(form.born_ns);
+            }
+        }
+        // Of several names any will do.
+        let form = |file: &FileRecord| {
+            Some(FileForm {
+                dev: file.dev,
+                ino: file.ino,
+                born_ns: *born.get(&id_of(file)).filter(|_| file.kind == Kind::File)?,
+                size: file.size,
+                mtime_ns: file.mtime_ns,
+                ctime_ns: file.ctime_ns,
+                path: file.path.clone(),
+                copy: identity_of(tree.as_fd(), file.path.as_ref())?,
+            })
+        };
+        manifest.files.iter().filter_map(form).collect()
     }
 
     /// Says of the snapshots that were built on marks since the last comparison that they are not
@@ -248,29 +304,6 @@ impl FileForm {
         };
         (id, base)
     }
-}
-
-/// What can be built on of a snapshot with this `tree`.
-fn files(outcome: &Outcome, manifest: &Manifest, tree: &OwnedFd) -> Vec<FileForm> {
-    let born: std::collections::HashMap<FileId, i64> = outcome.files.iter().copied().collect();
-    let form = |file: &crate::store::manifest::FileRecord| {
-        let id = FileId {
-            dev: file.dev,
-            ino: file.ino,
-        };
-        // Of several names any will do.
-        Some(FileForm {
-            dev: file.dev,
-            ino: file.ino,
-            born_ns: *born.get(&id).filter(|_| file.kind == Kind::File)?,
-            size: file.size,
-            mtime_ns: file.mtime_ns,
-            ctime_ns: file.ctime_ns,
-            path: file.path.clone(),
-            copy: identity_of(tree.as_fd(), file.path.as_ref())?,
-        })
-    };
-    manifest.files.iter().filter_map(form).collect()
 }
 
 fn read(set: &Set) -> Option<Record> {

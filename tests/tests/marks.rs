@@ -212,7 +212,21 @@ impl Blocks {
         wrong.map(|block| format!("block {} is not that of write {}", block + 1, self.made))
     }
 
+    /// Stops the writer, for long enough to be left alone.
+    fn rest(&self) {
+        self.signal(Signal::SIGSTOP);
+        std::thread::sleep(Duration::from_millis(200));
+    }
+
+    /// To the writer, and not to `snapshim run`.
+    fn signal(&self, signal: Signal) {
+        for pid in process::descendants(self.writer.pid()) {
+            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal);
+        }
+    }
+
     fn end(mut self) {
+        self.signal(Signal::SIGCONT);
         self.writer.signal(Signal::SIGTERM);
         self.writer.wait(Duration::from_secs(30)).ok("the writer");
     }
@@ -265,6 +279,32 @@ fn little_is_captured_on_btrfs() {
     captures_little(Fs::Btrfs);
 }
 
+/// A file that was left alone for a snapshot, which so shares the copy of the one before, is built on
+/// again when it changes.
+#[test]
+fn what_was_left_alone_is_built_on_again() {
+    let _alone = lab::serial();
+    let Some(mut scene) = Blocks::new("marks-idle", Fs::Ext4, 8 << 10, 1_000) else {
+        return;
+    };
+    let mut sums = Sums::default();
+    let mut take = |scene: &mut Blocks| {
+        let certificate = sums.add(&scene.lab.checkpoint(&HOW)).expect("a snapshot");
+        assert_eq!(scene.fault(&certificate), None, "{}", certificate.id());
+        certificate
+    };
+    scene.rest();
+    take(&mut scene);
+    let shared = take(&mut scene);
+    assert_eq!(shared.0["totals"]["shared_files"], 1, "it is left alone");
+    scene.signal(Signal::SIGCONT);
+    scene.lab.wait_for_beats(&mut scene.writer, 50);
+    let built = take(&mut scene);
+    assert!(marked(&built, "bytes_shared") > 16 << 20, "{built:?}");
+    assert!(marked(&built, "bytes_captured") < 16 << 20);
+    scene.end();
+}
+
 /// Takes marks away as fast as they are set.
 fn forget(gate: &Path, over: &AtomicBool) {
     let file = fs::OpenOptions::new().write(true).open(gate).unwrap();
@@ -282,8 +322,19 @@ fn forget(gate: &Path, over: &AtomicBool) {
 /// further one is.
 #[test]
 fn marks_that_are_missing_are_missed() {
+    missing(Fs::Tmpfs, None);
+}
+
+/// The same where files that are left alone are shared: a wrong copy is not passed on unseen.
+#[test]
+fn marks_that_are_missing_are_missed_when_the_writer_rests() {
+    missing(Fs::Ext4, Some(6));
+}
+
+/// `rests`: the snapshot before which the writer stops.
+fn missing(fs: Fs, rests: Option<u32>) {
     let _alone = lab::serial();
-    let Some(mut scene) = Blocks::new("marks-missing", Fs::Tmpfs, 4 << 10, 500) else {
+    let Some(mut scene) = Blocks::new("marks-missing", fs, 4 << 10, 500) else {
         return;
     };
     let over = AtomicBool::new(false);
@@ -294,6 +345,9 @@ fn marks_that_are_missing_are_missed() {
         let over = &over;
         scope.spawn(move || forget(&gate, over));
         for round in 0..30 {
+            if rests == Some(round) {
+                scene.rest();
+            }
             let outcome = scene.lab.checkpoint(&HOW);
             let certificate = outcome.certificate().clone();
             let fault = scene.fault(&certificate);

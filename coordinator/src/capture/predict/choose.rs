@@ -35,6 +35,9 @@ pub(super) struct Weighed {
     /// Files that would be cloned, are large, and are overwritten in place: how many, and the name of
     /// the largest.
     pub(super) breaking: Option<(usize, String)>,
+    /// Of files that are shared with the previous snapshot, the one that takes longest if it is written to
+    /// before the cut, and how long it would be copied under the hold.
+    pub(super) at_worst: Option<(Duration, String)>,
     /// Whether the subvolume can be frozen, and is worth it.
     pub(super) can_freeze: bool,
     /// What makes the hold long, in words.
@@ -48,7 +51,12 @@ impl Weighed {
     fn is_better_guarded(&self) -> bool {
         let is_long = self.under.hold > SHORT;
         let breaks = self.breaking.is_some() && self.guarded.wall <= PATIENCE;
-        !self.is_btrfs && (is_long || breaks) || is_long && self.guarded.bytes <= LITTLE
+        let may_be_long = self
+            .at_worst
+            .as_ref()
+            .is_some_and(|(hold, _)| *hold > SHORT);
+        !self.is_btrfs && (is_long || breaks || may_be_long)
+            || is_long && self.guarded.bytes <= LITTLE
     }
 
     /// Whether it has to be known if they can be captured after the cut.
@@ -89,8 +97,12 @@ impl Weighed {
         };
         let is_long = self.under.hold > SHORT;
         if self.is_better_guarded() {
-            let better = match (is_long, &self.breaking) {
-                (false, Some((count, name))) => {
+            let better = match (is_long, &self.breaking, &self.at_worst) {
+                (false, None, Some((hold, name))) => format!(
+                    "{name} has not changed since the previous snapshot; if it is written to before the                      cut, it would take {} under the hold",
+                    human(*hold)
+                ),
+                (false, Some((count, name)), _) => {
                     let others = match count {
                         0 | 1 => String::new(),
                         more => format!(" and {} more", more - 1),
@@ -155,6 +167,23 @@ mod tests {
 
     fn choice(weighed: &Weighed, method: Method) -> Choice {
         weighed.choose(method).0
+    }
+
+    #[test]
+    fn what_is_shared_may_still_be_written_to() {
+        let worst = |hold| Weighed {
+            at_worst: Some((Duration::from_millis(hold), "/d/big".to_owned())),
+            ..weighed(0, false)
+        };
+        let (choice, why) = worst(100).choose(Method::Auto);
+        assert_eq!(choice, Choice::Guarded);
+        assert!(why.contains("/d/big has not changed"), "{why}");
+        assert_eq!(worst(0).choose(Method::Auto).0, Choice::UnderHold);
+        let on_btrfs = Weighed {
+            is_btrfs: true,
+            ..worst(100)
+        };
+        assert_eq!(on_btrfs.choose(Method::Auto).0, Choice::UnderHold);
     }
 
     #[test]

@@ -93,6 +93,7 @@ pub(super) fn predict(scan: &Scan, plan: &Plan, means: Means<'_>) -> Predicted {
     };
     let mut dominant: Vec<Item<'_>> = Vec::new();
     let mut breaking: Option<&Known> = None;
+    let mut at_worst: Option<(&Known, Duration)> = None;
     let mut linked = HashSet::new();
     for (index, known) in scan.members.iter().enumerate() {
         // Further names become links.
@@ -100,7 +101,13 @@ pub(super) fn predict(scan: &Scan, plan: &Plan, means: Means<'_>) -> Predicted {
             continue;
         }
         if known.is_shared {
-            sums.share(plan.way(known.seen.id.dev));
+            let way = plan.way(known.seen.id.dev);
+            sums.share(way);
+            let is_larger = || at_worst.is_none_or(|(other, _)| other.seen.size < known.seen.size);
+            if way == Way::Copy && is_larger() {
+                let cost = costs::copy(&Facts::plain(&known.seen), on(known));
+                at_worst = Some((known, cost.hold));
+            }
             continue;
         }
         let facts = match looked.get(&index) {
@@ -123,6 +130,7 @@ pub(super) fn predict(scan: &Scan, plan: &Plan, means: Means<'_>) -> Predicted {
         guarded: sums.guarded,
         is_btrfs: file_systems.values().any(FileSystem::is_btrfs),
         breaking: breaking.map(|known| (sums.breaking, scan.path(known).display().to_string())),
+        at_worst: at_worst.map(|(known, hold)| (hold, scan.path(known).display().to_string())),
         can_freeze: means.can_freeze,
         cause: dominant
             .first()
