@@ -29,7 +29,7 @@ pub(crate) fn copy(
     buffer: &mut [u8],
     go_on: &mut dyn FnMut() -> bool,
 ) -> Result<(), Failed> {
-    let mut end = 0;
+    let (mut end, mut written) = (0, 0);
     while end < size {
         // The first of these also waits for a write in flight by a process that is not
         // held: ext4 and tmpfs take the inode's lock for SEEK_DATA, which a write holds
@@ -52,6 +52,12 @@ pub(crate) fn copy(
         if !copy_range(&to, &from, start..end, buffer, go_on)? {
             break;
         }
+        written = end;
+    }
+    // XFS writes everything back before it sets a size (`xfs_setattr_size`), also one that the
+    // file has.
+    if written == size {
+        return Ok(());
     }
     // The hole at the end, if there is one, and the size of a file that is all hole.
     ftruncate(&to, size).map_err(Failed::Write)

@@ -7,7 +7,9 @@ use std::io::IoSlice;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
-use rustix::fs::{FallocateFlags, OFlags, fallocate, fcntl_getfl, fcntl_setfl, fstatfs, ftruncate};
+use rustix::fs::{
+    FallocateFlags, OFlags, fallocate, fcntl_getfl, fcntl_setfl, fstat, fstatfs, ftruncate,
+};
 use rustix::io::Errno;
 
 use super::buffers::{Buffer, Pool};
@@ -158,6 +160,11 @@ impl<'a> Writer<'a> {
     pub(super) fn finish(self) -> Result<()> {
         for source in self.sources {
             let target = &source.target;
+            // To set the size that it has may cost as much as another.
+            if fstat(&target.file).is_ok_and(|stat| u64::try_from(stat.st_size) == Ok(source.size))
+            {
+                continue;
+            }
             let set = ftruncate(&target.file, source.size);
             set.map_err(|cause| target.not_written(cause))?;
         }
