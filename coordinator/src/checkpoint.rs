@@ -36,7 +36,7 @@ use crate::store::pace::Pace;
 use crate::store::policy::{Policy, Room};
 use crate::store::{Draft, Snapshot, Store, StoreLock};
 use crate::tally::Tally;
-use crate::urgency::{Turns, Urgency};
+use crate::urgency::{self, Turns, Urgency};
 use crate::verify::command::{self, Verify};
 use crate::{Error, Exit, Result};
 
@@ -449,7 +449,9 @@ pub fn hold(
     let (hooks, stop) = (&options.hooks, &options.stop);
     let turns = Turns::begin();
     let cut = hooks::around(hooks, subject.name, stop, progress, || {
-        take(subject, options, held, &turns)
+        let taken = take(subject, options, held, &turns);
+        turns.take(Urgency::Usual);
+        taken
     })?;
     let (manifest, ran) = certify(subject, options, "", cut, "command");
     let (files, status) = ran.into_parts();
@@ -538,7 +540,9 @@ fn make(
         let (hooks, stop) = (&options.hooks, &options.stop);
         turns.take(Urgency::Usual);
         let taken = hooks::around(hooks, subject.name, stop, progress, || {
-            take(subject, options, prepared, &turns)
+            let taken = take(subject, options, prepared, &turns);
+            turns.take(Urgency::Usual);
+            taken
         });
         turns.take(Urgency::Yielding);
         match taken {
@@ -554,12 +558,13 @@ fn make(
     let attempted = std::thread::scope(|threads| {
         // Without a thread, when it is asked for.
         let _ = std::thread::Builder::new().spawn_scoped(threads, || {
+            urgency::of_this_thread(Urgency::Yielding);
             previous.get_or_init(read);
         });
         attempt()
     });
     let (draft, prepare, prediction, mounted, mut cut) = attempted?;
-    let previous = previous.into_inner().flatten();
+    let previous = previous.get_or_init(read).clone();
     // Told after the hold: whoever reads it may be held himself.
     progress.detail(&format!(
         "looked at the files and flushed ahead in {prepare:.1?}"
@@ -908,16 +913,16 @@ fn take<W: Work>(
                 seen: &seen,
             };
             let asked = asked(options, limit, &seen)?;
+            get_prompt(turns);
             if let Stage::After(rehearsed) = &mut work {
                 rehearsed.catch_up()?;
             }
-            turns.take(Urgency::Prompt);
             let reached = reach::reach(&ground, set.gate_id, shut, asked)?;
             seal = reached.seal;
             (Bound::Gate(reached.hold), reached.drain, reached.point)
         }
         None => {
-            turns.take(Urgency::Prompt);
+            get_prompt(turns);
             let clock = Bound::Clock(Clock::start(limit));
             (clock, Duration::ZERO, CommitPoint::Write)
         }
@@ -1088,7 +1093,6 @@ fn take<W: Work>(
     if guarded.is_some() {
         reasons.extend(scan.guard_reason());
     }
-    turns.take(Urgency::Usual);
     Ok(Cut {
         guard: guarded,
         instead,
@@ -1104,6 +1108,14 @@ fn take<W: Work>(
         moved,
         capture,
     })
+}
+
+/// For a hold that is about to begin.
+fn get_prompt(turns: &Turns) {
+    turns.take(Urgency::Prompt);
+    // The turn that was begun keeps its end, up to 100 ms away, until the thread has slept once
+    // (sched_setattr(2) keeps deadlines, `PLACE_REL_DEADLINE`).
+    std::thread::sleep(Duration::from_micros(10));
 }
 
 /// Work that is done under the hold, or after it.
@@ -1139,9 +1151,15 @@ fn guarded<R: AfterCut>(
     let (shift, members) = rehearsed.guarded();
     let has_marks = rehearsed.mark(hold.to_mark(is_doubtful));
     let (held_for, firsts) = hold.guard(shift, has_marks, members.into_iter())?;
-    turns.take(Urgency::Yielding);
     let stands = hold.watch();
-    let mut goes_on = || stands.stands() && !Clock::is_asked_to_end();
+    let mut is_prompt = true;
+    let mut goes_on = || {
+        // Asked for the first time when those who serve have been started.
+        if std::mem::take(&mut is_prompt) {
+            turns.take(Urgency::Yielding);
+        }
+        stands.stands() && !Clock::is_asked_to_end()
+    };
     let captured = rehearsed.sweep(gate, firsts, &mut goes_on, || hold.unguard());
     match captured {
         Ok(captured) => Ok((captured, held_for)),

@@ -16,6 +16,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::Result;
 use crate::error::Context;
+use crate::urgency;
 
 /// Between SIGTERM and SIGKILL, and how long a stop that was asked for can wait.
 const GRACE: Duration = Duration::from_secs(5);
@@ -98,13 +99,16 @@ pub(crate) fn is_executable(path: &Path) -> bool {
 }
 
 /// Gives a command a process group of its own, so that what it starts can be ended with it, and
-/// the signals back that are blocked here; it does not outlive us, however we end.
+/// the signals back that are blocked here, and its share of the processors; it does not outlive us,
+/// however we end.
 pub(crate) fn set_apart(command: &mut Command) {
     command.process_group(0);
-    // SAFETY: both calls are async-signal-safe, and touch nothing of ours.
+    urgency::remember();
+    // SAFETY: the calls are async-signal-safe, and touch nothing of ours.
     unsafe {
         command.pre_exec(|| {
             libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL as libc::c_ulong);
+            urgency::put_back();
             SigSet::empty()
                 .thread_set_mask()
                 .map_err(std::io::Error::from)

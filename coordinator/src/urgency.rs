@@ -6,13 +6,12 @@
 //! than its share (EEVDF's PREEMPT_SHORT and eligibility, since 6.12, kernel/sched/fair.c). A capture
 //! that takes its slices makes the program's calls late by one. So what nobody waits for has a
 //! long slice here, and a small share; what a program may wait for has a short slice, and a large
-//! share where that is allowed. Kernels without slices have the shares.
+//! share where that is allowed. Kernels without slices have the shares. Shares count within a session or
+//! a cgroup (sched(7)), slices on any processor that both want.
 
 use std::sync::OnceLock;
 
 use nix::libc;
-use rustix::process::{Resource, getrlimit};
-use rustix::thread::{CapabilitySet, capabilities};
 
 /// How soon a thread is to run when it can.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,37 +19,38 @@ pub(crate) enum Urgency {
     /// Everybody who wakes up goes first, and while all processors are busy this gets a tenth of
     /// one.
     Yielding,
-    /// As it was: for commands that are started. Threads and processes begin as who starts them.
+    /// As everything was before: what is started then is as prompt.
     Usual,
-    /// As it was, but soon.
+    /// With the usual share, but soon.
     Prompt,
     /// A program waits for it.
     Awaited,
 }
 
-impl Urgency {
-    /// The slice, ns: the longest and the shortest that there are (`__setparam_fair`,
-    /// kernel/sched/syscalls.c).
-    fn slice(self, usual: u64) -> u64 {
-        match self {
-            Urgency::Yielding => 100_000_000,
-            Urgency::Usual => usual,
-            Urgency::Prompt | Urgency::Awaited => 100_000,
-        }
-    }
+/// The longest and the shortest slice that there are, ns (`__setparam_fair`, kernel/sched/syscalls.c).
+const LONG: u64 = 100_000_000;
+const SHORT: u64 = 100_000;
 
-    fn nice(self, usual: i32) -> i32 {
-        match self {
-            Urgency::Yielding => usual.max(10),
-            Urgency::Usual | Urgency::Prompt => usual,
-            Urgency::Awaited => usual.min(-10),
+impl Urgency {
+    /// The attributes, `usual` being those of before.
+    fn of(self, usual: Attributes) -> Attributes {
+        let (runtime, nice) = match self {
+            Urgency::Yielding => (LONG, usual.nice.max(10)),
+            Urgency::Usual => (usual.runtime, usual.nice),
+            Urgency::Prompt => (SHORT, usual.nice),
+            Urgency::Awaited => (SHORT, usual.nice.min(-10)),
+        };
+        Attributes {
+            runtime,
+            nice,
+            ..usual
         }
     }
 }
 
 /// `struct sched_attr`, sched_setattr(2), of its first version.
 #[repr(C)]
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Attributes {
     size: u32,
     policy: u32,
@@ -64,44 +64,26 @@ struct Attributes {
 
 const SIZE: u32 = size_of::<Attributes>() as u32;
 
-/// Of this thread, which was started for this work, from now on. A policy that somebody chose for us
-/// (real time, idle) stays.
-pub(crate) fn of_this_thread(urgency: Urgency) {
-    let this = Thread(0);
-    let Some(mut wanted) = this.get().filter(is_usual) else {
-        return;
+/// What this process was like before any of this; `None` for a policy that somebody chose (real
+/// time, idle), which stays.
+fn usual() -> Option<Attributes> {
+    static USUAL: OnceLock<Option<Attributes>> = OnceLock::new();
+    let get = || {
+        let is_usual =
+            |now: &Attributes| matches!(now.policy as i32, libc::SCHED_OTHER | libc::SCHED_BATCH);
+        Thread(0).get().filter(is_usual)
     };
-    wanted.runtime = urgency.slice(wanted.runtime);
-    let nice = urgency.nice(wanted.nice);
-    // Not everybody may be nicer to himself.
-    if !this.put(&Attributes { nice, ..wanted }) {
-        this.put(&wanted);
-    }
+    *USUAL.get_or_init(get)
 }
 
-/// Lets another thread of ours, which has what a program waits for, finish that now.
-pub(crate) struct Hurried {
-    thread: Thread,
-    before: Attributes,
+/// To be called before anything else here, and before there are threads.
+pub(crate) fn remember() {
+    let _ = usual();
 }
 
-impl Hurried {
-    pub(crate) fn new(thread: Thread) -> Option<Hurried> {
-        let before = thread.get().filter(is_usual)?;
-        let urgency = Urgency::Awaited;
-        let wanted = Attributes {
-            runtime: urgency.slice(before.runtime),
-            nice: urgency.nice(before.nice),
-            ..before
-        };
-        thread.put(&wanted).then_some(Hurried { thread, before })
-    }
-}
-
-impl Drop for Hurried {
-    fn drop(&mut self) {
-        self.thread.put(&self.before);
-    }
+/// Of this thread, from now on.
+pub(crate) fn of_this_thread(urgency: Urgency) {
+    Thread(0).set(urgency);
 }
 
 /// A thread of this process, by its id; 0 is the calling one.
@@ -111,6 +93,20 @@ pub(crate) struct Thread(libc::pid_t);
 impl Thread {
     pub(crate) fn this() -> Thread {
         Thread(rustix::thread::gettid().as_raw_nonzero().get())
+    }
+
+    /// As near to it as this process may: not everybody may have a larger share.
+    fn set(self, urgency: Urgency) {
+        let Some(usual) = usual() else { return };
+        let wanted = urgency.of(usual);
+        if !self.put(&wanted)
+            && let Some(now) = self.get()
+        {
+            self.put(&Attributes {
+                nice: now.nice,
+                ..wanted
+            });
+        }
     }
 
     fn get(self) -> Option<Attributes> {
@@ -138,106 +134,177 @@ impl Thread {
     }
 }
 
-/// What a thread was like before it took turns, and is again when this ends.
+/// For a process that was just made by this one and will be somebody's command. Async-signal-safe once
+/// [`remember`] was called.
+pub(crate) fn put_back() {
+    Thread(0).set(Urgency::Usual);
+}
+
+/// Lets another thread of ours, which has what a program waits for, go on sooner while this lives.
+pub(crate) struct Hurried {
+    thread: Thread,
+    before: Attributes,
+}
+
+impl Hurried {
+    pub(crate) fn new(thread: Thread, urgency: Urgency) -> Option<Hurried> {
+        let before = thread.get()?;
+        thread.set(urgency);
+        Some(Hurried { thread, before })
+    }
+}
+
+impl Drop for Hurried {
+    fn drop(&mut self) {
+        self.thread.put(&self.before);
+    }
+}
+
+/// The turns of a thread that is started for nothing in particular: what it was like comes back.
 pub(crate) struct Turns {
-    before: Option<Attributes>,
-    returns: bool,
+    may_return: bool,
 }
 
 impl Turns {
     pub(crate) fn begin() -> Turns {
-        let before = Thread(0).get().filter(is_usual);
+        remember();
         Turns {
-            before,
-            returns: before.is_some_and(|before| may_have(before.nice)),
+            may_return: may_return(),
         }
     }
 
     /// From now on, until the next one.
     pub(crate) fn take(&self, urgency: Urgency) {
-        if let Some(before) = self.before {
-            Thread(0).put(&Attributes {
-                runtime: urgency.slice(before.runtime),
-                nice: match self.returns {
-                    true => urgency.nice(before.nice),
-                    // There would be no way back.
-                    false => before.nice,
-                },
-                ..before
-            });
+        match urgency {
+            // There would be no way back, and the next hold would begin with that.
+            Urgency::Yielding if !self.may_return => {
+                if let Some(usual) = usual() {
+                    Thread(0).put(&Attributes {
+                        runtime: LONG,
+                        ..usual
+                    });
+                }
+            }
+            urgency => Thread(0).set(urgency),
         }
     }
 }
 
 impl Drop for Turns {
     fn drop(&mut self) {
-        if let Some(before) = &self.before {
-            Thread(0).put(before);
-        }
+        Thread(0).set(Urgency::Usual);
     }
 }
 
-/// Whether this process may set this nice value again after a higher one (setpriority(2)).
-fn may_have(nice: i32) -> bool {
-    static IS_PRIVILEGED: OnceLock<bool> = OnceLock::new();
-    let is_privileged =
-        || capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::SYS_NICE));
-    let limit = || match getrlimit(Resource::Nice).current {
-        Some(limit) => i64::from(nice) >= 20 - i64::try_from(limit).unwrap_or(i64::MAX),
-        None => true,
+/// Whether a thread of this process can have its usual share again after a smaller one. Capabilities do
+/// not tell: those of a user namespace do not count for this (`set_one_prio`, `can_nice`).
+fn may_return() -> bool {
+    static MAY: OnceLock<bool> = OnceLock::new();
+    let probe = || {
+        let Some(usual) = usual() else { return false };
+        let smaller = Attributes {
+            nice: (usual.nice + 1).min(19),
+            ..usual
+        };
+        Thread(0).put(&smaller) && Thread(0).put(&usual)
     };
-    *IS_PRIVILEGED.get_or_init(is_privileged) || limit()
-}
-
-fn is_usual(attributes: &Attributes) -> bool {
-    matches!(
-        attributes.policy as i32,
-        libc::SCHED_OTHER | libc::SCHED_BATCH
-    )
+    // In a thread that ends with it.
+    let in_thread = || std::thread::Builder::new().spawn(probe).ok()?.join().ok();
+    *MAY.get_or_init(|| in_thread().unwrap_or(false))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn taking_turns() {
-        let before = Thread(0).get().unwrap();
-        if !is_usual(&before) {
-            return;
-        }
-        // Kernels before 6.12 say 0.
-        let has_slice = |slice: u64| [0, slice].contains(&Thread(0).get().unwrap().runtime);
-        {
-            let turns = Turns::begin();
-            turns.take(Urgency::Yielding);
-            let now = Thread(0).get().unwrap();
-            assert_eq!(now.policy, before.policy);
-            let nice = if turns.returns { 10 } else { before.nice };
-            assert_eq!(now.nice, nice.max(before.nice));
-            assert!(has_slice(100_000_000));
-            turns.take(Urgency::Usual);
-            let usual = Thread(0).get().unwrap();
-            assert_eq!((usual.runtime, usual.nice), (before.runtime, before.nice));
-            turns.take(Urgency::Prompt);
-            assert_eq!(Thread(0).get().unwrap().nice, before.nice);
-            assert!(has_slice(100_000));
-        }
-        let after = Thread(0).get().unwrap();
-        assert_eq!((after.runtime, after.nice), (before.runtime, before.nice));
+    fn of_a_thread<T: Send + 'static>(what: impl FnOnce() -> T + Send + 'static) -> T {
+        std::thread::spawn(what).join().unwrap()
+    }
+
+    fn now() -> (i32, u64) {
+        let now = Thread(0).get().unwrap();
+        (now.nice, now.runtime)
+    }
+
+    /// Kernels before 6.12 say 0.
+    fn has_slices() -> bool {
+        now().1 != 0
     }
 
     #[test]
-    fn of_a_thread() {
-        let nice = |urgency| {
-            let thread = move || {
-                of_this_thread(urgency);
-                Thread(0).get().unwrap().nice
+    fn turns_end_as_they_began() {
+        let Some(usual) = usual() else { return };
+        let slice = |slice| if has_slices() { slice } else { 0 };
+        let before = now();
+        of_a_thread(move || {
+            let turns = Turns::begin();
+            turns.take(Urgency::Yielding);
+            let nice = if turns.may_return {
+                10.max(usual.nice)
+            } else {
+                usual.nice
             };
-            std::thread::spawn(thread).join().unwrap()
-        };
-        assert!(nice(Urgency::Yielding) >= 10);
-        let before = Thread(0).get().unwrap().nice;
-        assert!([before, before.min(-10)].contains(&nice(Urgency::Awaited)));
+            assert_eq!(now(), (nice, slice(LONG)));
+            turns.take(Urgency::Prompt);
+            assert_eq!(now(), (usual.nice, slice(SHORT)));
+            turns.take(Urgency::Yielding);
+            drop(turns);
+            assert_eq!(now(), (usual.nice, usual.runtime));
+        });
+        assert_eq!(now(), before);
+    }
+
+    #[test]
+    fn a_thread_that_is_awaited() {
+        let Some(usual) = usual() else { return };
+        let nice = of_a_thread(|| {
+            of_this_thread(Urgency::Awaited);
+            now().0
+        });
+        match rustix::process::geteuid().is_root() && may_return() {
+            true => assert_eq!(nice, usual.nice.min(-10)),
+            false => assert!([usual.nice, usual.nice.min(-10)].contains(&nice)),
+        }
+    }
+
+    #[test]
+    fn a_thread_is_hurried_for_a_while() {
+        let Some(usual) = usual() else { return };
+        let (tell, told) = std::sync::mpsc::channel();
+        let (end, ended) = std::sync::mpsc::channel::<()>();
+        let slow = std::thread::spawn(move || {
+            of_this_thread(Urgency::Yielding);
+            tell.send(Thread::this()).unwrap();
+            let _ = ended.recv();
+        });
+        let thread = told.recv().unwrap();
+        let nice = || thread.get().unwrap().nice;
+        let before = nice();
+        assert_eq!(before, usual.nice.max(10));
+        let hurried = Hurried::new(thread, Urgency::Prompt);
+        if may_return() {
+            assert_eq!(nice(), usual.nice);
+        }
+        if has_slices() {
+            assert_eq!(thread.get().unwrap().runtime, SHORT);
+        }
+        drop(hurried);
+        assert_eq!(nice(), before);
+        drop(end);
+        slow.join().unwrap();
+    }
+
+    #[test]
+    fn commands_begin_as_usual() {
+        let Some(usual) = usual() else { return };
+        let nice = of_a_thread(|| {
+            let turns = Turns::begin();
+            turns.take(Urgency::Yielding);
+            let mut command = std::process::Command::new("sh");
+            command.args(["-c", "cut -d' ' -f19 /proc/$$/stat"]);
+            crate::child::set_apart(&mut command);
+            String::from_utf8(command.output().unwrap().stdout).unwrap()
+        });
+        assert_eq!(nice.trim(), usual.nice.to_string());
     }
 }

@@ -21,10 +21,11 @@
 //! Everything in here is untrusted, on both sides: indices are clamped, and the
 //! coordinator keeps a record of its own of what it has captured.
 
-use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use core::sync::atomic::{AtomicU32, AtomicU64};
 
 use crate::memory::{Cell, Memory, Mutation, Shared};
+use crate::sys::futex_wake_all;
 use crate::table::FileId;
 
 /// Most files one guard can be about.
@@ -84,7 +85,9 @@ pub struct Guard {
     broken: AtomicU32,
     /// S. What was changed by name since the cut: [`NAMES`], [`METADATA`].
     by_path: AtomicU32,
-    _line: [AtomicU32; 11],
+    /// S. Not zero: a call waits for the end of the guard, as it cannot ask for less.
+    awaited: AtomicU32,
+    _line: [AtomicU32; 10],
     /// S. The futex of the coordinator: raised with each ask.
     pub requests: AtomicU32,
     _requests_line: [AtomicU32; 15],
@@ -302,6 +305,7 @@ impl Guard {
             next += chunks as u32;
         }
         self.by_path.store(0, Relaxed);
+        self.awaited.store(0, Relaxed);
         self.shift.store(shift, Relaxed);
         self.chunks.store(next, Relaxed);
         self.broken.store(0, Relaxed);
@@ -411,6 +415,19 @@ impl Guard {
             2 => Some(Broken::Missed),
             _ => None,
         }
+    }
+
+    /// Notes that a call waits for the end of the guard: whoever captures may be in no hurry.
+    pub fn note_awaited(&self) {
+        if self.awaited.swap(1, AcqRel) == 0 {
+            self.requests.fetch_add(1, AcqRel);
+            futex_wake_all(&self.requests);
+        }
+    }
+
+    /// Whether a call has waited for the end of this guard.
+    pub fn is_awaited(&self) -> bool {
+        self.awaited.load(Relaxed) != 0
     }
 
     /// Notes that names or metadata are about to be changed.

@@ -430,6 +430,7 @@ impl Asking {
         let guard = gate.guard();
         let word = &gate.header().word;
         let Some((span, cell)) = self.asked else {
+            guard.note_awaited();
             snapshim_gate::sys::futex_wait(word, seen, left_ns);
             return;
         };

@@ -39,7 +39,7 @@ pub(super) fn wait(file: &OwnedFd, size: u64, dirty: u64, tally: &Tally) -> rust
         | nix::libc::SYNC_FILE_RANGE_WAIT_AFTER;
     let before = tally.done();
     let mut at = 0;
-    while size > PIECE && at < size {
+    while dirty > 0 && size > PIECE && at < size {
         let left = self::dirty(file, at, PIECE.min(size - at));
         sync(file, at, PIECE, all)?;
         tally.add(left);

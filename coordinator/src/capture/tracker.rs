@@ -35,9 +35,8 @@ const BUFFER: usize = 16 << 10;
 /// Watches directories until it is dropped.
 #[derive(Debug)]
 pub(super) struct Tracker {
-    watched: Arc<Watched>,
-    /// Dropped after that.
-    ended: Option<std::sync::mpsc::Sender<()>>,
+    /// Until it is dropped.
+    watched: Option<Arc<Watched>>,
     /// Raised to end the thread.
     end: Arc<OwnedFd>,
     thread: Option<JoinHandle<()>>,
@@ -103,8 +102,7 @@ impl Tracker {
             .spawn(move || collect(&theirs, &their_end))
             .ok()?;
         Some(Tracker {
-            watched,
-            ended: None,
+            watched: Some(watched),
             end,
             thread: Some(thread),
         })
@@ -123,8 +121,9 @@ impl Tracker {
             | WatchFlags::ONLYDIR;
         // The only way by descriptor.
         let path = format!("/proc/self/fd/{}", dir.as_raw_fd());
-        let mut state = self.watched.lock();
-        match inotify::add_watch(&self.watched.inotify, path, what) {
+        let Some(watched) = &self.watched else { return };
+        let mut state = watched.lock();
+        match inotify::add_watch(&watched.inotify, path, what) {
             // The same directory once more, below a bind mount: which is meant cannot be told.
             Ok(watch) if state.nodes.insert(watch, node).is_none() => {}
             // No more of them (fs.inotify.max_user_watches), no /proc.
@@ -134,8 +133,11 @@ impl Tracker {
 
     /// What was reported since it was asked last. Whatever call has returned by now is in it.
     pub(super) fn take(&self) -> Changes {
-        let mut state = self.watched.lock();
-        while self.watched.read(&mut state) {}
+        let Some(watched) = &self.watched else {
+            return Changes::default();
+        };
+        let mut state = watched.lock();
+        while watched.read(&mut state) {}
         let is_lost = state.changes.is_lost;
         let changes = std::mem::take(&mut state.changes);
         // For good.
@@ -147,22 +149,16 @@ impl Tracker {
 impl Drop for Tracker {
     fn drop(&mut self) {
         let _ = rustix::io::write(&*self.end, &1u64.to_ne_bytes());
-        let thread = self.thread.take();
-        let (last, us_first) = std::sync::mpsc::channel::<()>();
-        let watched = Arc::clone(&self.watched);
+        let (thread, watched) = (self.thread.take(), self.watched.take());
         let end = move || {
             if let Some(thread) = thread {
                 let _ = thread.join();
             }
-            let _ = us_first.recv();
             drop(watched);
         };
         // The kernel takes some 16 ms to forget what it watched (it waits for everybody who may look
         // at it, fsnotify_destroy_group): nobody else has to. Without a thread, we do.
-        self.ended = std::thread::Builder::new()
-            .spawn(end)
-            .is_ok()
-            .then_some(last);
+        let _ = std::thread::Builder::new().spawn(end);
     }
 }
 
@@ -246,10 +242,11 @@ impl State {
 fn collect(watched: &Watched, end: &OwnedFd) {
     // Whoever asks under the hold waits for it.
     urgency::of_this_thread(Urgency::Awaited);
-    // The kernel keeps 16,384 by default: enough for four million calls a second.
+    // What was reported since the last time may be read under the hold. The kernel keeps 16,384 by
+    // default: no program fills that in ten times as long.
     const PAUSE: Timespec = Timespec {
         tv_sec: 0,
-        tv_nsec: 4_000_000,
+        tv_nsec: 1_000_000,
     };
     loop {
         let mut fds = [PollFd::new(end, PollFlags::IN)];
@@ -353,7 +350,7 @@ mod tests {
         let tracker = Tracker::new().unwrap();
         tracker.watch(0, &dir);
         let files = ["a", "b"].map(|name| File::create(scratch.join(name)).unwrap());
-        let hold = tracker.watched.lock();
+        let hold = tracker.watched.as_ref().unwrap().lock();
         // Two names in turn are not merged by the kernel; it keeps 16,384.
         for _ in 0..20_000 {
             for mut file in &files {

@@ -49,7 +49,7 @@ use clap::Parser;
 
 use crate::capture;
 use crate::hold::outside::guardian;
-use crate::{Error, Exit, Result, interrupt};
+use crate::{Error, Exit, Result, interrupt, urgency};
 
 use args::{Cli, Command};
 
@@ -83,6 +83,7 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         Command::Run(_) | Command::Checkpoint(_) | Command::Snap(_) | Command::Hold(_)
     ) {
         // Now, while there are no threads.
+        urgency::remember();
         capture::make_table();
     }
     match command {

@@ -9,8 +9,8 @@ use rustix::io::{Errno, Result};
 
 /// Bytes of a chunk: what is hashed anew at least when a byte of a large file changed.
 pub(super) const CHUNK: u64 = 1 << 20;
-/// Bytes read at once; small enough for a CPU cache.
-const BUFFER: usize = 128 << 10;
+/// Bytes read at once; small enough for a CPU cache, and for a device not to be waited for too often.
+const BUFFER: usize = 512 << 10;
 
 static ZEROS: [u8; BUFFER] = [0; BUFFER];
 

@@ -407,6 +407,9 @@ impl Run {
             };
             writeln!(self.files.steps, "{}", step.line()).expect("a file of results");
             self.steps.push(step);
+            if method.is_ours() {
+                method.discard(&lab);
+            }
             // So that something changes between two.
             std::thread::sleep(self.options.amounts.growth_pause);
         }

@@ -19,7 +19,7 @@ use std::path::PathBuf;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize};
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use rustix::fs::{SeekFrom, seek};
@@ -33,7 +33,7 @@ use crate::Result;
 use crate::tally::{Step, Tally};
 use crate::urgency::{self, Hurried, Thread, Urgency};
 use buffers::{Buffer, Pool};
-use live::Live;
+use live::Window;
 
 /// Memory for chunks that were read by the sweep and not written yet.
 const MEMORY: usize = 64 << 20;
@@ -129,8 +129,8 @@ const CLAIMED: u8 = 1;
 struct Sweep<'a> {
     asked: Asked<'a>,
     sources: &'a [Source],
-    lives: Vec<Live>,
     sweeper: Thread,
+    writer: OnceLock<Thread>,
     shift: u32,
     pool: &'a Pool,
     claims: Vec<AtomicU8>,
@@ -204,8 +204,8 @@ pub(super) fn sweep(
     let sweep = Sweep {
         asked,
         sources,
-        lives: sources.iter().map(|_| Live::default()).collect(),
         sweeper: Thread::this(),
+        writer: OnceLock::new(),
         shift: ready.shift,
         pool: &ready.pool,
         claims: (0..chunks).map(|_| AtomicU8::new(FREE)).collect(),
@@ -299,6 +299,7 @@ impl Sweep<'_> {
     /// All chunks, in order. `false`: it does not go on.
     fn all(&self, to: &Sender<Read>, goes_on: &mut dyn FnMut() -> bool) -> bool {
         let mut hole = 0..0;
+        let mut window = Window::new();
         for chunk in 0..self.claims.len() as u32 {
             if chunk % BATCH == 0 && (self.is_over.load(Relaxed) || !goes_on()) {
                 return false;
@@ -336,7 +337,7 @@ impl Sweep<'_> {
                 self.pool.give([buffer]);
                 continue;
             }
-            if !self.read(chunk, buffer, to) {
+            if !self.read(chunk, buffer, Some(&mut window), to) {
                 return false;
             }
         }
@@ -402,7 +403,15 @@ impl Sweep<'_> {
     }
 
     /// Reads a chunk that was claimed, and sends it to be written.
-    fn read(&self, chunk: u32, mut buffer: Buffer, to: &Sender<Read>) -> bool {
+    ///
+    /// `window`: of a thread that may lose its processor in the middle.
+    fn read(
+        &self,
+        chunk: u32,
+        mut buffer: Buffer,
+        mut window: Option<&mut Window>,
+        to: &Sender<Read>,
+    ) -> bool {
         let index = self.source_of(chunk);
         let source = &self.sources[index];
         let offset = u64::from(chunk - source.first) << self.shift;
@@ -414,7 +423,7 @@ impl Sweep<'_> {
         }
         for part in to_read(unmarked, piece_shift, len) {
             self.bytes.fetch_add(part.len() as u64, Relaxed);
-            if !self.read_part(index, offset, part, &mut buffer) {
+            if !self.read_part(index, offset, part, &mut buffer, window.as_deref_mut()) {
                 return false;
             }
         }
@@ -443,11 +452,14 @@ impl Sweep<'_> {
         offset: u64,
         part: std::ops::Range<usize>,
         buffer: &mut Buffer,
+        window: Option<&mut Window>,
     ) -> bool {
         let source = &self.sources[index];
         let mut done = part.start;
         let into = &mut buffer.bytes_mut()[part.clone()];
-        if self.lives[index].look(&source.file, source.size, into, offset + done as u64) {
+        if let Some(window) = window
+            && window.read(index, &source.file, source.size, into, offset + done as u64)
+        {
             return true;
         }
         while done < part.end {
@@ -479,8 +491,18 @@ impl Sweep<'_> {
     fn serve(&self, to: &Sender<Read>) {
         urgency::of_this_thread(Urgency::Awaited);
         let requests = &self.asked.guard.requests;
+        let mut hurried = None;
         while !self.is_over.load(Relaxed) {
             let seen = requests.load(Acquire);
+            if hurried.is_none() && self.asked.guard.is_awaited() {
+                // A call waits for all of it: those who do it are in a hurry from now on.
+                let all = [Some(self.sweeper), self.writer.get().copied()];
+                let all = all.into_iter().flatten();
+                hurried = Some(
+                    all.map(|thread| Hurried::new(thread, Urgency::Prompt))
+                        .collect::<Vec<_>>(),
+                );
+            }
             let mut is_any = false;
             for ask in self.asked.asks {
                 if let Ask::Chunks(span) = Ask::unpack(ask.load(Acquire)) {
@@ -511,10 +533,15 @@ impl Sweep<'_> {
                     self.leave(chunk);
                     continue;
                 }
+                let mut hurried = None;
                 let buffer = loop {
                     match self.pool.take(true) {
                         Ok(Some(buffer)) => break buffer,
-                        Ok(None) if !self.is_over.load(Relaxed) => {}
+                        Ok(None) if !self.is_over.load(Relaxed) => {
+                            // Who writes has them all.
+                            let writer = self.writer.get().copied();
+                            hurried = hurried.or_else(|| Hurried::new(writer?, Urgency::Prompt));
+                        }
                         Ok(None) => return false,
                         Err(cause) => {
                             self.fail(no_memory(cause));
@@ -524,7 +551,7 @@ impl Sweep<'_> {
                 };
                 if self.claim(chunk) {
                     self.served.fetch_add(1, Relaxed);
-                    if !self.read(chunk, buffer, to) {
+                    if !self.read(chunk, buffer, None, to) {
                         return false;
                     }
                     continue;
@@ -537,7 +564,7 @@ impl Sweep<'_> {
                 std::thread::sleep(Duration::from_micros(5));
                 looks += 1;
                 if looks == 2 {
-                    hurried = Hurried::new(self.sweeper);
+                    hurried = Hurried::new(self.sweeper, Urgency::Awaited);
                 }
             }
             drop(hurried);
@@ -548,6 +575,7 @@ impl Sweep<'_> {
     /// Writes what was read until there is no more.
     fn write(&self, read: Receiver<Read>) {
         urgency::of_this_thread(Urgency::Yielding);
+        let _ = self.writer.set(Thread::this());
         let mut writer = writer::Writer::new(self.sources, self.pool);
         while let Ok(first) = read.recv() {
             let run = std::iter::once(first).chain(read.try_iter());
