@@ -24,6 +24,7 @@
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use core::sync::atomic::{AtomicU32, AtomicU64};
 
+use crate::lookup::{Files, Place, Row};
 use crate::memory::{Cell, Memory, Mutation, Shared};
 use crate::sys::futex_wake_all;
 use crate::table::FileId;
@@ -44,10 +45,7 @@ pub const WAIT_CLASSES: usize = 96;
 /// A file of the cut.
 #[repr(C)]
 #[derive(Debug)]
-pub struct GuardedFile {
-    dev: AtomicU64,
-    /// 0: no file. (No file system gives that number to a file.)
-    ino: AtomicU64,
+struct GuardedFile {
     /// Its size at the cut, bytes: what lies beyond is nobody's business.
     size: AtomicU64,
     /// Number of its first chunk.
@@ -97,8 +95,8 @@ pub struct Guard {
     /// S. How long calls have waited, at the gate or for chunks: a count for each class,
     /// see [`wait_class`]. Never set back.
     pub waited: [AtomicU32; WAIT_CLASSES],
-    /// C. The files, by [`place`].
-    files: [GuardedFile; PLACES],
+    /// C. The files.
+    files: Files<GuardedFile, PLACES>,
     /// C. A bit for each chunk: captured.
     captured: [AtomicU32; MAX_CHUNKS as usize / 32],
 }
@@ -187,17 +185,10 @@ pub const fn wait_limit(class: usize) -> u64 {
     ((4 + quarter + 1) << log) / 4
 }
 
-/// Where looking for a file begins.
-fn place(id: FileId) -> usize {
-    // Consecutive inode numbers far apart (Fibonacci hashing, 2^64 over the golden ratio).
-    let mixed = (id.ino ^ id.dev.rotate_left(32)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    (mixed >> 32) as usize % PLACES
-}
-
 /// What the guard knows of a file.
 #[derive(Clone, Copy, Debug)]
 pub struct Known<'a> {
-    file: &'a GuardedFile,
+    file: &'a Row<GuardedFile>,
     /// Its size at the cut.
     pub size: u64,
     /// Where it stands in the table.
@@ -210,10 +201,7 @@ pub struct Known<'a> {
 impl Known<'_> {
     /// Which file it is.
     pub fn id(&self) -> FileId {
-        FileId {
-            dev: self.file.dev.load(Relaxed),
-            ino: self.file.ino.load(Relaxed),
-        }
+        self.file.id()
     }
 
     /// The chunks of the cut that hold the bytes from `from` to before `to`.
@@ -234,8 +222,8 @@ impl Known<'_> {
 
     /// Notes that a call may change it from now on.
     pub fn touch(&self) {
-        if self.file.touched.load(Relaxed) == 0 {
-            self.file.touched.store(1, Relaxed);
+        if self.file.of.touched.load(Relaxed) == 0 {
+            self.file.of.touched.store(1, Relaxed);
         }
     }
 }
@@ -268,9 +256,7 @@ impl Guard {
     /// guarded: it takes longer than a hold should.
     pub fn clear(&self) {
         self.word.store(0, Relaxed);
-        for file in &self.files {
-            file.ino.store(0, Relaxed);
-        }
+        self.files.clear();
         for word in &self.captured {
             word.store(0, Relaxed);
         }
@@ -293,14 +279,13 @@ impl Guard {
                 return false;
             }
             // One that is there already would be found, and its chunks be asked for, once only.
-            let Some(file) = self.place_for(member.id) else {
+            let Some(Place::Free(file)) = self.files.place(member.id) else {
                 return false;
             };
-            file.dev.store(member.id.dev, Relaxed);
-            file.size.store(member.size, Relaxed);
-            file.first.store(next, Relaxed);
-            file.touched.store(0, Relaxed);
-            file.ino.store(member.id.ino, Relaxed);
+            file.of.size.store(member.size, Relaxed);
+            file.of.first.store(next, Relaxed);
+            file.of.touched.store(0, Relaxed);
+            file.name(member.id);
             numbered(next);
             next += chunks as u32;
         }
@@ -313,53 +298,23 @@ impl Guard {
         true
     }
 
-    /// A free place for a file; `None` if it has one already, or there is none.
-    #[inline]
-    fn place_for(&self, id: FileId) -> Option<&GuardedFile> {
-        for (_, file) in self.places(id) {
-            match file.ino.load(Relaxed) {
-                0 => return Some(file),
-                ino if ino == id.ino && file.dev.load(Relaxed) == id.dev => return None,
-                _ => {}
-            }
-        }
-        None
-    }
-
     /// What is known of a file; `None` if it was not in the cut, and may be changed.
     pub fn find(&self, id: FileId) -> Option<Known<'_>> {
-        for (at, file) in self.places(id) {
-            match file.ino.load(Relaxed) {
-                0 => return None,
-                ino if ino == id.ino && file.dev.load(Relaxed) == id.dev => {
-                    return Some(self.known(file, at as u32));
-                }
-                _ => {}
-            }
-        }
-        None
-    }
-
-    /// The places in which a file may stand, in order; each once, whatever is written there.
-    fn places(&self, id: FileId) -> impl Iterator<Item = (usize, &GuardedFile)> {
-        let begin = place(id);
-        (0..PLACES)
-            .map(move |step| (begin + step) % PLACES)
-            .filter_map(|at| Some((at, self.files.get(at)?)))
+        let (file, index) = self.files.find(id)?;
+        Some(self.known(file, index))
     }
 
     /// The file in this place of the table.
     pub fn at(&self, index: u32) -> Option<Known<'_>> {
-        let file = self.files.get(index as usize)?;
-        (file.ino.load(Relaxed) != 0).then(|| self.known(file, index))
+        Some(self.known(self.files.at(index)?, index))
     }
 
-    fn known<'a>(&self, file: &'a GuardedFile, index: u32) -> Known<'a> {
+    fn known<'a>(&self, file: &'a Row<GuardedFile>, index: u32) -> Known<'a> {
         Known {
             file,
-            size: file.size.load(Relaxed),
+            size: file.of.size.load(Relaxed),
             index,
-            first: file.first.load(Relaxed),
+            first: file.of.first.load(Relaxed),
             shift: self.shift.load(Relaxed).clamp(MIN_SHIFT, MAX_SHIFT),
             chunks: self.chunks(),
         }
@@ -373,7 +328,7 @@ impl Guard {
     /// Whether a call that may change a file has passed since the cut.
     pub fn was_touched(&self, id: FileId) -> bool {
         self.find(id)
-            .is_some_and(|known| known.file.touched.load(Relaxed) != 0)
+            .is_some_and(|known| known.file.of.touched.load(Relaxed) != 0)
     }
 
     /// Whether all of these chunks are captured.
@@ -555,8 +510,8 @@ mod tests {
             [member(1, 9), member(1, 9)].into_iter(),
             |_| ()
         ));
-        for file in &guard.files {
-            file.ino.store(5, Relaxed);
+        for file in &guard.files.0 {
+            file.name(FileId { dev: 0, ino: 5 });
         }
         assert!(!guard.write(2, MIN_SHIFT, [member(1, 9)].into_iter(), |_| ()));
     }
@@ -572,10 +527,10 @@ mod tests {
     #[test]
     fn absurd_contents_stay_in_bounds() {
         let guard = guard();
-        for file in &guard.files {
-            file.ino.store(5, Relaxed);
-            file.first.store(u32::MAX, Relaxed);
-            file.size.store(u64::MAX, Relaxed);
+        for file in &guard.files.0 {
+            file.name(FileId { dev: 0, ino: 5 });
+            file.of.first.store(u32::MAX, Relaxed);
+            file.of.size.store(u64::MAX, Relaxed);
         }
         guard.shift.store(77, Relaxed);
         guard.chunks.store(u32::MAX, Relaxed);

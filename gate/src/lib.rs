@@ -15,6 +15,7 @@ pub mod armed;
 pub mod calls;
 pub mod guard;
 pub mod hold;
+mod lookup;
 pub mod marks;
 pub mod memory;
 pub mod nr;

@@ -22,9 +22,9 @@
 //! Everything in here is untrusted, on both sides: indices are clamped.
 
 use core::sync::atomic::AtomicU32;
-use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 
+use crate::lookup::{Files, Place, Row};
 use crate::memory::{Cell, Memory, Mutation, Shared};
 use crate::table::FileId;
 
@@ -42,10 +42,7 @@ pub const MAX_SHIFT: u32 = crate::guard::MIN_SHIFT;
 /// A file that is marked.
 #[repr(C)]
 #[derive(Debug)]
-pub struct MarkedFile {
-    dev: AtomicU64,
-    /// 0: no file.
-    ino: AtomicU64,
+struct MarkedFile {
     /// Number of its first block.
     first: AtomicU32,
     /// How many blocks it has. What lies beyond is never marked.
@@ -78,17 +75,10 @@ pub struct Marks {
     /// S. The number when metadata was last changed by path.
     metadata: AtomicU32,
     _blind_line: [AtomicU32; 13],
-    /// C. The files, by [`place`].
-    files: [MarkedFile; PLACES],
+    /// C. The files.
+    files: Files<MarkedFile, PLACES>,
     /// S. The mark of each block.
     blocks: [AtomicU32; MAX_BLOCKS as usize],
-}
-
-/// Where looking for a file begins.
-fn place(id: FileId) -> usize {
-    // As in the guard's table.
-    let mixed = (id.ino ^ id.dev.rotate_left(32)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    (mixed >> 32) as usize % PLACES
 }
 
 /// Stores `value` where there is another: most marks are set again and again.
@@ -115,7 +105,7 @@ pub fn is_since<M: Memory>(cell: &M::U32, number: u32) -> bool {
 #[derive(Clone, Copy, Debug)]
 pub struct Known<'a> {
     marks: &'a Marks,
-    file: &'a MarkedFile,
+    file: &'a Row<MarkedFile>,
     /// Where it stands in the table.
     pub index: u32,
     first: u32,
@@ -126,17 +116,14 @@ pub struct Known<'a> {
 impl Known<'_> {
     /// Which file it is.
     pub fn id(&self) -> FileId {
-        FileId {
-            dev: self.file.dev.load(Relaxed),
-            ino: self.file.ino.load(Relaxed),
-        }
+        self.file.id()
     }
 
     /// Marks the blocks that hold the bytes from `from` to before `to`, and that something of
     /// the file is changed, if only its metadata.
     pub fn mark(&self, from: u64, to: u64) {
         let number = self.marks.number();
-        set(&self.file.touched, number);
+        set(&self.file.of.touched, number);
         if from == 0 && to == u64::MAX {
             return self.mark_whole();
         }
@@ -157,18 +144,18 @@ impl Known<'_> {
     /// Marks all of it.
     pub fn mark_whole(&self) {
         let number = self.marks.number();
-        set(&self.file.touched, number);
-        set(&self.file.whole, number);
+        set(&self.file.of.touched, number);
+        set(&self.file.of.whole, number);
     }
 
     /// Whether something of it was changed since the cut of this number.
     pub fn is_touched_since(&self, number: u32) -> bool {
-        is_since::<Shared>(&self.file.touched, number)
+        is_since::<Shared>(&self.file.of.touched, number)
     }
 
     /// Whether all of it counts as changed since the cut of this number.
     pub fn is_whole_since(&self, number: u32) -> bool {
-        is_since::<Shared>(&self.file.whole, number)
+        is_since::<Shared>(&self.file.of.whole, number)
     }
 
     /// Whether a block was changed since the cut of this number. One that has no mark was.
@@ -201,9 +188,7 @@ impl Marks {
     /// Ends what is said of earlier cuts: the table is emptied, and nothing is known since any of
     /// them. For the coordinator, while nobody marks.
     pub fn reset(&self, shift: u32) {
-        for file in &self.files {
-            file.ino.store(0, Relaxed);
-        }
+        self.files.clear();
         self.blocks_used.store(0, Relaxed);
         self.files_used.store(0, Relaxed);
         self.shift.store(shift, Relaxed);
@@ -223,22 +208,10 @@ impl Marks {
     /// drained. `false`: the table is full. One that is there with less room is entered anew: until
     /// the next cut all of it counts as changed.
     pub fn enter(&self, id: FileId, room: u64) -> bool {
-        let mut place = None;
-        for (_, file) in self.places(id) {
-            match file.ino.load(Relaxed) {
-                0 => {
-                    place = Some((file, true));
-                    break;
-                }
-                ino if ino == id.ino && file.dev.load(Relaxed) == id.dev => {
-                    place = Some((file, false));
-                    break;
-                }
-                _ => {}
-            }
-        }
-        let Some((file, is_new)) = place else {
-            return false;
+        let (file, is_new) = match self.files.place(id) {
+            Some(Place::Its(file, _)) => (file, false),
+            Some(Place::Free(file)) => (file, true),
+            None => return false,
         };
         let files = self.files_used.load(Relaxed);
         let used = self.blocks_used.load(Relaxed).min(MAX_BLOCKS);
@@ -246,13 +219,12 @@ impl Marks {
         if is_new && files as usize >= MAX_FILES || blocks > u64::from(MAX_BLOCKS - used) {
             return false;
         }
-        file.dev.store(id.dev, Relaxed);
         // The blocks may bear any mark. First of all: whoever does this may be killed in the middle.
-        file.whole.store(self.number(), Release);
-        file.first.store(used, Relaxed);
-        file.count.store(blocks as u32, Relaxed);
-        file.touched.store(self.number(), Relaxed);
-        file.ino.store(id.ino, Relaxed);
+        file.of.whole.store(self.number(), Release);
+        file.of.first.store(used, Relaxed);
+        file.of.count.store(blocks as u32, Relaxed);
+        file.of.touched.store(self.number(), Relaxed);
+        file.name(id);
         self.blocks_used.store(used + blocks as u32, Relaxed);
         self.files_used.store(files + u32::from(is_new), Relaxed);
         true
@@ -264,42 +236,25 @@ impl Marks {
 
     /// What is known of a file; `None` if it is not marked.
     pub fn find(&self, id: FileId) -> Option<Known<'_>> {
-        for (at, file) in self.places(id) {
-            match file.ino.load(Relaxed) {
-                0 => return None,
-                ino if ino == id.ino && file.dev.load(Relaxed) == id.dev => {
-                    return Some(self.known(file, at as u32));
-                }
-                _ => {}
-            }
-        }
-        None
+        let (file, index) = self.files.find(id)?;
+        Some(self.known(file, index))
     }
 
     /// The file in this place of the table.
     pub fn at(&self, index: u32) -> Option<Known<'_>> {
-        let file = self.files.get(index as usize)?;
-        (file.ino.load(Relaxed) != 0).then(|| self.known(file, index))
+        Some(self.known(self.files.at(index)?, index))
     }
 
-    fn known<'a>(&'a self, file: &'a MarkedFile, index: u32) -> Known<'a> {
-        let first = file.first.load(Relaxed).min(MAX_BLOCKS);
+    fn known<'a>(&'a self, file: &'a Row<MarkedFile>, index: u32) -> Known<'a> {
+        let first = file.of.first.load(Relaxed).min(MAX_BLOCKS);
         Known {
             marks: self,
             file,
             index,
             first,
-            count: file.count.load(Relaxed).min(MAX_BLOCKS - first),
+            count: file.of.count.load(Relaxed).min(MAX_BLOCKS - first),
             shift: self.shift(),
         }
-    }
-
-    /// The places in which a file may stand, in order; each once, whatever is written there.
-    fn places(&self, id: FileId) -> impl Iterator<Item = (usize, &MarkedFile)> {
-        let begin = place(id);
-        (0..PLACES)
-            .map(move |step| (begin + step) % PLACES)
-            .filter_map(|at| Some((at, self.files.get(at)?)))
     }
 
     /// Notes that something is changed that cannot be told.
@@ -468,10 +423,10 @@ mod tests {
     #[test]
     fn absurd_contents_stay_in_bounds() {
         let marks = marks();
-        for file in &marks.files {
-            file.ino.store(5, Relaxed);
-            file.first.store(u32::MAX, Relaxed);
-            file.count.store(u32::MAX, Relaxed);
+        for file in &marks.files.0 {
+            file.name(FileId { dev: 0, ino: 5 });
+            file.of.first.store(u32::MAX, Relaxed);
+            file.of.count.store(u32::MAX, Relaxed);
         }
         marks.shift.store(99, Relaxed);
         marks.blocks_used.store(u32::MAX, Relaxed);
@@ -480,7 +435,7 @@ mod tests {
         let known = marks.find(FileId { dev: 0, ino: 5 }).unwrap();
         known.mark(1, u64::MAX);
         assert!(known.is_changed_since(0, 1));
-        marks.files[7].first.store(MAX_BLOCKS - 1, Relaxed);
+        marks.files.0[7].of.first.store(MAX_BLOCKS - 1, Relaxed);
         marks.at(7).unwrap().mark(0, 1 << 40);
         assert!(marks.at(u32::MAX).is_none());
         assert!(!marks.enter(id(9), 1 << 30));
