@@ -15,12 +15,14 @@
 //! a chunk that is not captured stand still, for the calls that would set others wait.
 
 use std::collections::HashMap;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::fs::File;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, StatxFlags, statx};
+use rustix::fs::{AtFlags, FileType, OFlags, StatxFlags, statx};
 use rustix::io::Errno;
 use snapshim_gate::guard::{METADATA, NAMES};
 use snapshim_gate::marks::{self, Known, Marks};
@@ -28,8 +30,8 @@ use snapshim_gate::table::FileId;
 
 use super::record::{Entry, Pin};
 use crate::store::{fault, open_below};
-use crate::tree::reflink;
 use crate::tree::seen::{Seen, nanoseconds};
+use crate::tree::{copy, reflink};
 use crate::{Error, Result};
 
 /// Files below this size, bytes, are not marked: captured in whole, they cost as little.
@@ -37,8 +39,6 @@ pub(super) const SMALL: u64 = 256 << 10;
 /// A file made that shortly before a cut, ns, could be taken for another of its number: times
 /// of birth are those of a tick.
 const TICKS: i64 = 100_000_000;
-/// Bytes that are copied, or compared, at once.
-const PIECE: usize = 1 << 20;
 
 /// A file as an earlier snapshot has it.
 #[derive(Clone, Debug)]
@@ -100,7 +100,7 @@ pub(super) struct Marked {
 /// The copy that an earlier snapshot has of it.
 #[derive(Debug)]
 struct Base {
-    copy: OwnedFd,
+    copy: File,
     then: BaseFile,
     /// What was not marked of it is in the new snapshot's file.
     is_placed: bool,
@@ -184,13 +184,13 @@ fn born_ns(file: &OwnedFd) -> Option<i64> {
 }
 
 /// Opens a file of an earlier snapshot, if nobody has changed that since it was published.
-fn open_copy(tree: BorrowedFd<'_>, then: &BaseFile) -> Option<OwnedFd> {
+fn open_copy(tree: BorrowedFd<'_>, then: &BaseFile) -> Option<File> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK;
     let file = open_below(tree, &then.path, flags).ok()?;
     let stat = rustix::fs::fstat(&file).ok()?;
     let is_it =
         FileType::from_raw_mode(stat.st_mode).is_file() && identity(&Seen::of(&stat)) == then.copy;
-    is_it.then_some(file)
+    is_it.then(|| File::from(file))
 }
 
 /// As what a snapshot's file is known again.
@@ -253,13 +253,13 @@ impl Delta {
     }
 
     /// Puts what need not be captured into a file of the new snapshot; whether that was worth it.
-    fn place(&self, copy: &OwnedFd, to: &OwnedFd, size: u64, put_at: &Path) -> Result<bool> {
+    fn place(&self, from: &File, to: &OwnedFd, size: u64, put_at: &Path) -> Result<bool> {
         let all = size.div_ceil(1 << self.known.shift()).max(1);
         let changed = (0..all).filter(|block| self.is_changed(*block)).count() as u64;
         if changed > all / 2 {
             return Ok(false);
         }
-        match reflink::clone(to, copy) {
+        match reflink::clone(to, from) {
             Ok(()) => return Ok(true),
             Err(cause) if reflink::is_unsupported(cause) => {}
             Err(cause @ (Errno::NOSPC | Errno::DQUOT)) => {
@@ -268,63 +268,23 @@ impl Delta {
             // Whatever it is, there is another way.
             Err(_) => return Ok(false),
         }
-        let mut buffer = vec![0; PIECE];
+        let mut buffer = vec![0; copy::CHUNK];
         let mut block = 0;
         while block < self.blocks.min(all) {
             let end = (block..self.blocks.min(all))
                 .find(|block| self.is_changed(*block))
                 .unwrap_or(self.blocks.min(all));
             let range = block << self.known.shift()..end << self.known.shift();
-            if !copy_range(copy, to, range, &mut buffer, put_at)? {
-                return Ok(false);
+            match copy::copy_range(to, from, range, &mut buffer, &mut || true) {
+                Ok(Some(_)) => {}
+                Err(copy::Failed::Write(cause)) => return Err(fault("write to", put_at, cause)),
+                // Then all of it is captured.
+                Ok(None) | Err(_) => return Ok(false),
             }
             block = end + 1;
         }
         Ok(true)
     }
-}
-
-/// Copies what is not zero; `false` if it cannot be read.
-fn copy_range(
-    from: &OwnedFd,
-    to: &OwnedFd,
-    range: std::ops::Range<u64>,
-    buffer: &mut [u8],
-    put_at: &Path,
-) -> Result<bool> {
-    let mut at = range.start;
-    while at < range.end {
-        let len = usize::try_from(range.end - at).map_or(PIECE, |len| len.min(PIECE));
-        let bytes = &mut buffer[..len];
-        if !read_all(from, bytes, at) {
-            return Ok(false);
-        }
-        let mut done = 0;
-        let is_hole = bytes.iter().all(|byte| *byte == 0);
-        while done < len && !is_hole {
-            match rustix::io::pwrite(to, &bytes[done..], at + done as u64) {
-                Ok(0) => return Err(fault("write to", put_at, Errno::IO)),
-                Ok(put) => done += put,
-                Err(Errno::INTR) => {}
-                Err(cause) => return Err(fault("write to", put_at, cause)),
-            }
-        }
-        at += len as u64;
-    }
-    Ok(true)
-}
-
-fn read_all(file: &OwnedFd, bytes: &mut [u8], at: u64) -> bool {
-    let mut done = 0;
-    while done < bytes.len() {
-        match rustix::io::pread(file, &mut bytes[done..], at + done as u64) {
-            Ok(0) => return false,
-            Ok(got) => done += got,
-            Err(Errno::INTR) => {}
-            Err(_) => return false,
-        }
-    }
-    true
 }
 
 /// What the marks say of a cut.
@@ -483,7 +443,7 @@ fn is_explained(
 pub(super) struct Compared<'a> {
     pub(super) delta: &'a Delta,
     pub(super) target: BorrowedFd<'a>,
-    pub(super) copy: &'a OwnedFd,
+    pub(super) copy: &'a File,
     pub(super) size: u64,
     pub(super) shift: u32,
     pub(super) unmarked: &'a [AtomicU64],
@@ -492,12 +452,7 @@ pub(super) struct Compared<'a> {
 /// Whether what was not marked is as the earlier snapshot has it: how many bytes, and where the first
 /// one is that is not.
 pub(super) fn compare(file: &Compared<'_>) -> Result<(u64, Option<u64>)> {
-    let again = format!("/proc/self/fd/{}", {
-        use std::os::fd::AsRawFd;
-        file.target.as_raw_fd()
-    });
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-    let target = rustix::fs::open(&again, flags, Mode::empty())
+    let target = File::open(format!("/proc/self/fd/{}", file.target.as_raw_fd()))
         .map_err(|cause| Error::new(format!("cannot compare what was captured: {cause}")))?;
     let piece_shift = file.delta.piece_shift(file.shift);
     let len = 1usize << piece_shift;
@@ -513,7 +468,9 @@ pub(super) fn compare(file: &Compared<'_>) -> Result<(u64, Option<u64>)> {
             let len = usize::try_from(file.size - at).map_or(len, |rest| rest.min(len));
             let (ours, theirs) = (&mut ours[..len], &mut theirs[..len]);
             bytes += len as u64;
-            if !read_all(&target, ours, at) || !read_all(file.copy, theirs, at) || ours != theirs {
+            let is_read = target.read_exact_at(ours, at).is_ok()
+                && file.copy.read_exact_at(theirs, at).is_ok();
+            if !is_read || ours != theirs {
                 let first = (0..len).find(|i| ours[*i] != theirs[*i]).unwrap_or(0);
                 return Ok((bytes, Some(at + first as u64)));
             }
@@ -524,7 +481,7 @@ pub(super) fn compare(file: &Compared<'_>) -> Result<(u64, Option<u64>)> {
 
 impl Pin {
     /// The copy of it in an earlier snapshot.
-    pub(super) fn into_copy(marked: Option<Marked>) -> Option<OwnedFd> {
+    pub(super) fn into_copy(marked: Option<Marked>) -> Option<File> {
         marked?.base.map(|base| base.copy)
     }
 }

@@ -5,7 +5,7 @@
 //! date in its place (`refresh`). If directories have come or gone, all of it is walked again.
 
 use std::collections::{HashMap, HashSet};
-use std::os::fd::OwnedFd;
+use std::fs::File;
 use std::sync::atomic::AtomicU64;
 
 use rustix::process::{Resource, getrlimit};
@@ -400,7 +400,7 @@ impl Rehearsed {
 fn compare_all(
     outcome: &mut Outcome,
     sources: &[sweep::Source],
-    copies: &[Option<OwnedFd>],
+    copies: &[Option<File>],
     shift: u32,
     unmarked: &[AtomicU64],
 ) -> Result<()> {

@@ -1,5 +1,6 @@
 //! Copying a file's bytes, its holes left out.
 
+use std::ops::Range;
 use std::os::fd::AsFd;
 
 use rustix::fs::{SeekFrom, ftruncate, seek};
@@ -29,14 +30,32 @@ pub(crate) fn copy(
     buffer: &mut [u8],
     go_on: &mut dyn FnMut() -> bool,
 ) -> Result<(), Failed> {
-    let (mut end, mut written) = (0, 0);
-    while end < size {
+    // XFS writes everything back before it sets a size (`xfs_setattr_size`), also one that the
+    // file has.
+    if copy_range(&to, from, 0..size, buffer, go_on)? == Some(size) {
+        return Ok(());
+    }
+    // The hole at the end, if there is one, and the size of a file that is all hole.
+    ftruncate(&to, size).map_err(Failed::Write)
+}
+
+/// Copies a range, its holes left out. Tells where the last of its data ends; `None` if that
+/// ended early.
+pub(crate) fn copy_range(
+    to: impl AsFd,
+    from: impl AsFd,
+    range: Range<u64>,
+    buffer: &mut [u8],
+    go_on: &mut dyn FnMut() -> bool,
+) -> Result<Option<u64>, Failed> {
+    let (mut end, mut written) = (range.start, range.start);
+    while end < range.end {
         // The first of these also waits for a write in flight by a process that is not
         // held: ext4 and tmpfs take the inode's lock for SEEK_DATA, which a write holds
         // from its first to its last byte. Reading takes no lock there, so without
         // this a copy could catch such a write half way at its very start.
         let start = match seek(&from, SeekFrom::Data(end)) {
-            Ok(start) if start < size => start,
+            Ok(start) if start < range.end => start,
             // ENXIO: nothing but a hole up to the end.
             Ok(_) | Err(Errno::NXIO) => break,
             // A file system that does not know: all of it is data.
@@ -45,29 +64,23 @@ pub(crate) fn copy(
         };
         end = match seek(&from, SeekFrom::Hole(start)) {
             // Never backwards, or a file system with a fault would keep us here.
-            Ok(end) => end.clamp(start + 1, size),
-            Err(Errno::NXIO | Errno::INVAL | Errno::OPNOTSUPP) => size,
+            Ok(end) => end.clamp(start + 1, range.end),
+            Err(Errno::NXIO | Errno::INVAL | Errno::OPNOTSUPP) => range.end,
             Err(cause) => return Err(Failed::Read(cause)),
         };
-        if !copy_range(&to, &from, start..end, buffer, go_on)? {
-            break;
+        if !copy_data(&to, &from, start..end, buffer, go_on)? {
+            return Ok(None);
         }
         written = end;
     }
-    // XFS writes everything back before it sets a size (`xfs_setattr_size`), also one that the
-    // file has.
-    if written == size {
-        return Ok(());
-    }
-    // The hole at the end, if there is one, and the size of a file that is all hole.
-    ftruncate(&to, size).map_err(Failed::Write)
+    Ok(Some(written))
 }
 
-/// Copies one range; `false` if the file ended in it.
-fn copy_range(
+/// Copies one piece of data; `false` if the file ended in it.
+fn copy_data(
     to: impl AsFd,
     from: impl AsFd,
-    range: std::ops::Range<u64>,
+    range: Range<u64>,
     buffer: &mut [u8],
     go_on: &mut dyn FnMut() -> bool,
 ) -> Result<bool, Failed> {
