@@ -139,14 +139,11 @@ impl<'a> Writer<'a> {
         Ok(())
     }
 
-    /// Writes what of a chunk is not in place already.
+    /// Writes what of a chunk is not in place already. Where something is, the target is never
+    /// direct (see [`Target::new`]), and lengths are as they come.
     fn put_marked(&mut self, chunk: Read) -> Result<()> {
         let target = &self.sources[chunk.source].target;
-        let len = match target.is_direct {
-            true => chunk.len.next_multiple_of(ALIGNMENT),
-            false => chunk.len,
-        };
-        for part in to_read(chunk.unmarked, chunk.piece_shift, len) {
+        for part in to_read(chunk.unmarked, chunk.piece_shift, chunk.len) {
             let offset = chunk.offset + part.start as u64;
             write_all(target, &[&chunk.buffer.bytes()[part]], offset)
                 .map_err(|cause| target.not_written(cause))?;
