@@ -32,7 +32,7 @@ fn fixtures() -> Vec<(String, Value)> {
         })
         .collect();
     found.sort_by(|a, b| a.0.cmp(&b.0));
-    assert!(found.len() >= 3, "{} fixtures", found.len());
+    assert!(found.len() >= 6, "{} fixtures", found.len());
     found
 }
 
