@@ -99,7 +99,7 @@ impl Weighed {
         if self.is_better_guarded() {
             let better = match (is_long, &self.breaking, &self.at_worst) {
                 (false, None, Some((hold, name))) => format!(
-                    "{name} has not changed since the previous snapshot; if it is written to before the                      cut, it would take {} under the hold",
+                    "{name} has not changed since the previous snapshot; if it is written to before the cut, it would take {} under the hold",
                     human(*hold)
                 ),
                 (false, Some((count, name)), _) => {
