@@ -6,6 +6,7 @@ use rustix::fs::SeekFrom;
 use rustix::io::{Errno, Result};
 
 use crate::store::extents::may_differ;
+use crate::tree::copy;
 use crate::tree::seen::Seen;
 
 /// Bytes: what differs is told in blocks of this size, counted from the start of the file.
@@ -96,8 +97,8 @@ impl Comparer {
             let wanted = length as usize; // at most CHUNK
             self.a.resize(CHUNK as usize, 0);
             self.b.resize(CHUNK as usize, 0);
-            let got_a = read(a, at, &mut self.a[..wanted])?;
-            let got_b = read(b, at, &mut self.b[..wanted])?;
+            let got_a = copy::read(a, &mut self.a[..wanted], at)?;
+            let got_b = copy::read(b, &mut self.b[..wanted], at)?;
             let got = got_a.min(got_b);
             for start in (0..got).step_by(BLOCK as usize) {
                 let end = (start + BLOCK as usize).min(got);
@@ -121,20 +122,6 @@ fn next_data(file: impl AsFd, at: u64) -> u64 {
         Err(Errno::NXIO) => u64::MAX,
         Err(_) => at,
     }
-}
-
-/// Reads until the buffer is full or the file ends.
-fn read(file: impl AsFd, at: u64, buffer: &mut [u8]) -> Result<usize> {
-    let mut got = 0;
-    while got < buffer.len() {
-        match rustix::io::pread(&file, &mut buffer[got..], at + got as u64) {
-            Ok(0) => break,
-            Ok(more) => got += more,
-            Err(Errno::INTR) => {}
-            Err(cause) => return Err(cause),
-        }
-    }
-    Ok(got)
 }
 
 /// Ranges that are found in order; neighbours become one.

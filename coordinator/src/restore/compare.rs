@@ -1,15 +1,15 @@
 //! Whether a live entry is what the snapshot has.
 
 use std::ffi::CStr;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 
 use rustix::fs::OFlags;
-use rustix::io::Errno;
 
 use super::look::Look;
 use super::source::{Source, Traits};
 use crate::store::manifest::{FileRecord, Kind};
 use crate::store::{extents, fault};
+use crate::tree::copy;
 use crate::tree::dirs::Dirs;
 use crate::tree::metadata::{Attributes, Xattr, XattrReader};
 use crate::tree::seen::Seen;
@@ -147,6 +147,8 @@ impl Comparer {
         live: &OwnedFd,
         go_on: &mut dyn FnMut() -> bool,
     ) -> Result<bool> {
+        self.ours.resize(CHUNK, 0);
+        self.theirs.resize(CHUNK, 0);
         // A live file that is written to meanwhile is found by whoever looks for writers.
         let ranges = extents::may_differ(file, live).ok().flatten();
         let whole = 0..record.size;
@@ -157,14 +159,14 @@ impl Comparer {
                     return Err(Error::new("interrupted; nothing was changed"));
                 }
                 let most = usize::try_from(range.end - at).unwrap_or(CHUNK).min(CHUNK);
-                let got = read(file, &mut self.ours, at, most).map_err(|cause| {
+                let got = copy::read(file, &mut self.ours[..most], at).map_err(|cause| {
                     let place = source.snapshot.place_of(record.path.as_ref());
                     fault("read", &place, cause)
                 })?;
                 if got == 0 {
                     return Err(source.differs(record, "became shorter".into()));
                 }
-                let same = read(live, &mut self.theirs, at, got);
+                let same = copy::read(live, &mut self.theirs[..got], at);
                 if same != Ok(got) || self.ours[..got] != self.theirs[..got] {
                     return Ok(false);
                 }
@@ -173,26 +175,6 @@ impl Comparer {
         }
         Ok(true)
     }
-}
-
-/// Reads up to `most` bytes; fewer at the end of the file only.
-fn read(
-    file: impl AsFd,
-    buffer: &mut Vec<u8>,
-    at: u64,
-    most: usize,
-) -> std::result::Result<usize, Errno> {
-    buffer.resize(CHUNK, 0);
-    let mut done = 0;
-    while done < most {
-        match rustix::io::pread(&file, &mut buffer[done..most], at + done as u64) {
-            Ok(0) => break,
-            Ok(got) => done += got,
-            Err(Errno::INTR) => {}
-            Err(cause) => return Err(cause),
-        }
-    }
-    Ok(done)
 }
 
 impl May {

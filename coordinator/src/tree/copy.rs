@@ -1,4 +1,4 @@
-//! Copying a file's bytes, its holes left out.
+//! Reading a file's bytes, and copying them, its holes left out.
 
 use std::ops::Range;
 use std::os::fd::AsFd;
@@ -112,4 +112,18 @@ fn copy_data(
         }
     }
     Ok(true)
+}
+
+/// Reads until the buffer is full or the file ends.
+pub(crate) fn read(file: impl AsFd, buffer: &mut [u8], at: u64) -> rustix::io::Result<usize> {
+    let mut done = 0;
+    while done < buffer.len() {
+        match rustix::io::pread(&file, &mut buffer[done..], at + done as u64) {
+            Ok(0) => break,
+            Ok(got) => done += got,
+            Err(Errno::INTR) => {}
+            Err(cause) => return Err(cause),
+        }
+    }
+    Ok(done)
 }

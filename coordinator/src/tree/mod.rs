@@ -7,7 +7,7 @@
 //! | [`metadata`] | reading and setting owners, modes, times and extended attributes |
 //! | [`reflink`] | cloning a file's extents |
 //! | [`subvolume`] | the ioctls of btrfs subvolumes |
-//! | [`copy`] | copying a file's bytes, its holes left out |
+//! | [`copy`] | reading a file's bytes, and copying them, its holes left out |
 
 pub(crate) mod copy;
 pub(crate) mod dirs;
