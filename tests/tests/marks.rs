@@ -305,6 +305,41 @@ fn what_was_left_alone_is_built_on_again() {
     scene.end();
 }
 
+/// Each write is the first call of its process, and by name: it marks what it changes, and no more.
+#[test]
+fn the_first_call_of_a_process_marks_like_others() {
+    let _alone = lab::serial();
+    let Some(lab) = Lab::new("marks-first", Fs::Tmpfs, Duration::from_secs(120)) else {
+        return;
+    };
+    let script = "head -c 8M /dev/zero > file; n=0; echo ready; while read -r line; do n=$((n + 1)); \
+                  printf %04096d $n | dd of=file bs=4096 seek=$n conv=notrunc status=none iflag=fullblock; \
+                  echo $n; done";
+    let mut command = lab.run_command(&["--mark-blocks"]);
+    command.args(["sh", "-c", script]).current_dir(lab.data());
+    command.stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut child = command.spawn().expect("a shell");
+    let mut to = child.stdin.take().unwrap();
+    let mut said = BufReader::new(child.stdout.take().unwrap()).lines();
+    assert_eq!(said.next().unwrap().unwrap(), "ready");
+    // Who was just made is not built on.
+    std::thread::sleep(Duration::from_millis(300));
+    let mut shared = 0;
+    for number in 1..=5 {
+        writeln!(to, "next").unwrap();
+        assert_eq!(said.next().unwrap().unwrap(), number.to_string());
+        let outcome = lab.checkpoint(&HOW);
+        let certificate = outcome.verified();
+        let copy = fs::read(certificate.copy_of(&lab.data().join("file"))).unwrap();
+        let block = &copy[number * BLOCK..(number + 1) * BLOCK];
+        assert_eq!(block, format!("{number:04096}").as_bytes());
+        shared += usize::from(marked(certificate, "bytes_shared") > 4 << 20);
+    }
+    assert_eq!(shared, 4, "all but the first are built on the one before");
+    drop(to);
+    child.wait().unwrap();
+}
+
 /// Takes marks away as fast as they are set.
 fn forget(gate: &Path, over: &AtomicBool) {
     let file = fs::OpenOptions::new().write(true).open(gate).unwrap();

@@ -41,12 +41,15 @@ macro_rules! hooks {
             pub unsafe extern "C" fn $name($($arg: $ty),*) -> $ret {
                 // clone's has nothing to do with files: it is about threads.
                 const ALWAYS: bool = matches!(stringify!($name).as_bytes(), b"clone" | b"__clone");
+                // First: only then it is known whether it passes the gate at its site, and one call that
+                // passes twice counts as one that was left by a jump.
+                let behind = behind::$name.get(name!($name));
                 let frame: Frame = if !ALWAYS && behind::$name.is_covered() {
                     Frame::NONE
                 } else {
                     $gate
                 };
-                let result = match behind::$name.get(name!($name)) {
+                let result = match behind {
                     // SAFETY: what the next object in search order defines under
                     // this name has the signature of the row; the call is the
                     // program's own, handed on.
