@@ -227,8 +227,9 @@ impl Options {
         } else {
             0
         };
-        // Six times the file: two writers, each with a copy and the two snapshots kept.
-        let largest = (self.amounts.mib * 6)
+        // Two writers, a copy of the one, and of the other two snapshots that are kept and one that is
+        // made; of which a tmpfs gets half.
+        let largest = (self.amounts.mib * 10)
             .max(hold * 5)
             .max(self.amounts.growth_mib * 5);
         (largest.max(2048) << 20) + (4 << 30)
