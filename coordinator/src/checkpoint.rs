@@ -449,9 +449,7 @@ pub fn hold(
     let (hooks, stop) = (&options.hooks, &options.stop);
     let turns = Turns::begin();
     let cut = hooks::around(hooks, subject.name, stop, progress, || {
-        let taken = take(subject, options, held, &turns);
-        turns.take(Urgency::Usual);
-        taken
+        take(subject, options, held, &turns)
     })?;
     let (manifest, ran) = certify(subject, options, "", cut, "command");
     let (files, status) = ran.into_parts();
@@ -538,11 +536,8 @@ fn make(
         let prediction = prepared.prediction().clone();
         let mounted = prepared.mounted().cloned();
         let (hooks, stop) = (&options.hooks, &options.stop);
-        turns.take(Urgency::Usual);
         let taken = hooks::around(hooks, subject.name, stop, progress, || {
-            let taken = take(subject, options, prepared, &turns);
-            turns.take(Urgency::Usual);
-            taken
+            take(subject, options, prepared, &turns)
         });
         turns.take(Urgency::Yielding);
         match taken {
@@ -863,10 +858,11 @@ fn take<W: Work>(
         prepared.share_nothing()?;
     }
     if outside.is_enabled() && !targets.is_empty() {
+        // A guardian is as prompt as we are when it is started.
+        turns.take(Urgency::Usual);
         // What it cannot do, it will say when it is asked to stop somebody.
         let _ = outside.prepare();
     }
-    // A guardian is as prompt as we were when it was started.
     turns.take(Urgency::Yielding);
     let shut = match &options.only {
         None => Shut::Devices(prepared.devices()),

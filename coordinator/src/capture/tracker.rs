@@ -243,7 +243,7 @@ fn collect(watched: &Watched, end: &OwnedFd) {
     // Whoever asks under the hold waits for it.
     urgency::of_this_thread(Urgency::Awaited);
     // What was reported since the last time may be read under the hold. The kernel keeps 16,384 by
-    // default: no program fills that in ten times as long.
+    // default; more would mean that everything is looked at.
     const PAUSE: Timespec = Timespec {
         tv_sec: 0,
         tv_nsec: 1_000_000,
