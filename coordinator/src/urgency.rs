@@ -10,6 +10,7 @@
 //! a cgroup (sched(7)), slices on any processor that both want.
 
 use std::sync::OnceLock;
+use std::time::{Duration, Instant};
 
 use nix::libc;
 
@@ -131,6 +132,34 @@ impl Thread {
         };
         // SAFETY: the struct says how long it is, and is only read.
         unsafe { libc::syscall(libc::SYS_sched_setattr, self.0, &raw const attributes, 0) == 0 }
+    }
+}
+
+/// How long a thread that nobody waits for runs at a stretch.
+const STRETCH: Duration = Duration::from_micros(500);
+
+/// The pauses of a thread that nobody waits for. A long slice lets whoever wakes up go first only if he
+/// is also the first of all in the queue; behind somebody who was sent back there (a worker of
+/// the kernel's, say, that had more than its share) he waits for the next tick. In a pause, however short,
+/// it is everybody's turn.
+#[derive(Debug)]
+pub(crate) struct Pauses {
+    since: Instant,
+}
+
+impl Pauses {
+    pub(crate) fn begin() -> Pauses {
+        Pauses {
+            since: Instant::now(),
+        }
+    }
+
+    /// Makes one, if it is time. To be called often.
+    pub(crate) fn pause(&mut self) {
+        if self.since.elapsed() >= STRETCH {
+            std::thread::sleep(Duration::from_nanos(1));
+            self.since = Instant::now();
+        }
     }
 }
 

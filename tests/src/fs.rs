@@ -1,12 +1,15 @@
 //! Mounted file systems to test on, one of each kind per test binary.
 
 use std::fs;
+use std::io::Write;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, Once};
 use std::time::Duration;
+
+use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 
 use crate::process;
 
@@ -32,6 +35,17 @@ const PREFIX: &str = "snapshim-test-";
 
 /// Size of an image; sparse.
 static IMAGE_BYTES: AtomicU64 = AtomicU64::new(4 << 30);
+
+/// Whether images are to be like disks: see [`set_like_disks`].
+static LIKE_DISKS: AtomicBool = AtomicBool::new(false);
+
+/// Makes the images that are mounted from now on behave more like disks: they are written once, so
+/// that no space has to be found for them later, and their loop devices pass requests on (direct I/O),
+/// where otherwise a worker of the kernel copies all data into the page cache, with a processor
+/// that it keeps.
+pub fn set_like_disks() {
+    LIKE_DISKS.store(true, Ordering::Relaxed);
+}
 
 /// Makes the images that are mounted from now on this large; a tmpfs gets the half of it.
 pub fn set_image_bytes(bytes: u64) {
@@ -160,15 +174,24 @@ impl Fs {
         }
         let image = base(&format!("{}-image", self.name()));
         let file = fs::File::create(&image).expect("an image in the temporary directory");
-        file.set_len(bytes).expect("a sparse image");
         mount.image = Some(image.clone());
+        let like_disks = LIKE_DISKS.load(Ordering::Relaxed);
+        if like_disks {
+            fill(&file, bytes);
+        }
+        file.set_len(bytes).expect("a sparse image");
+        drop(file);
         let image = image.to_str().expect("UTF-8 path");
+        // Of an image, discarding would make it sparse again.
         match self {
-            Fs::Xfs => process::tool("mkfs.xfs", &["-q", "-f", "-m", "reflink=1", image]),
-            Fs::Btrfs => process::tool("mkfs.btrfs", &["-q", "-f", image]),
-            _ => process::tool("mkfs.ext4", &["-q", "-F", image]),
+            Fs::Xfs => process::tool("mkfs.xfs", &["-q", "-f", "-K", "-m", "reflink=1", image]),
+            Fs::Btrfs => process::tool("mkfs.btrfs", &["-q", "-f", "-K", image]),
+            _ => process::tool("mkfs.ext4", &["-q", "-F", "-E", "nodiscard", image]),
         };
         mount.attach();
+        if like_disks {
+            mount.pass_on();
+        }
         mount
     }
 }
@@ -218,6 +241,31 @@ impl Mount {
             ended.err()
         );
     }
+}
+
+impl Mount {
+    /// Makes its loop device pass requests on.
+    #[track_caller]
+    fn pass_on(&self) {
+        let image = self.image.as_deref().expect("an image");
+        for device in loop_devices(image) {
+            process::tool("losetup", &["--direct-io=on", &device]);
+        }
+    }
+}
+
+/// Writes zeros.
+fn fill(mut file: &fs::File, bytes: u64) {
+    let zeros = vec![0; 4 << 20];
+    let mut left = bytes;
+    while left > 0 {
+        let piece = left.min(zeros.len() as u64);
+        file.write_all(&zeros[..piece as usize])
+            .expect("room for an image in the temporary directory");
+        left -= piece;
+    }
+    file.sync_all().expect("an image on disk");
+    let _ = posix_fadvise(file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED);
 }
 
 impl Drop for Mount {

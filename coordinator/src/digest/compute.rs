@@ -17,6 +17,7 @@ use crate::stop::Stop;
 use crate::store::manifest::{FileRecord, Kind};
 use crate::store::{Draft, Snapshot, extents, fault, open_below};
 use crate::tree::seen::Seen;
+use crate::urgency::Pauses;
 
 /// What came of digesting a snapshot's files.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -51,6 +52,7 @@ pub fn digest(
     // Hard links: once for each inode.
     let mut linked: HashMap<u64, String> = HashMap::new();
     let mut digested = Digested::default();
+    let mut pauses = Pauses::begin();
     for record in files.iter_mut().filter(is_file) {
         // Shared with the snapshot before, and not in the file: what it was there.
         if record.digest.is_some() && record.size <= SMALL {
@@ -96,6 +98,7 @@ pub fn digest(
             continue;
         }
         let hashed = one(path, &file, id, previous.as_ref(), &mut |bytes| {
+            pauses.pause();
             progress.advance(bytes);
             !stop.is_asked()
         });

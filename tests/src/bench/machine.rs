@@ -17,7 +17,7 @@ fn first_line(program: &str, args: &[&str]) -> Option<String> {
 }
 
 /// One line for each thing that matters.
-pub fn describe() -> Vec<String> {
+pub fn describe(buffered_loops: bool) -> Vec<String> {
     let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
     let field = |text: &str, name: &str| {
         let line = text.lines().find(|l| l.starts_with(name))?;
@@ -68,7 +68,11 @@ pub fn describe() -> Vec<String> {
             memory >> 20
         ),
         format!(
-            "file systems of loop devices on {} (tmpfs aside); load average at the start {load}",
+            "file systems (tmpfs aside) of loop devices {} on {}; load average at the start {load}",
+            match buffered_loops {
+                true => "through the page cache",
+                false => "with direct I/O, of images that were written before,",
+            },
             disk.unwrap_or_default().replace("ext2/ext3", "ext4")
         ),
         versions.join(", "),

@@ -89,6 +89,9 @@ impl Run {
             steps: file("growth.tsv", STEP_COLUMNS),
         };
         crate::fs::set_image_bytes(options.image_bytes());
+        if !options.buffered_loops {
+            crate::fs::set_like_disks();
+        }
         let wanted = |m: &Method| options.methods.is_empty() || options.methods.contains(&m.name());
         let mut run = Run {
             fs: options.fs.clone(),
@@ -97,7 +100,7 @@ impl Run {
             steps: Vec::new(),
             waits: Vec::new(),
             notes: Vec::new(),
-            machine: machine::describe(),
+            machine: machine::describe(options.buffered_loops),
             took: Duration::ZERO,
             files,
             options,

@@ -24,6 +24,8 @@ bench peers [OPTIONS]      the benchmark against every other way to copy; needs 
   --windows N       windows of each method in stall; others than snapshim and SIGSTOP, and
                     snapshim-copy, get N/2
   --checkpoints N   copies in a row
+  --buffered-loops  loop devices go through the page cache, with a worker of the kernel that
+                    copies all data and keeps a processor for it; else they pass requests on
 ";
 
 /// A group of measurements.
@@ -106,6 +108,8 @@ pub struct Options {
     pub methods: Vec<String>,
     /// How much.
     pub amounts: Amounts,
+    /// Loop devices go through the page cache.
+    pub buffered_loops: bool,
     /// What was asked for, as it was said, but for where results go.
     pub line: String,
 }
@@ -117,6 +121,7 @@ impl Options {
         let mut said = Vec::new();
         let mut args = all.into_iter();
         let (mut full, mut quick, mut docs) = (false, false, None);
+        let mut buffered_loops = false;
         let mut out = product::target_dir().join("bench");
         let (mut kinds, mut parts, mut workloads, mut methods) =
             (Vec::new(), Vec::new(), Vec::new(), Vec::new());
@@ -142,6 +147,7 @@ impl Options {
                 "--no-docs" => docs = Some(false),
                 "--full" => full = true,
                 "--quick" => quick = true,
+                "--buffered-loops" => buffered_loops = true,
                 "--fs" => {
                     let name = value()?;
                     let found = fs::ALL.into_iter().find(|f| f.name() == name);
@@ -168,6 +174,7 @@ impl Options {
             && parts.is_empty()
             && workloads.is_empty()
             && methods.is_empty()
+            && !buffered_loops
             && !quick;
         let mut amounts = if quick {
             Amounts::quick()
@@ -206,6 +213,8 @@ impl Options {
             workloads,
             methods,
             amounts,
+            // Images are not worth filling for it.
+            buffered_loops: buffered_loops || quick,
             line: said.join(" "),
         })
     }
@@ -219,7 +228,7 @@ impl Options {
         }
     }
 
-    /// Room for the largest file and its copies; sparse.
+    /// Room for the largest file and its copies.
     pub fn image_bytes(&self) -> u64 {
         let sizes = &self.amounts.sizes;
         let hold = if self.parts.contains(&Part::Hold) {

@@ -9,8 +9,6 @@ use super::costs::Cost;
 const SHORT: Duration = Duration::from_millis(1);
 /// From this size on, bytes, a file that is overwritten in place is not cloned again and again.
 pub(super) const LARGE: u64 = 16 << 20;
-/// So many bytes are copied without being noticed, also on btrfs.
-const LITTLE: u64 = 8 << 20;
 /// A copy that takes longer than this is dearer than what clones do to a file.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -30,8 +28,6 @@ pub(super) struct Weighed {
     pub(super) under: Cost,
     /// All files captured after the cut.
     pub(super) guarded: Cost,
-    /// On btrfs, copying stalls a program's own writes more than anything else does.
-    pub(super) is_btrfs: bool,
     /// Files that would be cloned, are large, and are overwritten in place: how many, and the name of
     /// the largest.
     pub(super) breaking: Option<(usize, String)>,
@@ -55,8 +51,7 @@ impl Weighed {
             .at_worst
             .as_ref()
             .is_some_and(|(hold, _)| *hold > SHORT);
-        !self.is_btrfs && (is_long || breaks || may_be_long)
-            || is_long && self.guarded.bytes <= LITTLE
+        is_long || breaks || may_be_long
     }
 
     /// Whether it has to be known if they can be captured after the cut.
@@ -119,17 +114,13 @@ impl Weighed {
                 Some(why) => (Choice::UnderHold, format!("{better}; but {why}")),
             };
         }
-        let why = match (is_long, self.is_btrfs, &self.breaking) {
-            (true, true, _) => format!(
-                "it takes {hold}{because}, but on btrfs a copy after the cut delays programs more"
-            ),
-            (_, true, _) | (false, _, None) => format!("it takes no longer than {hold}"),
-            (_, _, Some((_, name))) => format!(
+        let why = match &self.breaking {
+            None => format!("it takes no longer than {hold}"),
+            Some((_, name)) => format!(
                 "it takes no longer than {hold}; {name} is being overwritten and clones leave it in more \
                  pieces, but a copy after the cut would take {}",
                 human(self.guarded.wall)
             ),
-            (true, false, None) => format!("it takes {hold}{because}"),
         };
         (Choice::UnderHold, why)
     }
@@ -149,7 +140,7 @@ pub(super) fn human(time: Duration) -> String {
 mod tests {
     use super::*;
 
-    fn weighed(hold_ms: u64, is_btrfs: bool) -> Weighed {
+    fn weighed(hold_ms: u64) -> Weighed {
         Weighed {
             under: Cost {
                 hold: Duration::from_millis(hold_ms),
@@ -160,7 +151,6 @@ mod tests {
                 bytes: 1 << 30,
                 ..Cost::default()
             },
-            is_btrfs,
             ..Weighed::default()
         }
     }
@@ -173,47 +163,30 @@ mod tests {
     fn what_is_shared_may_still_be_written_to() {
         let worst = |hold| Weighed {
             at_worst: Some((Duration::from_millis(hold), "/d/big".to_owned())),
-            ..weighed(0, false)
+            ..weighed(0)
         };
         let (choice, why) = worst(100).choose(Method::Auto);
         assert_eq!(choice, Choice::Guarded);
         assert!(why.contains("/d/big has not changed"), "{why}");
         assert_eq!(worst(0).choose(Method::Auto).0, Choice::UnderHold);
-        let on_btrfs = Weighed {
-            is_btrfs: true,
-            ..worst(100)
-        };
-        assert_eq!(on_btrfs.choose(Method::Auto).0, Choice::UnderHold);
     }
 
     #[test]
     fn what_takes_long_is_guarded() {
         let auto = Method::Auto;
-        assert_eq!(choice(&weighed(30, false), auto), Choice::Guarded);
-        assert_eq!(choice(&weighed(30, true), auto), Choice::UnderHold);
-        assert_eq!(choice(&weighed(0, false), auto), Choice::UnderHold);
+        assert_eq!(choice(&weighed(30), auto), Choice::Guarded);
+        assert_eq!(choice(&weighed(0), auto), Choice::UnderHold);
         let asked = Method::CopyBeforeWrite;
-        assert_eq!(choice(&weighed(0, true), asked), Choice::Guarded);
-        assert_eq!(
-            choice(&weighed(9_999, false), Method::Copy),
-            Choice::UnderHold
-        );
-        let little = Weighed {
-            guarded: Cost {
-                bytes: 1 << 20,
-                ..Cost::default()
-            },
-            ..weighed(30, true)
-        };
-        assert_eq!(choice(&little, auto), Choice::Guarded);
+        assert_eq!(choice(&weighed(0), asked), Choice::Guarded);
+        assert_eq!(choice(&weighed(9_999), Method::Copy), Choice::UnderHold);
         let many = Weighed {
             can_freeze: true,
-            ..weighed(30, true)
+            ..weighed(30)
         };
         assert_eq!(choice(&many, auto), Choice::Subvolume);
         let cannot = Weighed {
             not_guarded: Some("there is no gate".into()),
-            ..weighed(30, false)
+            ..weighed(30)
         };
         let (choice, why) = cannot.choose(auto);
         assert_eq!(choice, Choice::UnderHold);
@@ -222,24 +195,20 @@ mod tests {
 
     #[test]
     fn what_clones_would_break_up_is_copied_unless_that_takes_too_long() {
-        let breaking = |wall, is_btrfs| Weighed {
+        let breaking = |wall| Weighed {
             breaking: Some((2, "/data/db".into())),
             guarded: Cost {
                 wall: Duration::from_secs(wall),
                 ..Cost::default()
             },
-            ..weighed(0, is_btrfs)
+            ..weighed(0)
         };
-        let (choice, why) = breaking(2, false).choose(Method::Auto);
+        let (choice, why) = breaking(2).choose(Method::Auto);
         assert_eq!(choice, Choice::Guarded);
         assert!(why.starts_with("/data/db and 1 more"), "{why}");
-        let (choice, why) = breaking(60, false).choose(Method::Auto);
+        let (choice, why) = breaking(60).choose(Method::Auto);
         assert_eq!(choice, Choice::UnderHold);
         assert!(why.contains("would take 60.0 s"), "{why}");
-        assert_eq!(breaking(2, true).choose(Method::Auto).0, Choice::UnderHold);
-        assert_eq!(
-            breaking(2, false).choose(Method::Reflink).0,
-            Choice::UnderHold
-        );
+        assert_eq!(breaking(2).choose(Method::Reflink).0, Choice::UnderHold);
     }
 }

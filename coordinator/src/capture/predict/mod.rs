@@ -128,7 +128,6 @@ pub(super) fn predict(scan: &Scan, plan: &Plan, means: Means<'_>) -> Predicted {
     let mut weighed = Weighed {
         under: sums.under,
         guarded: sums.guarded,
-        is_btrfs: file_systems.values().any(FileSystem::is_btrfs),
         breaking: breaking.map(|known| (sums.breaking, scan.path(known).display().to_string())),
         at_worst: at_worst.map(|(known, hold)| (hold, scan.path(known).display().to_string())),
         can_freeze: means.can_freeze,

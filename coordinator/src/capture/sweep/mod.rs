@@ -4,7 +4,7 @@
 //! | thread | what it does |
 //! |---|---|
 //! | the caller's | sweeps over all chunks in order; ends the guard when the last one is read |
-//! | service | reads what calls ask for, and wakes them |
+//! | service | reads what calls ask for, and wakes them; there before the cut (`standby`) |
 //! | `writer` | writes what was read into the snapshot |
 //!
 //! A chunk counts as captured once it is in memory. Memory is bounded (`buffers`): where
@@ -12,6 +12,7 @@
 
 mod buffers;
 mod live;
+mod standby;
 mod writer;
 
 use std::os::fd::OwnedFd;
@@ -31,9 +32,10 @@ use super::delta::Delta;
 use super::walk::unreadable;
 use crate::Result;
 use crate::tally::{Step, Tally};
-use crate::urgency::{self, Hurried, Thread, Urgency};
+use crate::urgency::{self, Hurried, Pauses, Thread, Urgency};
 use buffers::{Buffer, Pool};
 use live::Window;
+use standby::Standby;
 
 /// Memory for chunks that were read by the sweep and not written yet.
 const MEMORY: usize = 64 << 20;
@@ -88,9 +90,10 @@ pub(super) struct Asked<'a> {
     pub(super) tally: &'a Tally,
 }
 
-/// Buffers for a sweep, made ahead.
+/// Buffers for a sweep, and the thread that serves, made ahead.
 pub(super) struct Ready {
     pool: Pool,
+    service: Standby,
     shift: u32,
 }
 
@@ -105,7 +108,13 @@ pub(super) fn ready(shift: u32, bytes: u64) -> Result<Ready> {
     let len = 1usize << shift;
     let ahead = usize::try_from(guard::chunks_of(bytes, shift)).unwrap_or(usize::MAX);
     let pool = Pool::new(len, MEMORY, RESERVE.min(bytes_to_spare()), ahead).map_err(no_memory)?;
-    Ok(Ready { pool, shift })
+    let service = Standby::start(Urgency::Awaited)
+        .map_err(|cause| crate::Error::new(format!("cannot start a thread: {cause}")))?;
+    Ok(Ready {
+        pool,
+        service,
+        shift,
+    })
 }
 
 /// An eighth of the memory that the system can spare.
@@ -225,24 +234,28 @@ pub(super) fn sweep(
     std::thread::scope(|scope| {
         let (to_writer, read) = channel();
         let writing = scope.spawn(|| sweep.write(read));
-        let serving = {
-            let to_writer = to_writer.clone();
-            let sweep = &sweep;
-            scope.spawn(move || sweep.serve(&to_writer))
-        };
-        let swept = sweep.all(&to_writer, goes_on);
-        let ended = match swept && !sweep.has_failed() {
-            true => end(),
-            false => Err(sweep
-                .failure()
-                .unwrap_or_else(|| crate::Error::aborted("the capture was interrupted"))),
-        };
-        sweep.is_lost.store(ended.is_err(), Relaxed);
-        sweep.is_over.store(true, Relaxed);
-        asked.guard.requests.fetch_add(1, Relaxed);
-        futex_wake_all(&asked.guard.requests);
+        let asked_for = to_writer.clone();
+        let ended = ready.service.beside(
+            || {
+                let to_writer = asked_for;
+                sweep.serve(&to_writer);
+            },
+            || {
+                let swept = sweep.all(&to_writer, goes_on);
+                let ended = match swept && !sweep.has_failed() {
+                    true => end(),
+                    false => Err(sweep
+                        .failure()
+                        .unwrap_or_else(|| crate::Error::aborted("the capture was interrupted"))),
+                };
+                sweep.is_lost.store(ended.is_err(), Relaxed);
+                sweep.is_over.store(true, Relaxed);
+                asked.guard.requests.fetch_add(1, Relaxed);
+                futex_wake_all(&asked.guard.requests);
+                ended
+            },
+        );
         drop(to_writer);
-        let _ = serving.join();
         let _ = writing.join();
         ended
     })?;
@@ -300,6 +313,7 @@ impl Sweep<'_> {
     fn all(&self, to: &Sender<Read>, goes_on: &mut dyn FnMut() -> bool) -> bool {
         let mut hole = 0..0;
         let mut window = Window::new();
+        let mut pauses = Pauses::begin();
         for chunk in 0..self.claims.len() as u32 {
             if chunk % BATCH == 0 && (self.is_over.load(Relaxed) || !goes_on()) {
                 return false;
@@ -307,6 +321,7 @@ impl Sweep<'_> {
             if self.claims[chunk as usize].load(Relaxed) != FREE {
                 continue;
             }
+            pauses.pause();
             if !hole.contains(&chunk) {
                 hole = self.hole(chunk);
             }
@@ -489,7 +504,6 @@ impl Sweep<'_> {
 
     /// Reads what calls ask for until it is over.
     fn serve(&self, to: &Sender<Read>) {
-        urgency::of_this_thread(Urgency::Awaited);
         let requests = &self.asked.guard.requests;
         let mut hurried = None;
         while !self.is_over.load(Relaxed) {
