@@ -531,7 +531,9 @@ fn make(
         let begun = Instant::now();
         let (capture, tally) = (options.capture, &options.tally);
         let prepared = capture::prepare_after(&scope, &draft.tree(), capture, &mut base, tally)?;
-        let prepared = prepared.with_bases(marking.bases(store, store_lock));
+        let prepared = prepared
+            .with_bases(marking.bases(store, store_lock))
+            .with_digests(options.digest);
         let prepare = begun.elapsed();
         let prediction = prepared.prediction().clone();
         let mounted = prepared.mounted().cloned();
@@ -580,7 +582,8 @@ fn make(
     }
     let capture = cut.captured.method();
     let (wall, instead) = (cut.capture, cut.instead.take());
-    let (manifest, captured) = certify(subject, options, draft.id(), cut, &capture);
+    let (manifest, mut captured) = certify(subject, options, draft.id(), cut, &capture);
+    let in_memory = captured.take_digests();
     let delta = captured.delta().cloned();
     let begun = Instant::now();
     let files = captured.finish()?;
@@ -599,7 +602,14 @@ fn make(
     manifest.mounted = mounted;
     if options.digest {
         let previous = previous.as_deref();
-        add_digests(&mut manifest, &draft, previous, options, progress)?;
+        add_digests(
+            &mut manifest,
+            &draft,
+            previous,
+            &in_memory,
+            options,
+            progress,
+        )?;
     }
     if let Some(verify) = &options.verify {
         check_draft(&mut manifest, verify, &draft, store, options, progress);
@@ -699,11 +709,12 @@ fn add_digests(
     manifest: &mut Manifest,
     draft: &Draft,
     previous: Option<&Snapshot>,
+    in_memory: &digest::InMemory,
     options: &Options,
     progress: &mut dyn Progress,
 ) -> Result<()> {
     let files = &mut manifest.files;
-    let digested = digest::digest(files, draft, previous, &options.stop, progress)?;
+    let digested = digest::digest(files, draft, previous, in_memory, &options.stop, progress)?;
     if let Some(first) = digested.missing.first() {
         progress.note(&format!(
             "{} of the files have no digest: {} is the first",

@@ -277,6 +277,14 @@ impl Lab {
         command
     }
 
+    /// Reads every snapshot that is kept, and compares it with its digests.
+    #[track_caller]
+    pub fn check_digests(&self) {
+        let mut command = self.snapshim(&["verify", self.set(), "--store"]);
+        command.arg(self.store());
+        process::run(command, Duration::from_secs(120)).ok("verify");
+    }
+
     /// `snapshim run` of a program over this test's data, `options` before the
     /// `--`; the caller adds the program and its arguments.
     pub fn run_command(&self, options: &[&str]) -> Command {

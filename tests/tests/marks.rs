@@ -22,7 +22,7 @@ use snapshim_tests::scribble::{LOAD, Load, faults, number, replays};
 use snapshim_tests::stats::distribution;
 use snapshim_tests::{Certificate, Fs, Lab, Outcome, lab, process, product, rounds};
 
-const HOW: [&str; 3] = ["--capture", "copy-before-write", "--no-digest"];
+const HOW: [&str; 2] = ["--capture", "copy-before-write"];
 const MIB: f64 = (1u64 << 20) as f64;
 
 fn marked(certificate: &Certificate, field: &str) -> u64 {
@@ -74,7 +74,7 @@ fn consistent(fs: Fs, count: usize) {
         return;
     };
     let load = Load {
-        pace_us: 25_000,
+        pace_us: 60_000,
         ..LOAD
     };
     let args = load.args(&lab.data());
@@ -95,6 +95,7 @@ fn consistent(fs: Fs, count: usize) {
         }
         sums.inconsistent += usize::from(!faults.is_empty());
     }
+    lab.check_digests();
     writer.signal(Signal::SIGTERM);
     writer.wait(Duration::from_secs(30)).ok("the writer");
     println!(

@@ -54,6 +54,7 @@ use std::path::{Path, PathBuf};
 use snapshim_gate::table::FileId;
 
 use crate::Result;
+use crate::digest::InMemory;
 use crate::store::manifest::{FileRecord, Mounted};
 use crate::store::prediction::Prediction;
 use crate::tally::Tally;
@@ -126,6 +127,8 @@ pub struct Prepared {
     base: Option<Base>,
     /// What calls have marked, if they do.
     bases: Option<delta::Bases>,
+    /// Whether what goes through memory is hashed.
+    digests: bool,
 }
 
 /// What a hold brought.
@@ -152,6 +155,8 @@ pub struct Captured {
     swept: Option<Swept>,
     /// What came of marks.
     delta: Option<delta::Outcome>,
+    /// What is known of the files' digests.
+    digests: InMemory,
     moved_unasked: Vec<Moved>,
     /// It was read from frozen subvolumes.
     is_subvolume: bool,
@@ -213,6 +218,12 @@ impl Prepared {
     #[must_use]
     pub fn with_bases(self, bases: Option<delta::Bases>) -> Prepared {
         Prepared { bases, ..self }
+    }
+
+    /// Hashes what is captured after the cut, while it is in memory: see [`Taken::take_digests`].
+    #[must_use]
+    pub fn with_digests(self, digests: bool) -> Prepared {
+        Prepared { digests, ..self }
     }
 
     /// Where what was found is mounted; `None` if that is not known.
@@ -329,6 +340,14 @@ impl Taken {
         match self {
             Taken::Captured(captured) => captured.delta.as_ref(),
             Taken::Frozen(_) => None,
+        }
+    }
+
+    /// What is known of the files' digests before they are read back: see [`Prepared::with_digests`].
+    pub fn take_digests(&mut self) -> InMemory {
+        match self {
+            Taken::Captured(captured) => std::mem::take(&mut captured.digests),
+            Taken::Frozen(_) => InMemory::default(),
         }
     }
 

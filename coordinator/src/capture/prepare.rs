@@ -199,6 +199,7 @@ pub(super) fn prepare(
         ahead,
         subvolumes,
         bases: None,
+        digests: false,
     })
 }
 

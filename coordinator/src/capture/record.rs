@@ -16,6 +16,7 @@ use super::prepare::{Plan, Way, no_reflink, not_written_back, other_file_system}
 use super::tracker::Tracker;
 use super::walk::{At, Found, Paths, Visitor, unreadable, walk};
 use super::{Captured, Method, Prepared, delta, sweep};
+use crate::digest::InMemory;
 use crate::store::fault;
 use crate::store::manifest::Kind;
 use crate::tally::{Step, Tally};
@@ -301,6 +302,7 @@ pub(super) fn record(
             absent_roots: recorder.absent_roots,
             swept: None,
             delta: None,
+            digests: InMemory::default(),
             moved_unasked: Vec::new(),
             is_subvolume: false,
             base: recorder.base,

@@ -20,6 +20,7 @@ use super::refresh::{Caught, Followed};
 use super::tracker::Tracker;
 use super::walk::Paths;
 use super::{Captured, Prepared, record, sweep};
+use crate::digest::Pieces;
 use crate::tally::Step;
 use crate::tree::dirs::Dirs;
 use crate::tree::seen::{Seen, nanoseconds};
@@ -42,6 +43,8 @@ pub struct Rehearsed {
     /// Files that somebody had open for writing before.
     open: HashSet<FileId>,
     deltas: Option<Deltas>,
+    /// Whether what goes through memory is hashed.
+    digests: bool,
 }
 
 /// How many files can be captured after the cut: two descriptors each.
@@ -106,6 +109,7 @@ impl Prepared {
             ahead,
             base,
             bases,
+            digests,
             ..
         } = self;
         let bytes = scan.to_capture().map(|known| known.seen.size).sum();
@@ -145,6 +149,7 @@ impl Prepared {
             raised,
             shift,
             deltas: None,
+            digests,
         })
     }
 }
@@ -343,6 +348,8 @@ impl Rehearsed {
             };
             targets.push((first, target));
         }
+        let (digests, shift) = (self.digests, self.shift);
+        let pieces = |size| digests.then(|| Pieces::new(size, shift)).flatten();
         let source = |(pin, (first, target)): (Pin, (u32, sweep::Target))| {
             let entry = &captured.entries[pin.entry];
             copies.push(Pin::into_copy(pin.marked));
@@ -354,6 +361,7 @@ impl Rehearsed {
                 target,
                 entry: pin.entry,
                 delta: deltas.next().flatten(),
+                pieces: pieces(entry.seen.size),
             }
         };
         let sources: Vec<sweep::Source> = pins.into_iter().zip(targets).map(source).collect();
@@ -384,6 +392,11 @@ impl Rehearsed {
             outcome.shared = swept.in_place;
             if is_compared {
                 compare_all(outcome, &sources, &copies, self.shift, &unmarked)?;
+            }
+        }
+        for source in &sources {
+            if let Some(pieces) = &source.pieces {
+                captured.digests.add(source.path.clone(), pieces);
             }
         }
         captured.delta = outcome;

@@ -1,13 +1,16 @@
 //! The digests of a snapshot in the making.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use blake3::Hash;
+use blake3::hazmat::ChainingValue;
 use rustix::fs::{Advice, OFlags};
 use rustix::io::Errno;
 
+use super::in_memory::InMemory;
 use super::sidecar::{Identity, SMALL, Sidecar, Writer};
 use super::tree::{self, CHUNK, Hashed};
 use super::{Parsed, form, parse};
@@ -28,8 +31,9 @@ pub struct Digested {
     pub missing: Vec<PathBuf>,
 }
 
-/// Digests the regular files of a draft, from the draft's own copies, and writes the
-/// draft's file `digests`. Compares with the newest snapshot of the store, `previous`.
+/// Digests the regular files of a draft, from the draft's own copies as far as `in_memory` does not know
+/// what was captured, and writes the draft's file `digests`. Compares with the newest snapshot of the
+/// store, `previous`.
 ///
 /// # Errors
 ///
@@ -38,6 +42,7 @@ pub fn digest(
     files: &mut [FileRecord],
     draft: &Draft,
     previous: Option<&Snapshot>,
+    in_memory: &InMemory,
     stop: &Stop,
     progress: &mut dyn Progress,
 ) -> Result<Digested> {
@@ -97,7 +102,8 @@ pub fn digest(
             }
             continue;
         }
-        let hashed = one(path, &file, id, previous.as_ref(), &mut |bytes| {
+        let captured = in_memory.find(path, id.size).unwrap_or_default();
+        let hashed = one(path, &file, id, previous.as_ref(), captured, &mut |bytes| {
             pauses.pause();
             progress.advance(bytes);
             !stop.is_asked()
@@ -130,14 +136,31 @@ fn one(
     file: &OwnedFd,
     id: Identity,
     previous: Option<&Indexed<'_>>,
+    captured: &[Option<ChainingValue>],
     go_on: &mut dyn FnMut(u64) -> bool,
 ) -> rustix::io::Result<Hashed> {
+    let range = |number: u64| {
+        let start = number * CHUNK;
+        start..start.saturating_add(CHUNK).min(id.size)
+    };
+    // That was hashed, too, only earlier.
+    let count = Cell::new(0);
+    let known_since = |number: u64| {
+        let value = (*captured.get(usize::try_from(number).ok()?)?)?;
+        let range = range(number);
+        count.set(count.get() + (range.end - range.start));
+        Some(value)
+    };
+    let counted = |hashed: Hashed| Hashed {
+        hashed: hashed.hashed + count.get(),
+        ..hashed
+    };
     let known = match previous {
         Some(previous) if id.size > SMALL => previous.find(path, file),
         _ => None,
     };
     let Some((known, known_size, differing)) = known else {
-        return tree::hash_file(file, id.size, go_on);
+        return tree::hash_with(file, id.size, &known_since, go_on).map(counted);
     };
     if differing.is_empty() && known_size == id.size {
         return match go_on(id.size) {
@@ -146,17 +169,17 @@ fn one(
         };
     }
     let value = |number: u64| {
-        let start = number * CHUNK;
-        let end = start.saturating_add(CHUNK).min(id.size);
+        let std::ops::Range { start, end } = range(number);
         // In order, and not overlapping.
         let after = differing.partition_point(|range| range.end <= start);
         let differs = differing.get(after).is_some_and(|range| range.start < end);
         let value = || known.values.get(usize::try_from(number).ok()?).copied();
         // The last chunk of a file that had another size is another chunk.
         let is_whole = start.saturating_add(CHUNK).min(known_size) == end;
-        (!differs && is_whole).then(value).flatten()
+        let value = (!differs && is_whole).then(value).flatten();
+        value.or_else(|| known_since(number))
     };
-    tree::hash_with(file, id.size, &value, go_on)
+    tree::hash_with(file, id.size, &value, go_on).map(counted)
 }
 
 /// The snapshot to compare with.

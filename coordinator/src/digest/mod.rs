@@ -11,15 +11,19 @@
 //! |---|---|
 //! | `tree` | digests of files, holes not read, chunks left out whose value is known |
 //! | `sidecar` | the file `digests` |
+//! | `in_memory` | values of what is captured while it is in memory |
 //! | `compute` | the digests of a snapshot in the making |
 
 mod compute;
+mod in_memory;
 mod sidecar;
 mod tree;
 
 use blake3::Hash;
 
 pub use compute::{Digested, digest};
+pub use in_memory::InMemory;
+pub(crate) use in_memory::Pieces;
 pub(crate) use tree::hash_file;
 
 /// How a digest begins in the manifest.

@@ -46,7 +46,7 @@ pub(super) fn root(values: &[ChainingValue]) -> Hash {
 }
 
 /// The tree's depth is that of the number of chunks, some 40 at most.
-fn merged(values: &[ChainingValue]) -> ChainingValue {
+pub(super) fn merged(values: &[ChainingValue]) -> ChainingValue {
     if let [one] = values {
         return *one;
     }

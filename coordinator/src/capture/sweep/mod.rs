@@ -31,6 +31,7 @@ use snapshim_gate::sys::{futex_wait, futex_wake_all};
 use super::delta::Delta;
 use super::walk::unreadable;
 use crate::Result;
+use crate::digest::Pieces;
 use crate::tally::{Step, Tally};
 use crate::urgency::{self, Hurried, Pauses, Thread, Urgency};
 use buffers::{Buffer, Pool};
@@ -59,6 +60,8 @@ pub(super) struct Source {
     pub(super) entry: usize,
     /// What of it is in place already, or (see [`sweep`]) is only to be known.
     pub(super) delta: Option<Delta>,
+    /// For its digest, if it is to have one.
+    pub(super) pieces: Option<Pieces>,
 }
 
 pub(super) use writer::Target;
@@ -448,6 +451,10 @@ impl Sweep<'_> {
         let padded = len.next_multiple_of(writer::ALIGNMENT);
         buffer.bytes_mut()[len..padded].fill(0);
         self.done(chunk, len as u64);
+        // Who was asked for it has no time for that: it is done before it is written.
+        if window.is_some() && unmarked == 0 {
+            self.hash(source, offset, &buffer.bytes()[..len]);
+        }
         let read = Read {
             source: index,
             offset,
@@ -458,6 +465,13 @@ impl Sweep<'_> {
         };
         // Who writes ends after us, or has said why not.
         to.send(read).is_ok()
+    }
+
+    /// Hashes a chunk that is all in memory, unless that was done.
+    fn hash(&self, source: &Source, offset: u64, bytes: &[u8]) {
+        if let Some(pieces) = &source.pieces {
+            pieces.add(offset, bytes);
+        }
     }
 
     /// Reads a part of a chunk that begins at `offset`.
@@ -594,6 +608,12 @@ impl Sweep<'_> {
         while let Ok(first) = read.recv() {
             let run = std::iter::once(first).chain(read.try_iter());
             let run = run.take_while(|_| !self.is_lost.load(Relaxed));
+            let run = run.inspect(|read| {
+                if read.unmarked == 0 {
+                    let bytes = &read.buffer.bytes()[..read.len];
+                    self.hash(&self.sources[read.source], read.offset, bytes);
+                }
+            });
             if let Err(error) = writer.write(run) {
                 self.fail(error);
                 // What is still read is not needed; nobody may wait for its buffers.
