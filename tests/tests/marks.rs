@@ -20,7 +20,7 @@ use snapshim_gate::marks::{MAX_BLOCKS, Marks};
 use snapshim_tests::process::Proc;
 use snapshim_tests::scribble::{LOAD, Load, faults, number, replays};
 use snapshim_tests::stats::distribution;
-use snapshim_tests::{Certificate, Fs, Lab, Outcome, lab, process, product, rounds};
+use snapshim_tests::{Certificate, Fs, Lab, Outcome, Random, lab, process, product, rounds};
 
 const HOW: [&str; 2] = ["--capture", "copy-before-write"];
 const MIB: f64 = (1u64 << 20) as f64;
@@ -67,8 +67,46 @@ impl Sums {
     }
 }
 
+/// Kills a checkpoint at any moment of it: what it has announced, taken or published, and not yet
+/// concluded, must not count for the next.
+#[test]
+fn after_a_coordinator_that_was_killed() {
+    let mut random = Random(9);
+    // How long one takes, µs, learnt on the way: every other is killed about when it publishes.
+    let mut took = 400_000;
+    let mut is_late = false;
+    let (mut published, mut killed) = (0, 0);
+    consistent_with(Fs::Xfs, rounds(150, 15), &mut |lab| {
+        let last = |lab: &Lab| fs::read_link(lab.store().join(lab.set()).join("latest")).ok();
+        let before = last(lab);
+        let args = ["checkpoint", lab.set(), "--json"];
+        is_late = !is_late;
+        let moment = match is_late {
+            true => took * 4 / 5 + random.below(took * 2 / 5),
+            false => random.below(took),
+        };
+        let mut coordinator = Proc::piped(lab.snapshim(&[&args[..], &HOW].concat()));
+        std::thread::sleep(Duration::from_micros(moment));
+        if coordinator.is_running() {
+            coordinator.signal(Signal::SIGKILL);
+            killed += 1;
+            published += usize::from(last(lab) != before);
+            took = took.max(moment * 11 / 10);
+        } else {
+            took = took.min(moment.max(10_000));
+        }
+    });
+    println!("{killed} were killed, {published} of them had published");
+    assert!(killed > 0);
+}
+
 /// Everything that `scribble` can do, few times a second: all of it in whole is marked by some.
 fn consistent(fs: Fs, count: usize) {
+    consistent_with(fs, count, &mut |_| {});
+}
+
+/// `before`: what happens before each snapshot.
+fn consistent_with(fs: Fs, count: usize, before: &mut dyn FnMut(&Lab)) {
     let _alone = lab::serial();
     let Some(lab) = Lab::new("marks", fs, Duration::from_secs(3000)) else {
         return;
@@ -85,6 +123,7 @@ fn consistent(fs: Fs, count: usize) {
     let mut replays = replays(&lab, "replay", load);
     let mut sums = Sums::default();
     for _ in 0..count {
+        before(&lab);
         let Some(certificate) = sums.add(&lab.checkpoint(&HOW)) else {
             continue;
         };

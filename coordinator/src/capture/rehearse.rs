@@ -349,7 +349,7 @@ impl Rehearsed {
             targets.push((first, target));
         }
         let (digests, shift) = (self.digests, self.shift);
-        let pieces = |size| digests.then(|| Pieces::new(size, shift)).flatten();
+        let is_hashed = |target: &sweep::Target| digests && target.is_direct();
         let source = |(pin, (first, target)): (Pin, (u32, sweep::Target))| {
             let entry = &captured.entries[pin.entry];
             copies.push(Pin::into_copy(pin.marked));
@@ -358,10 +358,13 @@ impl Rehearsed {
                 file: pin.file,
                 size: entry.seen.size,
                 first,
+                // What is in the page cache is read back for little, when nobody waits.
+                pieces: is_hashed(&target)
+                    .then(|| Pieces::new(entry.seen.size, shift))
+                    .flatten(),
                 target,
                 entry: pin.entry,
                 delta: deltas.next().flatten(),
-                pieces: pieces(entry.seen.size),
             }
         };
         let sources: Vec<sweep::Source> = pins.into_iter().zip(targets).map(source).collect();

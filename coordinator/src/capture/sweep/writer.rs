@@ -67,6 +67,11 @@ impl Target {
         self.file.as_fd()
     }
 
+    /// Whether it is written around the page cache.
+    pub(in super::super) fn is_direct(&self) -> bool {
+        self.is_direct
+    }
+
     /// Whether holes are to be holes.
     pub(super) fn is_sparse(&self) -> bool {
         self.is_sparse
