@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering::{Acquire, Relaxed};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::SigSet;
 use snapshim_gate::abi::{Gate, MAX_HOLD_BOUND_MS};
 use snapshim_gate::guard;
 use snapshim_gate::slot::{FREE, Seen, Slot};
@@ -261,7 +262,7 @@ impl AfterCut for Rehearsed {
     }
 
     fn stays_under_hold(&mut self) {
-        self.stop_following();
+        self.stay_under_hold();
     }
 
     fn does_not_fit(&self) -> Option<&'static str> {
@@ -555,6 +556,8 @@ fn make(
     let attempted = std::thread::scope(|threads| {
         // Without a thread, when it is asked for.
         let _ = std::thread::Builder::new().spawn_scoped(threads, || {
+            // Signals are for the thread that captures.
+            let _ = SigSet::all().thread_block();
             urgency::of_this_thread(Urgency::Yielding);
             previous.get_or_init(read);
         });
@@ -1161,7 +1164,7 @@ fn guarded<R: AfterCut>(
     let stands = hold.watch();
     let mut is_prompt = true;
     let mut goes_on = || {
-        // Asked for the first time when those who serve have been started.
+        // Asked for the first time when those who serve have begun.
         if std::mem::take(&mut is_prompt) {
             turns.take(Urgency::Yielding);
         }

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, Once};
 use std::time::Duration;
 
-use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
+use nix::fcntl::{FallocateFlags, PosixFadviseAdvice, fallocate, posix_fadvise};
 
 use crate::process;
 
@@ -189,9 +189,6 @@ impl Fs {
             _ => process::tool("mkfs.ext4", &["-q", "-F", "-E", "nodiscard", image]),
         };
         mount.attach();
-        if like_disks {
-            mount.pass_on();
-        }
         mount
     }
 }
@@ -229,9 +226,14 @@ impl Mount {
     fn attach(&self) {
         let image = self.image.as_deref().expect("an image");
         let mut command = Command::new("mount");
-        command
-            .args(["-o", "loop,noatime"])
-            .args([image, &self.point]);
+        // btrfs discards by itself: that would make an image sparse again.
+        let like_disks = LIKE_DISKS.load(Ordering::Relaxed);
+        let is_btrfs = self.point.extension().is_some_and(|kind| kind == "btrfs");
+        let options = match like_disks && is_btrfs {
+            true => "loop,noatime,nodiscard",
+            false => "loop,noatime",
+        };
+        command.args(["-o", options]).args([image, &self.point]);
         let ended = process::run(command, Duration::from_secs(60));
         assert!(
             ended.code() == 0,
@@ -240,22 +242,28 @@ impl Mount {
             image.display(),
             ended.err()
         );
-    }
-}
-
-impl Mount {
-    /// Makes its loop device pass requests on.
-    #[track_caller]
-    fn pass_on(&self) {
-        let image = self.image.as_deref().expect("an image");
-        for device in loop_devices(image) {
-            process::tool("losetup", &["--direct-io=on", &device]);
+        if like_disks {
+            for device in loop_devices(image) {
+                let mut command = Command::new("losetup");
+                command.args(["--direct-io=on", &device]);
+                let ended = process::run(command, Duration::from_secs(60));
+                assert!(
+                    ended.code() == 0,
+                    "{device} cannot pass requests on to {}: {}\
+                     `bench peers --buffered-loops` does without",
+                    image.display(),
+                    ended.err()
+                );
+            }
         }
     }
 }
 
-/// Writes zeros.
+/// Writes zeros, once it is sure that there is room for them.
 fn fill(mut file: &fs::File, bytes: u64) {
+    let length = i64::try_from(bytes).expect("a size");
+    fallocate(file, FallocateFlags::empty(), 0, length)
+        .expect("room for an image in the temporary directory");
     let zeros = vec![0; 4 << 20];
     let mut left = bytes;
     while left > 0 {

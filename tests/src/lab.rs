@@ -280,7 +280,7 @@ impl Lab {
     /// Reads every snapshot that is kept, and compares it with its digests.
     #[track_caller]
     pub fn check_digests(&self) {
-        let mut command = self.snapshim(&["verify", self.set(), "--store"]);
+        let mut command = self.snapshim(&["verify", self.set(), "--all", "--store"]);
         command.arg(self.store());
         process::run(command, Duration::from_secs(120)).ok("verify");
     }

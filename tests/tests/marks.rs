@@ -76,7 +76,7 @@ fn after_a_coordinator_that_was_killed() {
     let mut took = 400_000;
     let mut is_late = false;
     let (mut published, mut killed) = (0, 0);
-    consistent_with(Fs::Xfs, rounds(150, 15), &mut |lab| {
+    let has_run = consistent_with(Fs::Xfs, rounds(150, 15), &mut |lab| {
         let last = |lab: &Lab| fs::read_link(lab.store().join(lab.set()).join("latest")).ok();
         let before = last(lab);
         let args = ["checkpoint", lab.set(), "--json"];
@@ -89,6 +89,7 @@ fn after_a_coordinator_that_was_killed() {
         std::thread::sleep(Duration::from_micros(moment));
         if coordinator.is_running() {
             coordinator.signal(Signal::SIGKILL);
+            coordinator.wait(Duration::from_secs(10));
             killed += 1;
             published += usize::from(last(lab) != before);
             took = took.max(moment * 11 / 10);
@@ -97,7 +98,8 @@ fn after_a_coordinator_that_was_killed() {
         }
     });
     println!("{killed} were killed, {published} of them had published");
-    assert!(killed > 0);
+    assert!(!has_run || killed > 0);
+    assert!(!has_run || rounds(1, 0) == 0 || published > 0);
 }
 
 /// Everything that `scribble` can do, few times a second: all of it in whole is marked by some.
@@ -106,10 +108,11 @@ fn consistent(fs: Fs, count: usize) {
 }
 
 /// `before`: what happens before each snapshot.
-fn consistent_with(fs: Fs, count: usize, before: &mut dyn FnMut(&Lab)) {
+/// Whether there was a file system for it.
+fn consistent_with(fs: Fs, count: usize, before: &mut dyn FnMut(&Lab)) -> bool {
     let _alone = lab::serial();
     let Some(lab) = Lab::new("marks", fs, Duration::from_secs(3000)) else {
-        return;
+        return false;
     };
     let load = Load {
         pace_us: 60_000,
@@ -155,6 +158,7 @@ fn consistent_with(fs: Fs, count: usize, before: &mut dyn FnMut(&Lab)) {
     assert!(sums.built * 3 >= count, "{} were built", sums.built);
     assert!(sums.compared > 0 || count <= 30, "none was compared");
     assert!(sums.verified * 10 >= count * 9, "{:?}", sums.others);
+    true
 }
 
 #[test]

@@ -179,6 +179,7 @@ pub(super) fn prepare(
         Means {
             method,
             can_freeze: subvolumes.is_some(),
+            room: predict::room(&*target.fd),
             is_flushed: subvolumes.is_none(),
             fresh: record::LEFT_ALONE,
             not_guarded: &mut || fits(&scan).err(),

@@ -45,6 +45,8 @@ pub struct Rehearsed {
     deltas: Option<Deltas>,
     /// Whether what goes through memory is hashed.
     digests: bool,
+    /// Programs are held until everything is captured.
+    is_under_hold: bool,
 }
 
 /// How many files can be captured after the cut: two descriptors each.
@@ -150,6 +152,7 @@ impl Prepared {
             shift,
             deltas: None,
             digests,
+            is_under_hold: false,
         })
     }
 }
@@ -194,7 +197,13 @@ impl Rehearsed {
     }
 
     /// From now on the gate is shut until everything is captured.
-    pub fn stop_following(&mut self) {
+    pub fn stay_under_hold(&mut self) {
+        self.is_under_hold = true;
+        self.stop_following();
+    }
+
+    /// What is reported is of no use any more.
+    fn stop_following(&mut self) {
         self.unfollowed = self.followed.take().or(self.unfollowed.take());
     }
 
@@ -349,7 +358,9 @@ impl Rehearsed {
             targets.push((first, target));
         }
         let (digests, shift) = (self.digests, self.shift);
-        let is_hashed = |target: &sweep::Target| digests && target.is_direct();
+        // Nobody is to be held for that.
+        let is_hashed =
+            |target: &sweep::Target| digests && !self.is_under_hold && target.is_direct();
         let source = |(pin, (first, target)): (Pin, (u32, sweep::Target))| {
             let entry = &captured.entries[pin.entry];
             copies.push(Pin::into_copy(pin.marked));
@@ -375,7 +386,11 @@ impl Rehearsed {
             tally: &tally,
         };
         let mut moved = Vec::new();
-        let (swept, unmarked) = sweep::sweep(ready, asked, &sources, is_compared, goes_on, || {
+        let how = sweep::How {
+            is_compared,
+            is_under_hold: self.is_under_hold,
+        };
+        let (swept, unmarked) = sweep::sweep(ready, asked, &sources, how, goes_on, || {
             moved = moved_unasked(&captured.entries, &sources, gate.guard());
             end()
         })?;

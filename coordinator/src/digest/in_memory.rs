@@ -4,7 +4,7 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::{Mutex, PoisonError};
 
 use blake3::Hasher;
 use blake3::hazmat::{ChainingValue, HasherExt};
@@ -16,7 +16,8 @@ use super::tree::{CHUNK, chunks, merged};
 pub(crate) struct Pieces {
     size: u64,
     shift: u32,
-    values: Vec<OnceLock<ChainingValue>>,
+    /// Of each of the digest's chunks, its pieces: none, as long as nothing of it is known.
+    chunks: Vec<Mutex<Vec<Option<ChainingValue>>>>,
 }
 
 impl Pieces {
@@ -25,40 +26,53 @@ impl Pieces {
     pub(crate) fn new(size: u64, shift: u32) -> Option<Pieces> {
         // BLAKE3's own chunks, of which a subtree is made of, have 2^10 bytes.
         let fits = (10..=CHUNK.trailing_zeros()).contains(&shift) && chunks(size) > 1;
-        let count = usize::try_from(size.div_ceil(1 << shift)).ok()?;
         fits.then(|| Pieces {
             size,
             shift,
-            values: (0..count).map(|_| OnceLock::new()).collect(),
+            chunks: (0..chunks(size)).map(|_| Mutex::default()).collect(),
         })
     }
 
-    fn place(&self, offset: u64) -> Option<&OnceLock<ChainingValue>> {
-        self.values.get(usize::try_from(offset >> self.shift).ok()?)
+    /// How many pieces a chunk has that begins at `start`.
+    fn pieces(&self, start: u64) -> usize {
+        let length = self.size.saturating_sub(start).min(CHUNK);
+        length.div_ceil(1 << self.shift) as usize // 2^10 at most
     }
 
     /// Hashes the piece that begins at `offset`, unless that was done. `bytes`: all of it.
     pub(crate) fn add(&self, offset: u64, bytes: &[u8]) {
         let length = (self.size.saturating_sub(offset)).min(1 << self.shift);
         let is_one = offset.trailing_zeros() >= self.shift && bytes.len() as u64 == length;
-        if let Some(place) = self.place(offset).filter(|_| is_one) {
-            place.get_or_init(|| {
-                let mut hasher = Hasher::new();
-                hasher.set_input_offset(offset);
-                hasher.update(bytes);
-                hasher.finalize_non_root()
-            });
-        }
+        let number = usize::try_from(offset / CHUNK).ok();
+        let Some(chunk) = number
+            .and_then(|number| self.chunks.get(number))
+            .filter(|_| is_one)
+        else {
+            return;
+        };
+        // Nobody else hashes a piece of this chunk for long: they come in order.
+        let mut values = chunk.lock().unwrap_or_else(PoisonError::into_inner);
+        let within = offset % CHUNK;
+        values.resize(self.pieces(offset - within), None);
+        let place = &mut values[(within >> self.shift) as usize];
+        place.get_or_insert_with(|| {
+            let mut hasher = Hasher::new();
+            hasher.set_input_offset(offset);
+            hasher.update(bytes);
+            hasher.finalize_non_root()
+        });
     }
 
     /// The values of the digest's chunks, as far as all of a chunk is known.
     fn values(&self) -> Vec<Option<ChainingValue>> {
-        let each = 1usize << (CHUNK.trailing_zeros() - self.shift);
-        let whole = |pieces: &[OnceLock<ChainingValue>]| {
-            let values: Option<Vec<_>> = pieces.iter().map(|piece| piece.get().copied()).collect();
-            Some(merged(&values?))
+        let whole = |chunk: &Mutex<Vec<Option<ChainingValue>>>| {
+            let pieces = chunk.lock().unwrap_or_else(PoisonError::into_inner);
+            let values: Option<Vec<_>> = pieces.iter().copied().collect();
+            values
+                .filter(|values| !values.is_empty())
+                .map(|values| merged(&values))
         };
-        self.values.chunks(each).map(whole).collect()
+        self.chunks.iter().map(whole).collect()
     }
 }
 

@@ -34,15 +34,22 @@ struct RawExtent {
     reserved: [u32; 3],
 }
 
-/// `struct fiemap` of linux/fiemap.h, with room for extents.
+/// `struct fiemap` of linux/fiemap.h.
 #[repr(C)]
-struct Request {
+#[derive(Default)]
+struct Head {
     start: u64,
     length: u64,
     flags: u32,
     mapped: u32,
     count: u32,
     reserved: u32,
+}
+
+/// The same with room for extents.
+#[repr(C)]
+struct Request {
+    head: Head,
     extents: [RawExtent; BATCH],
 }
 
@@ -91,6 +98,33 @@ pub fn may_differ(a: impl AsFd, b: impl AsFd) -> Result<Option<Vec<Range<u64>>>>
     Ok(Some(ranges))
 }
 
+/// How many extents a file has that are not all before or behind this range; what is dirty counts as it
+/// is in memory.
+///
+/// # Errors
+///
+/// The file system does not tell.
+pub fn count(file: impl AsFd, start: u64, length: u64) -> Result<u32> {
+    // With no room for any, they are only counted (Documentation/filesystems/fiemap.rst).
+    let mut head = Head {
+        start,
+        length,
+        ..Head::default()
+    };
+    // SAFETY: the structure the call expects, without extents, as `count` says; it outlives the call.
+    let done = unsafe {
+        nix::libc::ioctl(
+            file.as_fd().as_raw_fd(),
+            FS_IOC_FIEMAP as _,
+            std::ptr::from_mut(&mut head),
+        )
+    };
+    match done {
+        0 => Ok(head.mapped),
+        _ => Err(Errno::from_raw_os_error(nix::errno::Errno::last_raw())),
+    }
+}
+
 fn size(stat: &Stat) -> u64 {
     u64::try_from(stat.st_size).unwrap_or(0)
 }
@@ -99,19 +133,18 @@ fn size(stat: &Stat) -> u64 {
 fn extents(file: impl AsFd, size: u64) -> Result<Option<Vec<Extent>>> {
     let mut found: Vec<Extent> = Vec::new();
     let mut request = Box::new(Request {
-        start: 0,
-        length: 0,
-        flags: FIEMAP_FLAG_SYNC,
-        mapped: 0,
-        count: BATCH as u32,
-        reserved: 0,
+        head: Head {
+            flags: FIEMAP_FLAG_SYNC,
+            count: BATCH as u32,
+            ..Head::default()
+        },
         extents: [RawExtent::default(); BATCH],
     });
     let mut start = 0;
     while start < size {
-        request.start = start;
-        request.length = size - start;
-        request.mapped = 0;
+        request.head.start = start;
+        request.head.length = size - start;
+        request.head.mapped = 0;
         // SAFETY: the request is the structure the call expects, with room for `count`
         // extents behind it, and outlives the call.
         let result = unsafe {
@@ -130,7 +163,7 @@ fn extents(file: impl AsFd, size: u64) -> Result<Option<Vec<Extent>>> {
                 other => Err(Errno::from_raw_os_error(other as i32)),
             };
         }
-        let mapped = (request.mapped as usize).min(BATCH);
+        let mapped = (request.head.mapped as usize).min(BATCH);
         for raw in &request.extents[..mapped] {
             // Never backwards, or a file system with a fault would keep us here.
             if raw.length == 0 || found.last().is_some_and(|last| raw.logical < last.end()) {

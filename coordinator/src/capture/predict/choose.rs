@@ -9,8 +9,10 @@ use super::costs::Cost;
 const SHORT: Duration = Duration::from_millis(1);
 /// From this size on, bytes, a file that is overwritten in place is not cloned again and again.
 pub(super) const LARGE: u64 = 16 << 20;
-/// A copy that takes longer than this is dearer than what clones do to a file.
+/// A copy that takes longer than this is dearer than what clones do to a file, and than a hold that is
+/// shorter than its [`WORTH`]th part.
 const PATIENCE: Duration = Duration::from_secs(10);
+const WORTH: u32 = 100;
 
 /// How a set is captured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,8 +30,10 @@ pub(super) struct Weighed {
     pub(super) under: Cost,
     /// All files captured after the cut.
     pub(super) guarded: Cost,
+    /// Room in the store, bytes, if that is known.
+    pub(super) room: Option<u64>,
     /// Files that would be cloned, are large, and are overwritten in place: how many, and the name of
-    /// the largest.
+    /// the largest. Not where all is written elsewhere anyway.
     pub(super) breaking: Option<(usize, String)>,
     /// Of files that are shared with the previous snapshot, the one that takes longest if it is written to
     /// before the cut, and how long it would be copied under the hold.
@@ -45,13 +49,24 @@ pub(super) struct Weighed {
 impl Weighed {
     /// Whether it would be better to capture after the cut, if that is possible.
     fn is_better_guarded(&self) -> bool {
-        let is_long = self.under.hold > SHORT;
+        let is_long = self.under.hold > SHORT && !self.is_too_dear();
         let breaks = self.breaking.is_some() && self.guarded.wall <= PATIENCE;
         let may_be_long = self
             .at_worst
             .as_ref()
             .is_some_and(|(hold, _)| *hold > SHORT);
-        is_long || breaks || may_be_long
+        (is_long || breaks || may_be_long) && !self.lacks_room()
+    }
+
+    /// Whether it is better to hold for a while than to copy for long.
+    fn is_too_dear(&self) -> bool {
+        self.guarded.wall > PATIENCE.max(self.under.hold.saturating_mul(WORTH))
+    }
+
+    /// Whether there is no room for copies, and clones take none.
+    fn lacks_room(&self) -> bool {
+        let more = self.guarded.bytes.saturating_sub(self.under.bytes);
+        more > 0 && self.room.is_some_and(|room| self.guarded.bytes > room)
     }
 
     /// Whether it has to be known if they can be captured after the cut.
@@ -115,6 +130,14 @@ impl Weighed {
             };
         }
         let why = match &self.breaking {
+            _ if self.lacks_room() => format!(
+                "it takes {hold}{because}, and the store has no room for a copy ({} MiB)",
+                self.guarded.bytes >> 20
+            ),
+            _ if is_long => format!(
+                "it takes {hold}{because}, but a copy after the cut would take {}",
+                human(self.guarded.wall)
+            ),
             None => format!("it takes no longer than {hold}"),
             Some((_, name)) => format!(
                 "it takes no longer than {hold}; {name} is being overwritten and clones leave it in more \
@@ -191,6 +214,40 @@ mod tests {
         let (choice, why) = cannot.choose(auto);
         assert_eq!(choice, Choice::UnderHold);
         assert!(why.ends_with("; but there is no gate"), "{why}");
+    }
+
+    #[test]
+    fn a_copy_may_be_too_dear_or_too_large() {
+        let large = |hold_ms, wall| Weighed {
+            guarded: Cost {
+                wall: Duration::from_secs(wall),
+                bytes: 100 << 30,
+                ..Cost::default()
+            },
+            ..weighed(hold_ms)
+        };
+        let (choice, why) = large(5, 300).choose(Method::Auto);
+        assert_eq!(choice, Choice::UnderHold);
+        assert!(why.ends_with("would take 300.0 s"), "{why}");
+        assert_eq!(large(5, 9).choose(Method::Auto).0, Choice::Guarded);
+        assert_eq!(large(5_000, 300).choose(Method::Auto).0, Choice::Guarded);
+        let with_room = |room: u64| Weighed {
+            room: Some(room << 30),
+            ..large(5_000, 300)
+        };
+        assert_eq!(with_room(101).choose(Method::Auto).0, Choice::Guarded);
+        let (choice, why) = with_room(99).choose(Method::Auto);
+        assert_eq!(choice, Choice::UnderHold);
+        assert!(why.contains("no room for a copy (102400 MiB)"), "{why}");
+        // Nothing is gained where it would be copied all the same.
+        let copied = Weighed {
+            under: Cost {
+                bytes: 100 << 30,
+                ..weighed(5_000).under
+            },
+            ..with_room(99)
+        };
+        assert_eq!(copied.choose(Method::Auto).0, Choice::Guarded);
     }
 
     #[test]

@@ -17,6 +17,7 @@ mod outcome;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::os::fd::AsFd;
 use std::time::Duration;
 
 use super::Method;
@@ -42,6 +43,8 @@ pub(super) struct Means<'a> {
     pub(super) method: Method,
     /// Whether the subvolume can be frozen, and is worth it.
     pub(super) can_freeze: bool,
+    /// Room in the store, bytes, if that is known.
+    pub(super) room: Option<u64>,
     /// Everything was flushed since the scan.
     pub(super) is_flushed: bool,
     /// A file that was written to within this time, ns, is taken to be written to still.
@@ -117,7 +120,8 @@ pub(super) fn predict(scan: &Scan, plan: &Plan, means: Means<'_>) -> Predicted {
         };
         let way = plan.way(known.seen.id.dev);
         let item = sums.add(known, facts, way, on(known));
-        if way != Way::Copy && facts.is_overwritten && facts.size >= LARGE {
+        let breaks = facts.is_overwritten && facts.size >= LARGE && !on(known).is_btrfs();
+        if way != Way::Copy && breaks {
             sums.breaking += 1;
             if breaking.is_none_or(|first| first.seen.size < known.seen.size) {
                 breaking = Some(known);
@@ -126,6 +130,7 @@ pub(super) fn predict(scan: &Scan, plan: &Plan, means: Means<'_>) -> Predicted {
         keep_dominant(&mut dominant, item);
     }
     let mut weighed = Weighed {
+        room: means.room,
         under: sums.under,
         guarded: sums.guarded,
         breaking: breaking.map(|known| (sums.breaking, scan.path(known).display().to_string())),
@@ -175,6 +180,12 @@ pub(super) fn predict(scan: &Scan, plan: &Plan, means: Means<'_>) -> Predicted {
             outcome: None,
         },
     }
+}
+
+/// Bytes that are free for us on the file system of `fd`.
+pub(super) fn room(fd: impl AsFd) -> Option<u64> {
+    let stat = rustix::fs::fstatvfs(fd).ok()?;
+    Some(stat.f_bavail.saturating_mul(stat.f_frsize))
 }
 
 /// The file system of each device.

@@ -102,6 +102,7 @@ impl Now {
                 },
             );
         }
+        let room = store_at.as_ref().and_then(|(_, at)| super::room(at));
         let can_freeze = self.scan.to_capture().count() >= subvolume::MANY
             && store_at
                 .is_some_and(|(_, at)| subvolume::check(&self.scan, &self.paths, at).is_ok());
@@ -111,6 +112,7 @@ impl Now {
             Means {
                 method,
                 can_freeze,
+                room,
                 is_flushed: false,
                 fresh: FRESH,
                 not_guarded: &mut || not_guarded.clone().or_else(|| fits(&self.scan).err()),

@@ -4,8 +4,10 @@
 //! | thread | what it does |
 //! |---|---|
 //! | the caller's | sweeps over all chunks in order; ends the guard when the last one is read |
-//! | service | reads what calls ask for, and wakes them; there before the cut (`standby`) |
+//! | service | reads what calls ask for, and wakes them |
 //! | `writer` | writes what was read into the snapshot |
+//!
+//! The latter two are there before the cut (`standby`).
 //!
 //! A chunk counts as captured once it is in memory. Memory is bounded (`buffers`): where
 //! the store is slower than the programs write, calls wait for it, as long as they may.
@@ -33,7 +35,7 @@ use super::walk::unreadable;
 use crate::Result;
 use crate::digest::Pieces;
 use crate::tally::{Step, Tally};
-use crate::urgency::{self, Hurried, Pauses, Thread, Urgency};
+use crate::urgency::{Hurried, Pauses, Thread, Urgency};
 use buffers::{Buffer, Pool};
 use live::Window;
 use standby::Standby;
@@ -93,10 +95,11 @@ pub(super) struct Asked<'a> {
     pub(super) tally: &'a Tally,
 }
 
-/// Buffers for a sweep, and the thread that serves, made ahead.
+/// Buffers and threads for a sweep, made ahead.
 pub(super) struct Ready {
     pool: Pool,
     service: Standby,
+    writer: Standby,
     shift: u32,
 }
 
@@ -111,11 +114,14 @@ pub(super) fn ready(shift: u32, bytes: u64) -> Result<Ready> {
     let len = 1usize << shift;
     let ahead = usize::try_from(guard::chunks_of(bytes, shift)).unwrap_or(usize::MAX);
     let pool = Pool::new(len, MEMORY, RESERVE.min(bytes_to_spare()), ahead).map_err(no_memory)?;
-    let service = Standby::start(Urgency::Awaited)
-        .map_err(|cause| crate::Error::new(format!("cannot start a thread: {cause}")))?;
+    let start = |urgency| {
+        Standby::start(urgency)
+            .map_err(|cause| crate::Error::new(format!("cannot start a thread: {cause}")))
+    };
     Ok(Ready {
         pool,
-        service,
+        service: start(Urgency::Awaited)?,
+        writer: start(Urgency::Yielding)?,
         shift,
     })
 }
@@ -140,6 +146,7 @@ const CLAIMED: u8 = 1;
 /// What the threads share.
 struct Sweep<'a> {
     asked: Asked<'a>,
+    is_under_hold: bool,
     sources: &'a [Source],
     sweeper: Thread,
     writer: OnceLock<Thread>,
@@ -194,32 +201,51 @@ fn to_read(
     })
 }
 
+/// What is particular about a sweep.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct How {
+    /// What is in place already is captured all the same.
+    pub(super) is_compared: bool,
+    /// Programs are held until its end.
+    pub(super) is_under_hold: bool,
+}
+
 /// Captures all chunks of `sources`, which are in the order of their chunks. `goes_on` says
-/// whether the guard stands; `end` ends it, when all chunks are in memory. `is_compared`:
-/// what is in place already is captured all the same. Also returns which pieces of each chunk
-/// were not marked, if so.
+/// whether the guard stands; `end` ends it, when all chunks are in memory. Also returns which pieces of
+/// each chunk were not marked, if all is compared.
 pub(super) fn sweep(
     ready: Ready,
     asked: Asked<'_>,
     sources: &[Source],
-    is_compared: bool,
+    how: How,
     goes_on: &mut dyn FnMut() -> bool,
     end: impl FnOnce() -> Result<()>,
 ) -> Result<(Swept, Vec<AtomicU64>)> {
+    let Ready {
+        pool,
+        service,
+        writer,
+        shift,
+    } = ready;
     let chunks: u64 = sources
         .iter()
-        .map(|source| guard::chunks_of(source.size, ready.shift))
+        .map(|source| guard::chunks_of(source.size, shift))
         .sum();
+    let How {
+        is_compared,
+        is_under_hold,
+    } = how;
     let chunks = chunks as u32; // the guard's table holds no more than 2^20
     let bytes = sources.iter().map(|source| source.size);
     asked.tally.begin(Step::Capture, bytes.sum());
     let sweep = Sweep {
         asked,
+        is_under_hold,
         sources,
         sweeper: Thread::this(),
         writer: OnceLock::new(),
-        shift: ready.shift,
-        pool: &ready.pool,
+        shift,
+        pool: &pool,
         claims: (0..chunks).map(|_| AtomicU8::new(FREE)).collect(),
         unmarked: match is_compared {
             true => (0..chunks).map(|_| AtomicU64::new(0)).collect(),
@@ -234,34 +260,28 @@ pub(super) fn sweep(
         is_lost: AtomicBool::new(false),
         failed: Mutex::new(None),
     };
-    std::thread::scope(|scope| {
-        let (to_writer, read) = channel();
-        let writing = scope.spawn(|| sweep.write(read));
-        let asked_for = to_writer.clone();
-        let ended = ready.service.beside(
-            || {
-                let to_writer = asked_for;
-                sweep.serve(&to_writer);
-            },
-            || {
-                let swept = sweep.all(&to_writer, goes_on);
-                let ended = match swept && !sweep.has_failed() {
-                    true => end(),
-                    false => Err(sweep
-                        .failure()
-                        .unwrap_or_else(|| crate::Error::aborted("the capture was interrupted"))),
-                };
-                sweep.is_lost.store(ended.is_err(), Relaxed);
-                sweep.is_over.store(true, Relaxed);
-                asked.guard.requests.fetch_add(1, Relaxed);
-                futex_wake_all(&asked.guard.requests);
-                ended
-            },
-        );
-        drop(to_writer);
-        let _ = writing.join();
+    let (to_writer, read) = channel();
+    let asked_for = to_writer.clone();
+    let serve = || {
+        let to_writer = asked_for;
+        sweep.serve(&to_writer);
+    };
+    let all = || {
+        let to_writer = to_writer;
+        let swept = sweep.all(&to_writer, goes_on);
+        let ended = match swept && !sweep.has_failed() {
+            true => end(),
+            false => Err(sweep
+                .failure()
+                .unwrap_or_else(|| crate::Error::aborted("the capture was interrupted"))),
+        };
+        sweep.is_lost.store(ended.is_err(), Relaxed);
+        sweep.is_over.store(true, Relaxed);
+        asked.guard.requests.fetch_add(1, Relaxed);
+        futex_wake_all(&asked.guard.requests);
         ended
-    })?;
+    };
+    writer.beside(|| sweep.write(read), || service.beside(serve, all))?;
     asked.tally.end();
     match sweep.failure() {
         Some(failure) => Err(failure),
@@ -269,7 +289,7 @@ pub(super) fn sweep(
             let swept = Swept {
                 asked: sweep.served.load(Relaxed),
                 chunks,
-                memory: ready.pool.memory(),
+                memory: pool.memory(),
                 bytes: sweep.bytes.load(Relaxed),
                 in_place: sweep.in_place.load(Relaxed),
                 short: Some(sweep.short.load(Relaxed)).filter(|index| *index < sources.len()),
@@ -324,7 +344,9 @@ impl Sweep<'_> {
             if self.claims[chunk as usize].load(Relaxed) != FREE {
                 continue;
             }
-            pauses.pause();
+            if !self.is_awaited() {
+                pauses.pause();
+            }
             if !hole.contains(&chunk) {
                 hole = self.hole(chunk);
             }
@@ -452,7 +474,7 @@ impl Sweep<'_> {
         buffer.bytes_mut()[len..padded].fill(0);
         self.done(chunk, len as u64);
         // Who was asked for it has no time for that: it is done before it is written.
-        if window.is_some() && unmarked == 0 {
+        if window.is_some() && unmarked == 0 && !self.is_awaited() {
             self.hash(source, offset, &buffer.bytes()[..len]);
         }
         let read = Read {
@@ -465,6 +487,11 @@ impl Sweep<'_> {
         };
         // Who writes ends after us, or has said why not.
         to.send(read).is_ok()
+    }
+
+    /// Whether somebody waits for the end.
+    fn is_awaited(&self) -> bool {
+        self.is_under_hold || self.asked.guard.is_awaited()
     }
 
     /// Hashes a chunk that is all in memory, unless that was done.
@@ -602,7 +629,6 @@ impl Sweep<'_> {
 
     /// Writes what was read until there is no more.
     fn write(&self, read: Receiver<Read>) {
-        urgency::of_this_thread(Urgency::Yielding);
         let _ = self.writer.set(Thread::this());
         let mut writer = writer::Writer::new(self.sources, self.pool);
         while let Ok(first) = read.recv() {

@@ -5,6 +5,8 @@
 
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
+use nix::sys::signal::SigSet;
+
 use crate::urgency::{self, Urgency};
 
 type Job = Box<dyn FnOnce() + Send>;
@@ -32,6 +34,8 @@ impl Standby {
         let (doing, done) = sync_channel::<()>(0);
         let (is_up, up) = sync_channel::<()>(0);
         std::thread::Builder::new().spawn(move || {
+            // They are for the thread that captures, which asks for them when it can.
+            let _ = SigSet::all().thread_block();
             urgency::of_this_thread(urgency);
             drop(is_up);
             if let Ok(job) = job.recv() {
@@ -69,6 +73,8 @@ impl Standby {
 mod tests {
     use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
+    use nix::sys::signal::Signal;
+
     use super::*;
 
     #[test]
@@ -83,6 +89,15 @@ mod tests {
             || 7,
         );
         assert_eq!((here, count.load(Relaxed)), (7, 1));
+    }
+
+    #[test]
+    fn signals_are_not_for_it() {
+        let standby = Standby::start(Urgency::Usual).unwrap();
+        let mut mask = None;
+        standby.beside(|| mask = SigSet::thread_get_mask().ok(), || ());
+        let mask = mask.unwrap();
+        assert!(mask.contains(Signal::SIGINT) && mask.contains(Signal::SIGTSTP));
     }
 
     #[test]
