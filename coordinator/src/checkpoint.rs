@@ -236,6 +236,10 @@ pub(crate) trait Done {
     {
         self
     }
+    /// Whether there is nothing that can wait: see [`Done::settle`].
+    fn is_settled(&self) -> bool {
+        true
+    }
     /// Does what can wait until nobody is held; what that shows to have changed meanwhile.
     ///
     /// # Errors
@@ -362,6 +366,10 @@ impl Done for Taken {
             Taken::Captured(captured) => Taken::Captured(Box::new(captured.copied_under_hold())),
             frozen => frozen,
         }
+    }
+
+    fn is_settled(&self) -> bool {
+        matches!(self, Taken::Captured(_))
     }
 
     fn settle(self, goes_on: &mut dyn FnMut() -> bool) -> Result<(Taken, Vec<Moved>)> {
@@ -1063,15 +1071,19 @@ fn take<W: Work>(
             after
         }
         None => {
-            let known = captured.members();
-            let after = look(View::PATIENT, &Members::new(known.clone()))?;
-            let (settled, more) = captured.settle(&mut || true)?;
-            captured = settled;
-            moved.extend(more);
-            // What is known only now was not looked for.
-            let mut after = match captured.members() {
-                all if all == known => after,
-                all => after.and(look(View::PATIENT, &Members::new(all))?),
+            let mut after = if captured.is_settled() {
+                look(View::PATIENT, &Members::new(captured.members()))?
+            } else {
+                let known = captured.members();
+                let after = look(View::PATIENT, &Members::new(known.clone()))?;
+                let (settled, more) = captured.settle(&mut || true)?;
+                captured = settled;
+                moved.extend(more);
+                // What is known only now was not looked for.
+                match captured.members() {
+                    all if all == known => after,
+                    all => after.and(look(View::PATIENT, &Members::new(all))?),
+                }
             };
             after.forget_later_mappings(&seen, &mapped);
             after

@@ -18,6 +18,7 @@ use super::base::{Base, Link};
 use super::prepare::Scan;
 use super::record::Target;
 use crate::Result;
+use crate::store::manifest::FileRecord;
 use crate::store::{fault, remove_tree};
 use crate::tree::dirs::{Dirs, Node, as_path};
 
@@ -45,6 +46,19 @@ pub(super) struct Ahead {
     used: Vec<HashMap<Box<CStr>, Made>>,
 }
 
+/// What [`Ahead::make_dirs`] has made.
+#[derive(Debug)]
+pub(super) struct MadeDirs {
+    /// With the scan's numbers.
+    dirs: Dirs,
+    /// The set of each.
+    sets: Vec<usize>,
+}
+
+/// A member by its index, the directory its copy gets a further name in, and what the previous
+/// snapshot says of it.
+type ToShare<'a> = (usize, Arc<OwnedFd>, &'a FileRecord);
+
 /// What is there by a name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Made {
@@ -56,14 +70,9 @@ pub(super) enum Made {
 }
 
 impl Ahead {
-    /// Makes what the scan found. Whatever of it is gone by the time of the capture is
-    /// removed afterwards, by [`Ahead::remove_unused`].
-    pub(super) fn make(
-        &mut self,
-        scan: &mut Scan,
-        target: &mut Target,
-        base: Option<&Base>,
-    ) -> Result<()> {
+    /// Makes the directories that the scan found. Whatever of it is gone by the time of the capture
+    /// is removed afterwards, by [`Ahead::remove_unused`].
+    pub(super) fn make_dirs(&mut self, scan: &Scan, target: &mut Target) -> Result<MadeDirs> {
         // Of its own, with the scan's numbers; the capture has others.
         let mut dirs = Dirs::new();
         let mut sets = Vec::new();
@@ -91,10 +100,22 @@ impl Ahead {
             }
             sets.push(self.set_of(path));
         }
+        Ok(MadeDirs { dirs, sets })
+    }
+
+    /// Makes the files that the scan found, in the directories that were made of it.
+    pub(super) fn make_files(
+        &mut self,
+        made: MadeDirs,
+        scan: &mut Scan,
+        target: &Target,
+        base: Option<&Base>,
+    ) -> Result<()> {
+        let MadeDirs { dirs, sets } = made;
         let mut linked: HashSet<FileId> = HashSet::new();
         let mut shared = Vec::new();
         // Members whose copies are linked together, and in how many directories they are.
-        let mut batch: Vec<(usize, Arc<OwnedFd>)> = Vec::new();
+        let mut batch: Vec<ToShare<'_>> = Vec::new();
         let mut last_dir = None;
         let mut in_dirs = 0;
         for (index, member) in scan.members.iter().enumerate() {
@@ -107,7 +128,8 @@ impl Ahead {
                 .open(member.dir)
                 .map_err(|cause| fault("open", &put_at(), cause))?;
             let set = sets[member.dir as usize];
-            let Some(base) = base.filter(|base| base.find(&member.seen).is_some()) else {
+            let found = base.and_then(|base| Some((base, base.find(&member.seen)?)));
+            let Some((base, record)) = found else {
                 self.make_own(set, &dir, &member.name)
                     .map_err(|cause| fault("make", &put_at(), cause))?;
                 continue;
@@ -121,7 +143,7 @@ impl Ahead {
                 in_dirs = 1;
                 self.share(base, scan, target, &sets, &mut batch, &mut shared)?;
             }
-            batch.push((index, dir));
+            batch.push((index, dir, record));
         }
         if let Some(base) = base {
             self.share(base, scan, target, &sets, &mut batch, &mut shared)?;
@@ -133,26 +155,23 @@ impl Ahead {
     }
 
     /// Makes further names for the members of a batch, or files where that does not work.
-    fn share(
+    fn share<'a>(
         &mut self,
-        base: &Base,
+        base: &'a Base,
         scan: &Scan,
         target: &Target,
         sets: &[usize],
-        batch: &mut Vec<(usize, Arc<OwnedFd>)>,
+        batch: &mut Vec<ToShare<'a>>,
         shared: &mut Vec<usize>,
     ) -> Result<()> {
-        let link = |(index, dir): &(usize, Arc<OwnedFd>)| {
-            let member = &scan.members[*index];
-            Link {
-                seen: &member.seen,
-                dir: Arc::clone(dir),
-                name: &member.name,
-            }
+        let link = |(index, dir, record): &ToShare<'a>| Link {
+            record,
+            dir: Arc::clone(dir),
+            name: &scan.members[*index].name,
         };
         let links: Vec<Link<'_>> = batch.iter().map(link).collect();
         let done = base.link(&links);
-        for ((index, dir), is_linked) in batch.drain(..).zip(done) {
+        for ((index, dir, _), is_linked) in batch.drain(..).zip(done) {
             let member = &scan.members[index];
             let set = sets[member.dir as usize];
             if is_linked {
@@ -229,8 +248,8 @@ impl Ahead {
     /// Uses what was made ahead.
     pub(super) fn take(&mut self, dir: Node, name: &CStr) -> Option<Made> {
         let set = *self.by_node.get(&dir)?;
-        let made = self.names[set].remove(name)?;
-        self.used[set].insert(name.into(), made);
+        let (name, made) = self.names[set].remove_entry(name)?;
+        self.used[set].insert(name, made);
         Some(made)
     }
 

@@ -18,16 +18,17 @@
 //! says was written to.
 
 use std::collections::{BTreeSet, HashMap};
-use std::ffi::CStr;
+use std::ffi::{CStr, OsStr};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use rustix::fs::{AtFlags, OFlags};
 use snapshim_gate::table::FileId;
 
 use super::delta;
+use super::parts::in_parts;
 use super::record::{LEFT_ALONE, shows_when_changed};
 use crate::hold::rebuilt;
 use crate::store::Snapshot;
@@ -48,12 +49,12 @@ pub struct Base {
 struct Linker<'a> {
     base: &'a Base,
     /// The directory of the snapshot that was last linked from: the next is often the same.
-    last_dir: Option<(PathBuf, OwnedFd)>,
+    last_dir: Option<(Vec<u8>, OwnedFd)>,
 }
 
-/// A live file whose copy is to have a further name.
+/// A further name for the copy of a file.
 pub(super) struct Link<'a> {
-    pub(super) seen: &'a Seen,
+    pub(super) record: &'a FileRecord,
     /// The directory it goes to.
     pub(super) dir: Arc<OwnedFd>,
     pub(super) name: &'a CStr,
@@ -134,56 +135,30 @@ impl Base {
     ///
     /// A link takes some 7 µs: many are made by several threads.
     pub(super) fn link(&self, links: &[Link<'_>]) -> Vec<bool> {
-        const FEW: usize = 256;
-        const MOST: usize = 4;
-        let link_some = |links: &[Link<'_>]| -> Vec<bool> {
-            let mut linker = Linker {
-                base: self,
-                last_dir: None,
-            };
-            links.iter().map(|link| linker.link(link)).collect()
+        let linker = || Linker {
+            base: self,
+            last_dir: None,
         };
-        let threads = std::thread::available_parallelism().map_or(1, |n| n.get().min(MOST));
-        if links.len() < FEW || threads == 1 {
-            return link_some(links);
-        }
-        let parts = links.chunks(links.len().div_ceil(threads));
-        std::thread::scope(|scope| {
-            let begin = |part| {
-                (
-                    part,
-                    std::thread::Builder::new().spawn_scoped(scope, move || link_some(part)),
-                )
-            };
-            let begun: Vec<_> = parts.map(begin).collect();
-            let end = |(part, thread): (
-                &[Link<'_>],
-                std::io::Result<std::thread::ScopedJoinHandle<'_, _>>,
-            )| {
-                match thread.map(std::thread::ScopedJoinHandle::join) {
-                    Ok(Ok(linked)) => linked,
-                    // Without a thread, here.
-                    Ok(Err(_)) | Err(_) => link_some(part),
-                }
-            };
-            begun.into_iter().flat_map(end).collect()
+        in_parts(links, linker, |mut linker, links| {
+            links.iter().map(|link| linker.link(link)).collect()
         })
     }
 }
 
 impl Linker<'_> {
     fn link(&mut self, link: &Link<'_>) -> bool {
-        let Some(record) = self.base.find(link.seen) else {
+        let record = link.record;
+        // As manifests have paths: taking them apart properly takes longer than a lookup.
+        let path = record.path.as_ref().as_os_str().as_bytes();
+        let Some(slash) = path.iter().rposition(|byte| *byte == b'/') else {
             return false;
         };
-        let path: &Path = record.path.as_ref();
-        let (Some(parent), Some(its_name)) = (path.parent(), path.file_name()) else {
-            return false;
-        };
+        let (parent, its_name) = (&path[..slash.max(1)], &path[slash + 1..]);
         let last = self.last_dir.as_ref();
-        if last.is_none_or(|(at, _)| at.as_os_str() != parent.as_os_str()) {
+        if last.is_none_or(|(at, _)| at != parent) {
             let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW;
-            let Ok(fd) = self.base.snapshot.open_at(parent, flags) else {
+            let above = Path::new(OsStr::from_bytes(parent));
+            let Ok(fd) = self.base.snapshot.open_at(above, flags) else {
                 return false;
             };
             self.last_dir = Some((parent.to_owned(), fd));
@@ -191,7 +166,6 @@ impl Linker<'_> {
         let Some((_, from)) = &self.last_dir else {
             return false;
         };
-        let its_name = its_name.as_bytes();
         let copy = rustix::fs::statat(from, its_name, AtFlags::SYMLINK_NOFOLLOW);
         let is_untouched = copy.map(|stat| Seen::of(&stat)).is_ok_and(|copy| {
             copy.kind() == Kind::File

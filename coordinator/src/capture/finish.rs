@@ -1,6 +1,7 @@
 //! After the hold: the rest of the tree, and all of it durable.
 
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -9,8 +10,8 @@ use rustix::io::Errno;
 
 use super::record::{Body, Entry, How};
 use super::{Captured, flush};
-use crate::store::fault;
 use crate::store::manifest::{FileRecord, Kind};
+use crate::store::{fault, order};
 use crate::tally::Step;
 use crate::tree::metadata::{self, Failed};
 use crate::{Error, Result};
@@ -45,12 +46,7 @@ pub(super) fn finish(captured: Captured) -> Result<Vec<FileRecord>> {
     for entry in captured.entries.iter().rev().filter(is_dir) {
         tree.complete_dir(entry)?;
     }
-    let records = || {
-        let records = captured.entries.iter();
-        let mut records: Vec<FileRecord> = records.map(|entry| record(&captured, entry)).collect();
-        records.sort_by(|a, b| a.path.cmp(&b.path));
-        records
-    };
+    let records = || records(&captured);
     let records = match tree.sync_each {
         true => {
             tree.sync_above()?;
@@ -202,7 +198,23 @@ impl Tree<'_> {
     }
 }
 
-fn record(captured: &Captured, entry: &Entry) -> FileRecord {
+/// All of them, sorted by path.
+fn records(captured: &Captured) -> Vec<FileRecord> {
+    let mut namer = captured.source.namer();
+    let named = captured.entries.iter();
+    // Before there are records, which are large to move.
+    let mut named: Vec<(PathBuf, &Entry)> = named
+        .map(|entry| (namer.path(entry.dir, &entry.name), entry))
+        .collect();
+    named.sort_unstable_by(|(a, _), (b, _)| {
+        // `Path` takes both apart each time.
+        order(a.as_os_str().as_bytes(), b.as_os_str().as_bytes())
+    });
+    let record = |(path, entry)| record(captured, path, entry);
+    named.into_iter().map(record).collect()
+}
+
+fn record(captured: &Captured, path: PathBuf, entry: &Entry) -> FileRecord {
     let capture = match entry.body {
         Body::File(How::Reflink) => Some("reflink"),
         Body::File(How::Copy) => Some("copy"),
@@ -226,6 +238,6 @@ fn record(captured: &Captured, entry: &Entry) -> FileRecord {
     FileRecord {
         capture: capture.map(str::to_owned),
         digest: shared.and_then(|record| record.digest.clone()),
-        ..entry.seen.record(captured.path_of(entry), target)
+        ..entry.seen.record(path, target)
     }
 }

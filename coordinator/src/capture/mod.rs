@@ -37,6 +37,7 @@ mod flush;
 mod look;
 mod mounted;
 mod moved;
+mod parts;
 pub mod predict;
 mod prepare;
 mod record;
@@ -364,11 +365,12 @@ impl Taken {
 impl Captured {
     /// The regular files captured, each name of each.
     pub fn members(&self) -> Vec<Member> {
+        let mut namer = self.source.namer();
         self.entries
             .iter()
             .filter(|entry| entry.is_file())
             .map(|entry| Member {
-                path: self.path_of(entry),
+                path: namer.path(entry.dir, &entry.name),
                 id: entry.seen.id,
             })
             .collect()

@@ -2,12 +2,14 @@
 
 use std::path::PathBuf;
 
-use rustix::fs::AtFlags;
+use rustix::fs::{AtFlags, Stat};
 use rustix::io::Errno;
 
 use super::Captured;
+use super::parts::in_parts;
 use super::record::Entry;
 use crate::store::manifest::Kind;
+use crate::tree::dirs::Dirs;
 use crate::tree::seen::Seen;
 
 /// Something that changed while it was captured.
@@ -23,7 +25,7 @@ pub struct Moved {
 pub(super) fn moved(captured: &Captured) -> Vec<Moved> {
     let mut found = Vec::new();
     for entry in &captured.entries {
-        if let Some(what) = difference(captured, entry) {
+        if let Some(what) = difference(entry, captured.look_up(entry)) {
             let path = captured.path_of(entry);
             found.push(Moved { path, what });
         }
@@ -49,14 +51,38 @@ pub(super) fn moved(captured: &Captured) -> Vec<Moved> {
 
 impl Captured {
     /// What its name leads to now.
-    pub(super) fn look_up(&self, entry: &Entry) -> rustix::io::Result<rustix::fs::Stat> {
-        let dir = self.source.open(entry.dir)?;
-        rustix::fs::statat(&dir, &*entry.name, AtFlags::SYMLINK_NOFOLLOW)
+    pub(super) fn look_up(&self, entry: &Entry) -> rustix::io::Result<Stat> {
+        look_up(&self.source, entry)
     }
 }
 
-pub(super) fn difference(captured: &Captured, entry: &Entry) -> Option<String> {
-    let stat = captured.look_up(entry);
+fn look_up(source: &Dirs, entry: &Entry) -> rustix::io::Result<Stat> {
+    let dir = source.open(entry.dir)?;
+    rustix::fs::statat(&dir, &*entry.name, AtFlags::SYMLINK_NOFOLLOW)
+}
+
+/// What has become of such entries of those as `counts`, by index. Threads share the work.
+pub(super) fn differences(
+    source: &Dirs,
+    entries: &[Entry],
+    counts: impl Fn(usize, &Entry) -> bool,
+) -> Vec<(usize, String)> {
+    let indices = 0..entries.len();
+    let counting: Vec<usize> = indices.filter(|i| counts(*i, &entries[*i])).collect();
+    in_parts(
+        &counting,
+        || source.apart(),
+        |source, part| {
+            let difference = |index: &usize| {
+                let entry = &entries[*index];
+                Some((*index, difference(entry, look_up(&source, entry))?))
+            };
+            part.iter().filter_map(difference).collect()
+        },
+    )
+}
+
+fn difference(entry: &Entry, stat: rustix::io::Result<Stat>) -> Option<String> {
     let now = match stat {
         Ok(stat) => Seen::of(&stat),
         // ESTALE and ENOTDIR: a directory above it was moved away or replaced.

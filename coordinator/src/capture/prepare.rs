@@ -95,8 +95,9 @@ impl Scan {
     }
 
     pub(super) fn members(&self) -> Vec<Member> {
+        let mut namer = self.dirs.namer();
         let member = |found: &Known| Member {
-            path: self.dirs.path(found.dir).join(as_path(&found.name)),
+            path: namer.path(found.dir, &found.name),
             id: found.seen.id,
         };
         self.members.iter().map(member).collect()
@@ -156,6 +157,8 @@ pub(super) fn prepare(
     let mut ahead = Ahead::default();
     let showing = devices_that_show_stores(&scan);
     let mounted = mounted(&scan);
+    // Before the base is asked for, which may be being read still.
+    let made = ahead.make_dirs(&scan, &mut target)?;
     // What is frozen is cloned after the hold, whatever has changed of it.
     let mut base = match method {
         Method::Subvolume => None,
@@ -164,7 +167,7 @@ pub(super) fn prepare(
     if let Some(base) = &mut base {
         base.only_on(&showing, mounted.as_ref());
     }
-    ahead.make(&mut scan, &mut target, base.as_ref())?;
+    ahead.make_files(made, &mut scan, &target, base.as_ref())?;
     let subvolumes = subvolume::plan(&scan, &paths, &target, method)?;
     if subvolumes.is_some() {
         base = None;

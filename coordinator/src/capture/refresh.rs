@@ -527,16 +527,11 @@ impl Captured {
     ) -> Vec<Moved> {
         /// A call moves a ctime first and is reported when it returns.
         const PATIENCE: usize = 50;
-        let mut suspects: Vec<(usize, String)> = Vec::new();
-        for (index, entry) in self.entries.iter().enumerate() {
-            if !pinned.contains(&index)
+        let mut suspects = moved::differences(&self.source, &self.entries, |index, entry| {
+            !pinned.contains(&index)
                 && !matches!(entry.body, Body::Gone)
                 && self.source.place(entry.dir).is_some()
-                && let Some(what) = moved::difference(self, entry)
-            {
-                suspects.push((index, what));
-            }
-        }
+        });
         for _ in 0..PATIENCE {
             let more = followed.take();
             followed.later.extend(more);

@@ -3,6 +3,7 @@
 //! Rule: fields are added, never renamed or given another meaning, while
 //! [`VERSION`] stays. `docs/manifest.md` describes each.
 
+use std::borrow::Cow;
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
@@ -231,8 +232,8 @@ pub struct PathName(pub PathBuf);
 
 /// `path` for people and for all UTF-8 names; `path_hex` only where that loses something.
 #[derive(Serialize, Deserialize)]
-struct PathForm {
-    path: String,
+struct PathForm<'a> {
+    path: Cow<'a, str>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     path_hex: Option<String>,
 }
@@ -243,15 +244,15 @@ impl Serialize for PathName {
             let bytes = self.0.as_os_str().as_bytes();
             bytes.iter().map(|b| format!("{b:02x}")).collect()
         });
-        let path = self.0.to_string_lossy().into_owned();
+        let path = self.0.to_string_lossy();
         PathForm { path, path_hex }.serialize(serializer)
     }
 }
 
-impl PathForm {
+impl PathForm<'_> {
     fn name(self) -> Result<PathName, &'static str> {
         let Some(hex) = self.path_hex else {
-            return Ok(PathName(self.path.into()));
+            return Ok(PathName(self.path.into_owned().into()));
         };
         let digit = |byte: u8| char::from(byte).to_digit(16);
         let pair = |pair: &[u8]| match *pair {
@@ -367,7 +368,7 @@ impl TryFrom<FileForm> for FileRecord {
 
     fn try_from(form: FileForm) -> Result<FileRecord, &'static str> {
         let path = PathForm {
-            path: form.path,
+            path: form.path.into(),
             path_hex: form.path_hex,
         };
         Ok(FileRecord {

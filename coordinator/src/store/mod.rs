@@ -59,6 +59,7 @@ pub use read::Entry;
 pub(crate) use read::names_in;
 pub(crate) use remove::remove_tree;
 pub(crate) use scratch_dir::ScratchDir;
+pub(crate) use shape::order;
 pub use snapshot::Snapshot;
 pub(crate) use snapshot::open_below;
 pub use sweep::Swept;

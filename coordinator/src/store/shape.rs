@@ -148,9 +148,10 @@ fn pairs<'a>(sorted: impl Iterator<Item = &'a FileRecord>) -> Checked {
 }
 
 /// Compares component by component: a slash is less than all that a name may have in it.
-fn order(a: &[u8], b: &[u8]) -> Ordering {
-    let key = |byte: &u8| if *byte == b'/' { 0 } else { *byte };
-    a.iter().map(key).cmp(b.iter().map(key))
+pub(crate) fn order(a: &[u8], b: &[u8]) -> Ordering {
+    let same = a.iter().zip(b).take_while(|(a, b)| a == b).count();
+    let next = |path: &[u8]| path.get(same).map(|byte| (*byte != b'/').then_some(*byte));
+    next(a).cmp(&next(b))
 }
 
 /// Whether an absolute path, taken relative to the tree, stays inside it, and has the

@@ -34,14 +34,14 @@ pub(crate) struct Dirs {
     noatime: Cell<OFlags>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Entry {
     place: Place,
     /// Checked when it is opened again.
     id: Option<FileId>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 enum Place {
     /// Always open.
     Top(PathBuf),
@@ -76,6 +76,22 @@ impl Dirs {
     pub(crate) fn without_atime(self) -> Dirs {
         self.noatime.set(OFlags::NOATIME);
         self
+    }
+
+    /// The same directories for another thread, which opens them by itself.
+    pub(crate) fn apart(&self) -> Dirs {
+        let open = self.open.borrow();
+        let is_top = |at: &usize| matches!(self.nodes[*at].place, Place::Top(_));
+        let tops = |at: usize| open.fds[at].clone().filter(|_| is_top(&at));
+        Dirs {
+            nodes: self.nodes.clone(),
+            open: RefCell::new(Open {
+                fds: (0..self.nodes.len()).map(tops).collect(),
+                order: VecDeque::new(),
+                max: open.max / 4,
+            }),
+            noatime: self.noatime.clone(),
+        }
     }
 
     /// Adds a directory that stays open.
@@ -143,6 +159,14 @@ impl Dirs {
         }
     }
 
+    /// The same for many names: those of a directory mostly come one after the other.
+    pub(crate) fn namer(&self) -> Namer<'_> {
+        Namer {
+            dirs: self,
+            last: None,
+        }
+    }
+
     /// The directory, open.
     ///
     /// # Errors
@@ -190,6 +214,30 @@ impl Dirs {
             }
             other => other,
         }
+    }
+}
+
+/// Makes paths; see [`Dirs::namer`].
+pub(crate) struct Namer<'a> {
+    dirs: &'a Dirs,
+    /// The path of the directory that was last asked for, with a slash at its end.
+    last: Option<(Node, Vec<u8>)>,
+}
+
+impl Namer<'_> {
+    /// The path of a name in a directory.
+    pub(crate) fn path(&mut self, dir: Node, name: &CStr) -> PathBuf {
+        let parent = match &self.last {
+            Some((node, parent)) if *node == dir => parent,
+            _ => {
+                let mut parent = self.dirs.path(dir).into_os_string().into_vec();
+                if !parent.ends_with(b"/") {
+                    parent.push(b'/');
+                }
+                &self.last.insert((dir, parent)).1
+            }
+        };
+        OsString::from_vec([parent, name.to_bytes()].concat()).into()
     }
 }
 
