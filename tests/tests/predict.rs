@@ -331,18 +331,31 @@ fn ext4_and_tmpfs_have_no_reflink() {
 }
 
 #[test]
-fn btrfs_clones_or_freezes() {
+fn btrfs_clones_copies_or_freezes() {
     let Some(lab) = lab("predict-btrfs", Fs::Btrfs) else {
         return;
     };
     let path = file(&lab, "file", 64 * MIB);
-    let _writer = program(&lab, OVERWRITE, &path);
+    let _idle = idle(&lab);
     let options = ["--max-hold", "10s", "--no-digest"];
     let outcome = lab.checkpoint(&options);
     let expected = prediction(&outcome);
     assert_eq!(expected["choice"], "reflink", "{expected}");
-    assert_eq!(now(&lab, &outcome)["choice"], "reflink");
     assert!(method(&expected, "subvolume").is_none());
+    // Now it will be shared.
+    assert_eq!(now(&lab, &outcome)["choice"], "reflink");
+    // In one piece it would be cloned at once; in many, each of which is a record to be made, it is copied.
+    let open = fs::OpenOptions::new().write(true).open(&path).unwrap();
+    for at in (0..64 * MIB).step_by(16 << 10) {
+        open.write_all_at(&[1; 4096], at).unwrap();
+    }
+    open.sync_all().unwrap();
+    drop(open);
+    let pieces = now(&lab, &outcome);
+    assert_eq!(pieces["choice"], "copy-before-write", "{pieces}");
+    let cause = pieces["dominant"][0]["cause"].as_str().unwrap();
+    assert!(cause.ends_with(" extents"), "{cause}");
+    assert!(hold_of(&pieces, "reflink") > 10_000.0, "{pieces}");
 
     for i in 0..1_200 {
         fs::write(lab.data().join(i.to_string()), "x").unwrap();
