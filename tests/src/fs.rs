@@ -175,11 +175,10 @@ impl Fs {
         let image = base(&format!("{}-image", self.name()));
         let file = fs::File::create(&image).expect("an image in the temporary directory");
         mount.image = Some(image.clone());
-        let like_disks = LIKE_DISKS.load(Ordering::Relaxed);
-        if like_disks {
-            fill(&file, bytes);
+        match LIKE_DISKS.load(Ordering::Relaxed) {
+            true => fill(&file, bytes),
+            false => file.set_len(bytes).expect("a sparse image"),
         }
-        file.set_len(bytes).expect("a sparse image");
         drop(file);
         let image = image.to_str().expect("UTF-8 path");
         // Of an image, discarding would make it sparse again.

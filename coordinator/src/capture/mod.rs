@@ -221,7 +221,8 @@ impl Prepared {
         Prepared { bases, ..self }
     }
 
-    /// Hashes what is captured after the cut, while it is in memory: see [`Taken::take_digests`].
+    /// Hashes what is captured after the cut and written around the page cache, while it is in memory:
+    /// see [`Taken::take_digests`].
     #[must_use]
     pub fn with_digests(self, digests: bool) -> Prepared {
         Prepared { digests, ..self }

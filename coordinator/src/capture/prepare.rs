@@ -19,6 +19,7 @@ use super::{Member, Method, Prepared, Scope, flush, subvolume};
 use crate::store::fault;
 use crate::tally::{Step, Tally};
 use crate::tree::dirs::{Dirs, Node, as_path};
+use crate::tree::free;
 use crate::tree::reflink;
 use crate::tree::seen::Seen;
 use crate::{Error, Result};
@@ -182,7 +183,7 @@ pub(super) fn prepare(
         Means {
             method,
             can_freeze: subvolumes.is_some(),
-            room: predict::room(&*target.fd),
+            room: free(&*target.fd).ok(),
             is_flushed: subvolumes.is_none(),
             fresh: record::LEFT_ALONE,
             not_guarded: &mut || fits(&scan).err(),

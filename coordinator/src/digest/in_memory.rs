@@ -1,6 +1,6 @@
 //! Values of what is in memory while it is captured, so that it need not be read back.
 //!
-//! They tell what was captured. That the same is on the disk is what `check` finds out.
+//! They tell what was captured. That the same is on the disk is what `snapshim verify` finds out.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};

@@ -334,10 +334,9 @@ impl<'a> Maker<'a> {
 
     /// Whether there is room for what has to be copied.
     fn room(&self, dir: &OwnedFd, parent: Node) -> Result<()> {
-        let Ok(stat) = rustix::fs::fstatvfs(dir) else {
+        let Ok(free) = crate::tree::free(dir) else {
             return Ok(());
         };
-        let free = stat.f_bavail.saturating_mul(stat.f_frsize);
         if self.left <= free {
             return Ok(());
         }

@@ -98,8 +98,7 @@ pub fn may_differ(a: impl AsFd, b: impl AsFd) -> Result<Option<Vec<Range<u64>>>>
     Ok(Some(ranges))
 }
 
-/// How many extents a file has that are not all before or behind this range; what is dirty counts as it
-/// is in memory.
+/// How many extents of a file overlap this range.
 ///
 /// # Errors
 ///

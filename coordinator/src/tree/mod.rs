@@ -19,3 +19,9 @@ pub(crate) mod subvolume;
 /// The name of the directory in which a restore gets ready what it puts into place, and
 /// keeps what it takes away. Never captured, never restored.
 pub(crate) const STAGING: &[u8] = b".snapshim-restore";
+
+/// Bytes that are free for us on the file system of `fd`.
+pub(crate) fn free(fd: impl std::os::fd::AsFd) -> rustix::io::Result<u64> {
+    let stat = rustix::fs::fstatvfs(fd)?;
+    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+}

@@ -49,13 +49,18 @@ pub(super) struct Weighed {
 impl Weighed {
     /// Whether it would be better to capture after the cut, if that is possible.
     fn is_better_guarded(&self) -> bool {
+        self.is_worth_guarding() && !self.lacks_room()
+    }
+
+    /// The same, if there is room.
+    fn is_worth_guarding(&self) -> bool {
         let is_long = self.under.hold > SHORT && !self.is_too_dear();
         let breaks = self.breaking.is_some() && self.guarded.wall <= PATIENCE;
         let may_be_long = self
             .at_worst
             .as_ref()
             .is_some_and(|(hold, _)| *hold > SHORT);
-        (is_long || breaks || may_be_long) && !self.lacks_room()
+        is_long || breaks || may_be_long
     }
 
     /// Whether it is better to hold for a while than to copy for long.
@@ -130,7 +135,7 @@ impl Weighed {
             };
         }
         let why = match &self.breaking {
-            _ if self.lacks_room() => format!(
+            _ if self.is_worth_guarding() => format!(
                 "it takes {hold}{because}, and the store has no room for a copy ({} MiB)",
                 self.guarded.bytes >> 20
             ),
@@ -239,6 +244,13 @@ mod tests {
         let (choice, why) = with_room(99).choose(Method::Auto);
         assert_eq!(choice, Choice::UnderHold);
         assert!(why.contains("no room for a copy (102400 MiB)"), "{why}");
+        // Whoever would clone anyway needs none.
+        let (_, why) = Weighed {
+            room: Some(0),
+            ..large(0, 300)
+        }
+        .choose(Method::Auto);
+        assert_eq!(why, "it takes no longer than 0 µs");
         // Nothing is gained where it would be copied all the same.
         let copied = Weighed {
             under: Cost {

@@ -79,7 +79,7 @@ impl Facts {
             size: now.size,
             data: allocated(&stat).min(now.size),
             dirty,
-            extents: extents(file).or_else(|| sampled(file, now.size)),
+            extents: extents(file),
             is_overwritten: is_written && !only_appended(),
         }
     }
@@ -138,10 +138,10 @@ fn extents(file: &OwnedFd) -> Option<u32> {
 const SAMPLES: u64 = 8;
 const SAMPLE: u64 = 1 << 20;
 
-/// The same on btrfs, where extents can only be counted, which keeps writers out meanwhile: of a large file,
-/// from samples.
-fn sampled(file: &OwnedFd, size: u64) -> Option<u32> {
-    if reflink::file_system(file) != "btrfs" || size == 0 {
+/// Extents of a file on btrfs, where they can only be counted, which keeps writers out meanwhile: of a
+/// large file, from samples.
+pub(super) fn sampled(file: &OwnedFd, size: u64) -> Option<u32> {
+    if size == 0 {
         return None;
     }
     let length = SAMPLE.min(size);

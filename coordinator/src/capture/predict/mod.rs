@@ -17,7 +17,6 @@ mod outcome;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::os::fd::AsFd;
 use std::time::Duration;
 
 use super::Method;
@@ -182,12 +181,6 @@ pub(super) fn predict(scan: &Scan, plan: &Plan, means: Means<'_>) -> Predicted {
     }
 }
 
-/// Bytes that are free for us on the file system of `fd`.
-pub(super) fn room(fd: impl AsFd) -> Option<u64> {
-    let stat = rustix::fs::fstatvfs(fd).ok()?;
-    Some(stat.f_bavail.saturating_mul(stat.f_frsize))
-}
-
 /// The file system of each device.
 fn file_systems(scan: &Scan) -> BTreeMap<u64, FileSystem> {
     let mut file_systems = BTreeMap::new();
@@ -224,6 +217,8 @@ fn look<'a>(
         let mut facts = Facts::of(&file, &known.seen, means.fresh, means.is_flushed);
         if on(known).is_memory() {
             facts.dirty = 0;
+        } else if on(known).is_btrfs() {
+            facts.extents = facts::sampled(&file, facts.size);
         }
         Some((index, facts))
     };

@@ -18,6 +18,7 @@ use super::facts::{FileSystem, has_reflink};
 use super::{Means, predict};
 use crate::store::prediction::Prediction;
 use crate::tree::dirs::{Dirs, Node};
+use crate::tree::free;
 use crate::tree::seen::Seen;
 use crate::{Error, Result};
 
@@ -102,7 +103,7 @@ impl Now {
                 },
             );
         }
-        let room = store_at.as_ref().and_then(|(_, at)| super::room(at));
+        let room = store_at.as_ref().and_then(|(_, at)| free(at).ok());
         let can_freeze = self.scan.to_capture().count() >= subvolume::MANY
             && store_at
                 .is_some_and(|(_, at)| subvolume::check(&self.scan, &self.paths, at).is_ok());
