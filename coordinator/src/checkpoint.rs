@@ -154,6 +154,14 @@ pub(crate) trait Work: Sized {
     }
     /// Is told so under the hold.
     fn share_nothing_now(&mut self) {}
+    /// Is told, before the hold, that it is done under it, although it is to be guarded.
+    ///
+    /// # Errors
+    ///
+    /// It cannot get ready for that.
+    fn stay_under_hold(&mut self) -> Result<()> {
+        Ok(())
+    }
     /// Whether it is to be done after the cut, if that is possible.
     fn is_to_be_guarded(&self) -> bool;
     /// Why there is no room for that. `settled`: as for [`Work::rehearse`].
@@ -335,6 +343,10 @@ impl Work for Prepared {
 
     fn share_nothing_now(&mut self) {
         self.share_nothing_now();
+    }
+
+    fn stay_under_hold(&mut self) -> Result<()> {
+        self.stay_under_hold()
     }
 }
 
@@ -912,6 +924,7 @@ fn take<W: Work>(
                         notes.push(format!("captured under the hold, and not after it: {why}"));
                     }
                     instead = Some(why);
+                    prepared.stay_under_hold()?;
                     Stage::Under(prepared)
                 }
             }

@@ -287,6 +287,56 @@ fn what_is_overwritten_is_not_broken_up_on_xfs() {
     );
 }
 
+/// Overwrites the first half of it once, and then a page of that over and over.
+const FIRST_HALF: &str = "import os,sys,time
+f = os.open(sys.argv[1], os.O_RDWR); n = os.fstat(f).st_size // 2 // 65536; b = os.urandom(65536)
+for i in range(n): os.pwrite(f, b, i * 65536)
+while True: os.pwrite(f, b[:4096], 0); time.sleep(0.005)";
+
+/// Bytes of a file that are in memory only: cachestat(2). `None` before Linux 6.5.
+fn dirty(path: &Path) -> Option<u64> {
+    const CACHESTAT: libc::c_long = 451;
+    let file = fs::File::open(path).unwrap();
+    let range = [0, file.metadata().unwrap().len()];
+    // nr_cache, nr_dirty, nr_writeback, nr_evicted, nr_recently_evicted
+    let mut pages = [0u64; 5];
+    let at = pages.as_mut_ptr();
+    // SAFETY: both structures are as large as the kernel's; it writes to the second.
+    let done = unsafe { libc::syscall(CACHESTAT, file.as_raw_fd(), range.as_ptr(), at, 0) };
+    (done == 0).then_some((pages[1] + pages[2]) * 4096)
+}
+
+/// Whoever writes to a file waits while it is written back: so that is not done ahead of a copy.
+#[test]
+fn what_is_copied_after_the_cut_is_not_written_back_on_xfs() {
+    let Some(lab) = lab("predict-dirty", Fs::Xfs) else {
+        return;
+    };
+    let path = file(&lab, "file", 64 * MIB);
+    let _writer = program(&lab, FIRST_HALF, &path);
+    // Some may be written back because it is time.
+    let most = 24 * MIB;
+    let Some(_) = dirty(&path) else {
+        println!("this kernel has no cachestat: skipped");
+        return;
+    };
+    let is_dirty = || dirty(&path).is_some_and(|bytes| bytes > 31 * MIB);
+    assert!(wait_until(Duration::from_secs(20), is_dirty));
+    let outcome = lab.checkpoint(&[]);
+    let left = dirty(&path).unwrap();
+    let expected = prediction(&outcome);
+    assert_eq!(expected["choice"], "copy-before-write", "{expected}");
+    assert_eq!(expected["outcome"]["method"], "copy-before-write");
+    assert!(number(&expected["dominant"][0]["dirty"]) > most as f64, "{expected}");
+    assert!(left > most, "{left} bytes are dirty still");
+    // The control: a clone needs it.
+    lab.checkpoint(&["--capture", "reflink", "--full", "--max-hold", "10s"])
+        .certificate();
+    let left = dirty(&path).unwrap();
+    // The kernel keeps pages in larger folios, which are dirty as a whole.
+    assert!(left < 4 * MIB, "{left} bytes are dirty after a clone");
+}
+
 #[test]
 fn what_only_grows_is_cloned_on_xfs() {
     let Some(lab) = lab("predict-appended", Fs::Xfs) else {
@@ -360,6 +410,8 @@ fn btrfs_clones_copies_or_freezes() {
     for i in 0..1_200 {
         fs::write(lab.data().join(i.to_string()), "x").unwrap();
     }
+    // What was changed just before is captured again the next time.
+    std::thread::sleep(Duration::from_millis(200));
     let outcome = lab.checkpoint(&options);
     let expected = prediction(&outcome);
     assert_eq!(expected["choice"], "subvolume", "{expected}");

@@ -176,7 +176,8 @@ pub struct Captured {
 /// it starts and awaits writeback of dirty pages but commits no journal and flushes no disk
 /// cache (sync_file_range(2)). `FICLONE` writes back what is dirty itself, under the
 /// inode's lock, so what is written back here is not waited for under the hold.
-/// Where bytes will be copied, they are read ahead instead.
+/// Where bytes will be copied, they are read ahead instead: also where files could be cloned, if they are
+/// to be captured after the cut even if nothing is dirty then.
 ///
 /// # Errors
 ///
@@ -279,6 +280,16 @@ impl Prepared {
     /// The same when that is found out under the hold: nothing is done ahead for what was to be shared.
     pub fn share_nothing_now(&mut self) {
         self.base = None;
+    }
+
+    /// Says that it is to be captured under the hold, although [`Prepared::is_to_be_guarded`]. What can be
+    /// done ahead for that is done, so this is for before the hold.
+    ///
+    /// # Errors
+    ///
+    /// A member cannot be read or not be written back.
+    pub fn stay_under_hold(&mut self) -> Result<()> {
+        prepare::stay_under_hold(self)
     }
 
     /// Says that calls may be in flight at the cut which nothing has held up: what waits for

@@ -11,7 +11,7 @@ use rustix::io::Errno;
 use super::ahead::Ahead;
 use super::base::Base;
 use super::mounted::mounted;
-use super::predict::{self, Means};
+use super::predict::{self, Flush, Means};
 use super::record::{self, Target};
 use super::rehearse::can_be_guarded;
 use super::walk::{At, Found, Paths, Visitor, unreadable, walk};
@@ -173,22 +173,34 @@ pub(super) fn prepare(
     if subvolumes.is_some() {
         base = None;
     }
-    // With a plan, everything was flushed.
-    if subvolumes.is_none() {
-        flush_ahead(&scan, scan.to_capture(), &plan, &target.tally)?;
-    }
-    let predicted = predict::predict(
-        &scan,
-        &plan,
-        Means {
+    let predict = |flush| {
+        let means = Means {
             method,
             can_freeze: subvolumes.is_some(),
             room: free(&*target.fd).ok(),
-            is_flushed: subvolumes.is_none(),
+            flush,
             fresh: record::LEFT_ALONE,
             not_guarded: &mut || fits(&scan).err(),
-        },
-    );
+        };
+        predict::predict(&scan, &plan, means)
+    };
+    let predicted = match (&subvolumes, method) {
+        // Everything was flushed for that.
+        (Some(_), _) => predict(Flush::Not),
+        (None, Method::Auto | Method::CopyBeforeWrite) => {
+            let predicted = predict(Flush::ToCome);
+            let is_guarded = predicted.is_guarded;
+            get_ready(&scan, scan.to_capture(), &plan, is_guarded, &target.tally)?;
+            match is_guarded {
+                true => predicted,
+                false => predict(Flush::Done),
+            }
+        }
+        (None, _) => {
+            get_ready(&scan, scan.to_capture(), &plan, false, &target.tally)?;
+            predict(Flush::Done)
+        }
+    };
     if method == Method::CopyBeforeWrite && !predicted.is_guarded {
         fits(&scan).map_err(|why| Error::new(why).next("pass --capture auto"))?;
     }
@@ -403,6 +415,7 @@ pub(super) fn share_nothing(prepared: &mut Prepared) -> Result<()> {
         plan,
         target,
         ahead,
+        guard,
         ..
     } = prepared;
     let shared = ahead.share_nothing(scan, target)?;
@@ -410,15 +423,30 @@ pub(super) fn share_nothing(prepared: &mut Prepared) -> Result<()> {
         return Ok(());
     }
     let members = shared.iter().filter_map(|index| scan.members.get(*index));
-    flush_ahead(scan, members, plan, &target.tally)
+    get_ready(scan, members, plan, *guard, &target.tally)
+}
+
+/// See [`Prepared::stay_under_hold`].
+pub(super) fn stay_under_hold(prepared: &mut Prepared) -> Result<()> {
+    if !std::mem::take(&mut prepared.guard) {
+        return Ok(());
+    }
+    let Prepared {
+        scan, plan, target, ..
+    } = prepared;
+    get_ready(scan, scan.to_capture(), plan, false, &target.tally)
 }
 
 /// Opens the members: fails for one that may not be read, and starts and awaits the
 /// writeback of those to be cloned, reads ahead those to be copied.
-fn flush_ahead<'a>(
+///
+/// With `is_guarded`, all are to be copied: to write back what is being written to would only make
+/// programs wait.
+fn get_ready<'a>(
     scan: &Scan,
     members: impl Iterator<Item = &'a Known>,
     plan: &Plan,
+    is_guarded: bool,
     tally: &Tally,
 ) -> Result<()> {
     // Not known before it was looked at; that is done as it is begun.
@@ -434,7 +462,7 @@ fn flush_ahead<'a>(
                 }
                 Err(_) => continue,
             };
-            if plan.way(member.seen.id.dev) == Way::Copy {
+            if is_guarded || plan.way(member.seen.id.dev) == Way::Copy {
                 let _ = rustix::fs::fadvise(&file, 0, None, Advice::WillNeed);
             } else if member.seen.size > 0 {
                 let dirty = flush::begin(&file, member.seen.size)

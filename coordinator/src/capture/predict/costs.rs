@@ -64,7 +64,11 @@ pub(super) fn reflink(facts: &Facts) -> Cost {
         false => WRITTEN_BACK,
     };
     let further = facts.extents.unwrap_or(1).saturating_sub(1);
-    let hold = LOOK + CLONE + EXTENT * further + at_rate(facts.dirty, rate);
+    let dirty = match facts.is_to_be_flushed {
+        true => 0,
+        false => facts.dirty,
+    };
+    let hold = LOOK + CLONE + EXTENT * further + at_rate(dirty, rate);
     Cost {
         hold,
         bytes: 0,
@@ -176,6 +180,11 @@ mod tests {
         };
         assert!((500.0..700.0).contains(&ms(reflink(&scattered))));
         assert!((50.0..70.0).contains(&ms(reflink(&broken))));
+        let flushed = Facts {
+            is_to_be_flushed: true,
+            ..dirty
+        };
+        assert_eq!(reflink(&flushed), reflink(&Facts { dirty: 0, ..dirty }));
         assert_eq!(reflink(&dirty).bytes, 0);
         assert!((100.0..200.0).contains(&ms(copy(&clean, &disk))));
         assert_eq!(copy(&clean, &disk).bytes, 256 << 20);

@@ -2,13 +2,19 @@
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
+use rustix::fs::{AtFlags, StatxFlags};
+
 use super::super::record::allocated;
 use crate::store::extents;
 use crate::tree::reflink;
-use crate::tree::seen::Seen;
+use crate::tree::seen::{Seen, nanoseconds};
 
-/// Whoever only appends has nothing dirty before this many bytes from the end.
+/// Whoever only appends has nothing dirty before this many bytes from the end, or before as many as are
+/// dirty: nothing at all, if all of the file is.
 const TAIL: u64 = 1 << 20;
+/// But then the file is no older than this, ns: the kernel writes back what has been dirty for half that
+/// time (`vm.dirty_expire_centisecs`).
+const YOUNG: i64 = 60_000_000_000;
 
 /// A kind of file system, as far as it matters here.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,6 +48,8 @@ pub(super) struct Facts {
     pub(super) data: u64,
     /// Bytes that are in memory only.
     pub(super) dirty: u64,
+    /// These will have been written back by the cut.
+    pub(super) is_to_be_flushed: bool,
     /// Where the file system tells.
     pub(super) extents: Option<u32>,
     /// It is being written to, and not only at its end.
@@ -55,6 +63,7 @@ impl Facts {
             size: seen.size,
             data: seen.size,
             dirty: 0,
+            is_to_be_flushed: false,
             extents: None,
             is_overwritten: false,
         }
@@ -72,13 +81,15 @@ impl Facts {
             || (0..fresh).contains(&age(&now))
             || is_flushed && dirty > 0;
         let only_appended = || {
-            now.size > seen.size
-                || dirty > 0 && self::dirty(file, 0, now.size.saturating_sub(TAIL)) == 0
+            let end = now.size.saturating_sub(dirty.max(TAIL));
+            let is_dirty_at_end = || self::dirty(file, 0, end) == 0 && (end > 0 || is_young(file));
+            now.size > seen.size || dirty > 0 && is_dirty_at_end()
         };
         Facts {
             size: now.size,
             data: allocated(&stat).min(now.size),
             dirty,
+            is_to_be_flushed: false,
             extents: extents(file),
             is_overwritten: is_written && !only_appended(),
         }
@@ -87,10 +98,23 @@ impl Facts {
 
 /// How long ago a file was written to, ns.
 fn age(seen: &Seen) -> i64 {
+    since(seen.mtime_ns)
+}
+
+/// How long ago that was, ns.
+fn since(time_ns: i64) -> i64 {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
     #[allow(clippy::unnecessary_cast)] // 32 bits elsewhere
-    crate::tree::seen::nanoseconds(now.tv_sec as i64, now.tv_nsec as i64)
-        .saturating_sub(seen.mtime_ns)
+    nanoseconds(now.tv_sec as i64, now.tv_nsec as i64).saturating_sub(time_ns)
+}
+
+/// Whether a file may have been made of late: where that is not told, too.
+fn is_young(file: &OwnedFd) -> bool {
+    let stat = rustix::fs::statx(file, c"", AtFlags::EMPTY_PATH, StatxFlags::BTIME);
+    stat.ok().is_none_or(|stat| {
+        let made_ns = nanoseconds(stat.stx_btime.tv_sec, i64::from(stat.stx_btime.tv_nsec));
+        stat.stx_mask & StatxFlags::BTIME.bits() == 0 || since(made_ns) < YOUNG
+    })
 }
 
 /// Bytes of `len` from `from` on that are in memory only: cachestat(2), Linux 6.5. Of an earlier
@@ -196,6 +220,7 @@ mod tests {
     fn a_file_that_is_written_in_place_is_told_from_others() {
         let file = OwnedFd::from(tempfile());
         rustix::io::pwrite(&file, &vec![1; 8 << 20], 0).unwrap();
+        rustix::fs::fsync(&file).unwrap();
         let before = Seen::of(&rustix::fs::fstat(&file).unwrap());
         let long = 3_600_000_000_000;
         assert!(Facts::of(&file, &before, long, false).is_overwritten);
@@ -209,6 +234,14 @@ mod tests {
         // It grows.
         rustix::io::pwrite(&file, &[1; 4096], 8 << 20).unwrap();
         assert!(!Facts::of(&file, &before, long, false).is_overwritten);
+        // It did, and much of that is dirty still, where that can be told.
+        rustix::fs::fsync(&file).unwrap();
+        rustix::io::pwrite(&file, &vec![1; 4 << 20], (8 << 20) + 4096).unwrap();
+        let before = Seen::of(&rustix::fs::fstat(&file).unwrap());
+        let is_told = dirty(&file, 0, before.size) == 4 << 20;
+        assert!(!is_told || !Facts::of(&file, &before, long, false).is_overwritten);
+        rustix::io::pwrite(&file, &[1; 4096], 0).unwrap();
+        assert!(!is_told || Facts::of(&file, &before, long, false).is_overwritten);
     }
 
     fn tempfile() -> std::fs::File {

@@ -37,6 +37,17 @@ const NAMED: usize = 5;
 /// Of a hold that is shorter than this, no cause is told.
 const NOTABLE: Duration = Duration::from_micros(200);
 
+/// When what is dirty is written back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Flush {
+    /// It was, since the scan.
+    Done,
+    /// It would be before the hold.
+    ToCome,
+    /// By chance.
+    Not,
+}
+
 /// What may be done, as far as it is not seen from the files.
 pub(super) struct Means<'a> {
     pub(super) method: Method,
@@ -44,8 +55,8 @@ pub(super) struct Means<'a> {
     pub(super) can_freeze: bool,
     /// Room in the store, bytes, if that is known.
     pub(super) room: Option<u64>,
-    /// Everything was flushed since the scan.
-    pub(super) is_flushed: bool,
+    /// What becomes of what is dirty.
+    pub(super) flush: Flush,
     /// A file that was written to within this time, ns, is taken to be written to still.
     pub(super) fresh: i64,
     /// Why the set cannot be captured after the cut; asked only if it matters.
@@ -214,7 +225,8 @@ fn look<'a>(
     let facts = |index: usize| {
         let known = &scan.members[index];
         let file = scan.open(known).ok()?;
-        let mut facts = Facts::of(&file, &known.seen, means.fresh, means.is_flushed);
+        let mut facts = Facts::of(&file, &known.seen, means.fresh, means.flush == Flush::Done);
+        facts.is_to_be_flushed = means.flush == Flush::ToCome;
         if on(known).is_memory() {
             facts.dirty = 0;
         } else if on(known).is_btrfs() {

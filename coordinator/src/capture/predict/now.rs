@@ -15,7 +15,7 @@ use super::super::prepare::{Known, Plan, Scan, Scanner, Way, devices_that_show_s
 use super::super::walk::{At, Found, Paths, Visitor, walk};
 use super::super::{Base, Member, Method, Scope, subvolume};
 use super::facts::{FileSystem, has_reflink};
-use super::{Means, predict};
+use super::{Flush, Means, predict};
 use crate::store::prediction::Prediction;
 use crate::tree::dirs::{Dirs, Node};
 use crate::tree::free;
@@ -114,7 +114,7 @@ impl Now {
                 method,
                 can_freeze,
                 room,
-                is_flushed: false,
+                flush: Flush::Not,
                 fresh: FRESH,
                 not_guarded: &mut || not_guarded.clone().or_else(|| fits(&self.scan).err()),
             },
