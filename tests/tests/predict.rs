@@ -327,7 +327,10 @@ fn what_is_copied_after_the_cut_is_not_written_back_on_xfs() {
     let expected = prediction(&outcome);
     assert_eq!(expected["choice"], "copy-before-write", "{expected}");
     assert_eq!(expected["outcome"]["method"], "copy-before-write");
-    assert!(number(&expected["dominant"][0]["dirty"]) > most as f64, "{expected}");
+    assert!(
+        number(&expected["dominant"][0]["dirty"]) > most as f64,
+        "{expected}"
+    );
     assert!(left > most, "{left} bytes are dirty still");
     // The control: a clone needs it.
     lab.checkpoint(&["--capture", "reflink", "--full", "--max-hold", "10s"])
@@ -335,6 +338,35 @@ fn what_is_copied_after_the_cut_is_not_written_back_on_xfs() {
     let left = dirty(&path).unwrap();
     // The kernel keeps pages in larger folios, which are dirty as a whole.
     assert!(left < 4 * MIB, "{left} bytes are dirty after a clone");
+}
+
+/// Overwrites the beginnings of ten files in turn, some 2,000 a second.
+const TEN: &str = "import os,sys,time
+at = os.path.dirname(sys.argv[1])
+f = [os.open(f'{at}/{i}', os.O_RDWR) for i in range(10)]; b = os.urandom(64)
+while True:
+    for i in f: os.pwrite(i, b, 0); time.sleep(0.0003)";
+
+/// A clone waits until what is dirty is written back, of small files as well.
+#[test]
+fn small_files_that_are_written_to_are_not_cloned_on_xfs() {
+    let Some(lab) = lab("predict-small", Fs::Xfs) else {
+        return;
+    };
+    let all: Vec<PathBuf> = (0..10).map(|i| file(&lab, &i.to_string(), 4096)).collect();
+    let mut writer = program(&lab, TEN, &all[9]);
+    let outcome = lab.checkpoint(&[]);
+    let expected = prediction(&outcome);
+    assert_eq!(expected["choice"], "copy-before-write", "{expected}");
+    let cause = expected["dominant"][0]["cause"].as_str().unwrap();
+    assert_eq!(cause, "4.0 KiB not written back yet");
+    let now = now(&lab, &outcome);
+    assert_eq!(now["choice"], "copy-before-write", "{now}");
+    writer.end();
+    std::thread::sleep(Duration::from_millis(1_500));
+    let _idle = idle(&lab);
+    let expected = prediction(&lab.checkpoint(&["--full"]));
+    assert_eq!(expected["choice"], "reflink", "{expected}");
 }
 
 #[test]

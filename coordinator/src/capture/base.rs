@@ -139,9 +139,7 @@ impl Base {
             base: self,
             last_dir: None,
         };
-        in_parts(links, linker, |mut linker, links| {
-            links.iter().map(|link| linker.link(link)).collect()
-        })
+        in_parts(links, linker, Linker::link)
     }
 }
 

@@ -1,13 +1,18 @@
 //! Writing back what is dirty, piece by piece: so that somebody can be told how far it is, and so
 //! that a device, or the kernel's thread that stands for one, has pauses in which the program gets
-//! its turn.
+//! its turn. And names that were made ahead, while other work goes on.
 
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::Path;
+use std::thread::Builder;
 
+use nix::sys::signal::SigSet;
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
 use super::predict::facts::dirty;
 use crate::tally::Tally;
+use crate::tree::reflink;
 
 /// Bytes waited for at a time.
 const PIECE: u64 = 1 << 20;
@@ -63,6 +68,26 @@ pub(super) fn told(file: &OwnedFd, size: u64, tally: &Tally) -> rustix::io::Resu
     }
     let dirty = begin(file, size)?;
     wait(file, size, dirty, tally)
+}
+
+/// Begins to write to disk that names were made below `dir`, so that little of it is left when all has to be there.
+/// Only on XFS, where syncing any directory writes the log and nothing else (`xfs_dir_fsync`); a commit of a journal
+/// elsewhere would make the program wait one time more.
+pub(super) fn begin_names(dir: &OwnedFd) {
+    if reflink::file_system(dir) != "xfs" {
+        return;
+    }
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    // Another description: what goes wrong is to be told to whoever relies on it.
+    let Ok(dir) = rustix::fs::openat(dir, Path::new("."), flags, Mode::empty()) else {
+        return;
+    };
+    // Nobody waits for it.
+    let _ = Builder::new().spawn(move || {
+        // Signals are for the thread that captures.
+        let _ = SigSet::all().thread_block();
+        rustix::fs::fsync(&dir)
+    });
 }
 
 /// Where it is not possible, whoever clones or syncs the file will do it.

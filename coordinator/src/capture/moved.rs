@@ -69,17 +69,12 @@ pub(super) fn differences(
 ) -> Vec<(usize, String)> {
     let indices = 0..entries.len();
     let counting: Vec<usize> = indices.filter(|i| counts(*i, &entries[*i])).collect();
-    in_parts(
-        &counting,
-        || source.apart(),
-        |source, part| {
-            let difference = |index: &usize| {
-                let entry = &entries[*index];
-                Some((*index, difference(entry, look_up(&source, entry))?))
-            };
-            part.iter().filter_map(difference).collect()
-        },
-    )
+    let difference = |source: &mut Dirs, index: &usize| {
+        let entry = &entries[*index];
+        Some((*index, difference(entry, look_up(source, entry))?))
+    };
+    let all = in_parts(&counting, || source.apart(), difference);
+    all.into_iter().flatten().collect()
 }
 
 fn difference(entry: &Entry, stat: rustix::io::Result<Stat>) -> Option<String> {

@@ -27,6 +27,9 @@ use crate::{Error, Result};
 /// Members whose writeback is under way at a time.
 const BATCH: usize = 64;
 
+/// So many names take a while to reach the disk.
+const MANY_NAMES: usize = 1_000;
+
 /// What the walk before the hold found.
 #[derive(Debug)]
 pub(super) struct Scan {
@@ -169,6 +172,9 @@ pub(super) fn prepare(
         base.only_on(&showing, mounted.as_ref());
     }
     ahead.make_files(made, &mut scan, &target, base.as_ref())?;
+    if scan.members.len() >= MANY_NAMES {
+        flush::begin_names(&target.fd);
+    }
     let subvolumes = subvolume::plan(&scan, &paths, &target, method)?;
     if subvolumes.is_some() {
         base = None;

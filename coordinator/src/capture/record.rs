@@ -383,43 +383,35 @@ impl Visitor for Recorder<'_> {
         if !(self.go_on)() {
             return Err(self.stopped());
         }
-        let known_file = kind == Some(FileType::RegularFile);
-        if self.is_shared(at, name)? {
-            return Ok(Found::Entry);
-        }
-        if known_file && let Some(file) = open_file(at, name)? {
-            return self.file(at, name, file);
-        }
-        let stat = match rustix::fs::statat(at.fd, name, AtFlags::SYMLINK_NOFOLLOW) {
-            Ok(stat) => stat,
-            Err(Errno::NOENT) => return Ok(Found::Gone),
-            Err(cause) => return Err(unreadable(&at.path(name), cause)),
-        };
-        let seen = Seen::of(&stat);
-        if !matches!(seen.kind(), Kind::Dir | Kind::File) && self.is_further_name(at, name, seen) {
-            return Ok(Found::Entry);
-        }
-        let body = match seen.kind() {
-            Kind::Dir => return Ok(Found::Dir),
-            // Of a kind the listing did not say, or that has just become a file. If
-            // it is none any more, it changes faster than it can be looked at.
-            Kind::File => {
-                return match open_file(at, name)? {
-                    Some(file) => self.file(at, name, file),
-                    None => Ok(Found::Gone),
-                };
+        if let Some(id) = self.ahead.shared(at.node, name) {
+            let looked = rustix::fs::statat(at.fd, name, AtFlags::SYMLINK_NOFOLLOW);
+            let looked = looked.map(|stat| Seen::of(&stat));
+            if self.is_shared(at, name, id, looked)? {
+                return Ok(Found::Entry);
             }
-            Kind::Symlink => match rustix::fs::readlinkat(at.fd, name, Vec::new()) {
-                Ok(points_to) => Body::Symlink(points_to.into_boxed_c_str()),
-                // Replaced since, by something that is no link.
-                Err(Errno::NOENT | Errno::INVAL) => return Ok(Found::Gone),
-                Err(cause) => return Err(unreadable(&at.path(name), cause)),
-            },
-            Kind::Fifo | Kind::Socket | Kind::Device => Body::Special,
-        };
-        let xattrs = self.xattrs_by_name(at, name)?;
-        self.push(at.node, name, seen, body, xattrs);
-        Ok(Found::Entry)
+        }
+        self.own(at, name, kind)
+    }
+
+    fn shares_looks(&self) -> bool {
+        self.base.is_some()
+    }
+
+    fn looked_at(
+        &mut self,
+        at: &At<'_>,
+        name: &CStr,
+        looked: rustix::io::Result<Seen>,
+    ) -> Result<Found> {
+        if !(self.go_on)() {
+            return Err(self.stopped());
+        }
+        if let Some(id) = self.ahead.shared(at.node, name)
+            && self.is_shared(at, name, id, looked)?
+        {
+            return Ok(Found::Entry);
+        }
+        self.own(at, name, Some(FileType::RegularFile))
     }
 
     fn dir(&mut self, at: &At<'_>, name: &CStr, fd: &OwnedFd, seen: Seen) -> Result<()> {
@@ -457,6 +449,46 @@ impl Visitor for Recorder<'_> {
 
     fn follows_changes(&self) -> bool {
         self.pins.is_some()
+    }
+}
+
+impl Recorder<'_> {
+    /// What is not shared with the previous snapshot.
+    fn own(&mut self, at: &At<'_>, name: &CStr, kind: Option<FileType>) -> Result<Found> {
+        let known_file = kind == Some(FileType::RegularFile);
+        if known_file && let Some(file) = open_file(at, name)? {
+            return self.file(at, name, file);
+        }
+        let stat = match rustix::fs::statat(at.fd, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) => stat,
+            Err(Errno::NOENT) => return Ok(Found::Gone),
+            Err(cause) => return Err(unreadable(&at.path(name), cause)),
+        };
+        let seen = Seen::of(&stat);
+        if !matches!(seen.kind(), Kind::Dir | Kind::File) && self.is_further_name(at, name, seen) {
+            return Ok(Found::Entry);
+        }
+        let body = match seen.kind() {
+            Kind::Dir => return Ok(Found::Dir),
+            // Of a kind the listing did not say, or that has just become a file. If
+            // it is none any more, it changes faster than it can be looked at.
+            Kind::File => {
+                return match open_file(at, name)? {
+                    Some(file) => self.file(at, name, file),
+                    None => Ok(Found::Gone),
+                };
+            }
+            Kind::Symlink => match rustix::fs::readlinkat(at.fd, name, Vec::new()) {
+                Ok(points_to) => Body::Symlink(points_to.into_boxed_c_str()),
+                // Replaced since, by something that is no link.
+                Err(Errno::NOENT | Errno::INVAL) => return Ok(Found::Gone),
+                Err(cause) => return Err(unreadable(&at.path(name), cause)),
+            },
+            Kind::Fifo | Kind::Socket | Kind::Device => Body::Special,
+        };
+        let xattrs = self.xattrs_by_name(at, name)?;
+        self.push(at.node, name, seen, body, xattrs);
+        Ok(Found::Entry)
     }
 }
 
@@ -532,14 +564,20 @@ fn empty(to: &OwnedFd, put_at: &Path) -> Result<bool> {
 }
 
 impl Recorder<'_> {
-    /// Whether this is a file that is what it was in the previous snapshot, and is shared with
+    /// Whether this is the file `id` as it was in the previous snapshot, and is shared with
     /// that. Then it is recorded as such.
-    fn is_shared(&mut self, at: &At<'_>, name: &CStr) -> Result<bool> {
-        let (Some(base), Some(id)) = (&self.base, self.ahead.shared(at.node, name)) else {
+    fn is_shared(
+        &mut self,
+        at: &At<'_>,
+        name: &CStr,
+        id: FileId,
+        looked: rustix::io::Result<Seen>,
+    ) -> Result<bool> {
+        let Some(base) = &self.base else {
             return Ok(false);
         };
-        let seen = match rustix::fs::statat(at.fd, name, AtFlags::SYMLINK_NOFOLLOW) {
-            Ok(stat) => Seen::of(&stat),
+        let seen = match looked {
+            Ok(seen) => seen,
             Err(Errno::NOENT) => return Ok(false),
             Err(cause) => return Err(unreadable(&at.path(name), cause)),
         };

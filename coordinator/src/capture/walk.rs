@@ -8,15 +8,20 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::fs::{FileType, Mode, OFlags, RawDir};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir};
 use rustix::io::Errno;
 use snapshim_gate::table::FileId;
 
 use super::Scope;
+use super::parts::in_parts;
 use crate::tree::STAGING;
 use crate::tree::dirs::{Dirs, Node, as_path};
 use crate::tree::seen::Seen;
 use crate::{Error, Result};
+
+/// So many directories are open, and so many files put off, until threads look at these.
+const DIRS: usize = 64;
+const FILES: usize = 8_192;
 
 /// The checked paths of a [`Scope`].
 #[derive(Debug)]
@@ -177,6 +182,21 @@ pub(super) trait Visitor {
     fn entry(&mut self, at: &At<'_>, name: &CStr, kind: Option<FileType>) -> Result<Found>;
     /// A directory, before what is in it. `at` is its parent.
     fn dir(&mut self, at: &At<'_>, name: &CStr, fd: &OwnedFd, seen: Seen) -> Result<()>;
+    /// Whether threads are to look at regular files, of which [`Visitor::looked_at`] is told then: later
+    /// than of anything else in their directories.
+    fn shares_looks(&self) -> bool {
+        false
+    }
+    /// As [`Visitor::entry`], of what the listing says is a regular file, and what `fstatat` says.
+    fn looked_at(
+        &mut self,
+        at: &At<'_>,
+        name: &CStr,
+        looked: rustix::io::Result<Seen>,
+    ) -> Result<Found> {
+        let _ = looked;
+        self.entry(at, name, Some(FileType::RegularFile))
+    }
     /// A name that was listed and is gone, or a directory that was moved away.
     fn gone(&mut self, path: PathBuf);
     /// Whether it relies on being able to tell later what changed since [`Visitor::dir`].
@@ -193,16 +213,32 @@ pub(super) fn walk(paths: &Paths, dirs: &mut Dirs, visitor: &mut impl Visitor) -
         dirs,
         visitor,
         pending: Vec::new(),
+        to_look_at: Vec::new(),
+        dirs_to_look_in: 0,
         buffer: vec![MaybeUninit::uninit(); 1 << 16],
     };
     for root in &paths.roots {
         walk.root(root)?;
         // Depth first, so that most directories are opened from a parent that is open still.
-        while let Some((parent, name)) = walk.pending.pop() {
-            walk.descend(parent, &name)?;
+        loop {
+            while let Some((parent, name)) = walk.pending.pop() {
+                walk.descend(parent, &name)?;
+            }
+            if walk.to_look_at.is_empty() {
+                break;
+            }
+            // One may be a directory by now.
+            walk.look()?;
         }
     }
     Ok(())
+}
+
+/// A regular file to be looked at together with others; its directory is open.
+struct ToLookAt {
+    node: Node,
+    dir: Arc<OwnedFd>,
+    name: CString,
 }
 
 struct Walk<'a, V> {
@@ -211,6 +247,9 @@ struct Walk<'a, V> {
     visitor: &'a mut V,
     /// Directories found, not walked yet.
     pending: Vec<(Node, CString)>,
+    /// See [`Visitor::shares_looks`]; and in how many directories these are.
+    to_look_at: Vec<ToLookAt>,
+    dirs_to_look_in: usize,
     buffer: Vec<MaybeUninit<u8>>,
 }
 
@@ -228,7 +267,7 @@ impl<V: Visitor> Walk<'_, V> {
             Err(Errno::NOENT | Errno::NOTDIR) => return self.visitor.absent(root, None),
             Err(cause) => return Err(unreadable(parent, cause)),
         };
-        let stat = rustix::fs::statat(&fd, &name, rustix::fs::AtFlags::SYMLINK_NOFOLLOW);
+        let stat = rustix::fs::statat(&fd, &name, AtFlags::SYMLINK_NOFOLLOW);
         match stat.map(|stat| FileType::from_raw_mode(stat.st_mode)) {
             Ok(FileType::Symlink) => Err(linked_root(root)),
             Ok(kind) => {
@@ -261,13 +300,42 @@ impl<V: Visitor> Walk<'_, V> {
             node,
             fd,
         };
-        match self.visitor.entry(&at, &name, kind)? {
+        let found = self.visitor.entry(&at, &name, kind)?;
+        self.found(node, name, found);
+        Ok(())
+    }
+
+    fn found(&mut self, node: Node, name: CString, found: Found) {
+        match found {
             Found::Entry => {}
             Found::Gone => {
-                let path = at.path(&name);
+                let path = self.dirs.path(node).join(as_path(&name));
                 self.visitor.gone(path);
             }
             Found::Dir => self.pending.push((node, name)),
+        }
+    }
+
+    /// Looks at the files that were put off.
+    fn look(&mut self) -> Result<()> {
+        self.dirs_to_look_in = 0;
+        let files = std::mem::take(&mut self.to_look_at);
+        let looked = in_parts(
+            &files,
+            || (),
+            |(), file| {
+                rustix::fs::statat(&file.dir, &file.name, AtFlags::SYMLINK_NOFOLLOW)
+                    .map(|stat| Seen::of(&stat))
+            },
+        );
+        for (ToLookAt { node, dir, name }, looked) in files.into_iter().zip(looked) {
+            let at = At {
+                dirs: self.dirs,
+                node,
+                fd: &dir,
+            };
+            let found = self.visitor.looked_at(&at, &name, looked)?;
+            self.found(node, name, found);
         }
         Ok(())
     }
@@ -310,10 +378,17 @@ impl<V: Visitor> Walk<'_, V> {
         };
         let fd = Arc::new(fd);
         let node = self.dirs.add(parent, name, Some(seen.id), &fd);
-        self.list(node, fresh.as_ref().unwrap_or(&fd))
+        self.list(node, &fd, fresh.as_ref().unwrap_or(&fd))?;
+        self.dirs_to_look_in += 1;
+        if self.dirs_to_look_in >= DIRS || self.to_look_at.len() >= FILES {
+            self.look()?;
+        }
+        Ok(())
     }
 
-    fn list(&mut self, node: Node, fd: &OwnedFd) -> Result<()> {
+    /// `fd` is `dir`, opened later.
+    fn list(&mut self, node: Node, dir: &Arc<OwnedFd>, fd: &OwnedFd) -> Result<()> {
+        let shares_looks = self.visitor.shares_looks();
         let excluded = match self.paths.excluded_names.is_empty() {
             true => None,
             false => self.paths.excluded_names.get(&self.dirs.path(node)),
@@ -341,6 +416,11 @@ impl<V: Visitor> Walk<'_, V> {
             match entry.file_type() {
                 FileType::Directory => self.pending.push((node, name.to_owned())),
                 FileType::Unknown => self.entry(node, fd, name.to_owned(), None)?,
+                FileType::RegularFile if shares_looks => self.to_look_at.push(ToLookAt {
+                    node,
+                    dir: Arc::clone(dir),
+                    name: name.to_owned(),
+                }),
                 kind => self.entry(node, fd, name.to_owned(), Some(kind))?,
             }
         }

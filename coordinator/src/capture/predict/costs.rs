@@ -21,6 +21,8 @@ const LOOK: Duration = Duration::from_nanos(2_500);
 const LINK: Duration = Duration::from_micros(7);
 /// Making a file durable: part of a journal's commit.
 const DURABLE: Duration = Duration::from_micros(20);
+/// Writing back whatever is dirty, and waiting for that.
+const WRITE_BACK: Duration = Duration::from_micros(250);
 /// Bytes a second: copied in memory, written back to a disk, and the same of pages here and there.
 const COPIED: u64 = 2 << 30;
 const WRITTEN_BACK: u64 = 300 << 20;
@@ -68,7 +70,11 @@ pub(super) fn reflink(facts: &Facts) -> Cost {
         true => 0,
         false => facts.dirty,
     };
-    let hold = LOOK + CLONE + EXTENT * further + at_rate(dirty, rate);
+    let flush = match dirty {
+        0 => Duration::ZERO,
+        dirty => WRITE_BACK + at_rate(dirty, rate),
+    };
+    let hold = LOOK + CLONE + EXTENT * further + flush;
     Cost {
         hold,
         bytes: 0,

@@ -69,6 +69,19 @@ impl Facts {
         }
     }
 
+    /// The same of a small file; if its mtime is `fresh`, ns, it is taken to be dirty at the cut, whatever is
+    /// flushed.
+    pub(super) fn small(seen: &Seen, fresh: i64) -> Facts {
+        let dirty = match (0..fresh).contains(&age(seen)) {
+            true => seen.size,
+            false => 0,
+        };
+        Facts {
+            dirty,
+            ..Facts::plain(seen)
+        }
+    }
+
     /// Of an open file that was `seen` before. It is being written to if its mtime is `fresh`, ns, or
     /// has moved since, or, where all was flushed meanwhile, if something is dirty.
     pub(super) fn of(file: &OwnedFd, seen: &Seen, fresh: i64, is_flushed: bool) -> Facts {

@@ -126,7 +126,8 @@ pub(super) fn predict(scan: &Scan, plan: &Plan, means: Means<'_>) -> Predicted {
         let facts = match looked.get(&index) {
             Some(facts) => *facts,
             None if known.seen.size >= SMALL => others.guess(known),
-            None => Facts::plain(&known.seen),
+            None if on(known).is_memory() => Facts::plain(&known.seen),
+            None => Facts::small(&known.seen, means.fresh),
         };
         let way = plan.way(known.seen.id.dev);
         let item = sums.add(known, facts, way, on(known));
@@ -320,7 +321,10 @@ fn keep_dominant<'a>(dominant: &mut Vec<Item<'a>>, item: Item<'a>) {
 impl Item<'_> {
     /// What makes its part of the hold what it is.
     fn cause(&self) -> String {
-        let mib = |bytes: u64| format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20));
+        let mib = |bytes: u64| match bytes {
+            ..SMALL => format!("{:.1} KiB", bytes as f64 / f64::from(1 << 10)),
+            _ => format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20)),
+        };
         let Facts {
             dirty,
             extents,
