@@ -299,7 +299,8 @@ fn ran(mut command: Command) -> Ran {
     let (stdout, out) = scratch("stdout");
     let (stderr, err) = scratch("stderr");
     command.stdin(Stdio::null()).stdout(out).stderr(err);
-    process::dies_with_us(&mut command);
+    // Nothing is done in the child before it executes: then it is made without copying this process, which may be
+    // large, and keep a processor from the writer for ms. It ends by itself, or at the deadline.
     let child = command
         .spawn()
         .unwrap_or_else(|e| panic!("cannot start {:?}: {e}", command.get_program()));

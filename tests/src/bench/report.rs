@@ -163,7 +163,7 @@ fn stalls(run: &Run, o: &mut String) {
     for cell in cells(run, "stall") {
         let _ = writeln!(
             o,
-            "\n### {}: {} of {} MiB, {}\n\n{} calls a second; {} windows of snapshim (but for `--capture copy`), of SIGSTOP and without, {} of the others\n",
+            "\n### {}: {} of {} MiB, {}\n\n{} calls a second; {} windows of {:.1} s of snapshim (but for `--capture copy`), of SIGSTOP and without, {} of the others\n",
             cell.fs.name(),
             Workload::Pages.describe(),
             cell.mib,
@@ -174,6 +174,7 @@ fn stalls(run: &Run, o: &mut String) {
             },
             Workload::Pages.rate(),
             run.options.amounts.rounds,
+            run.options.amounts.window.as_secs_f64(),
             run.options.amounts.peer_rounds
         );
         o.push_str(

@@ -9,6 +9,8 @@ use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 pub(super) struct Buffer {
     at: *mut u8,
     len: usize,
+    /// Whether the sweep has it.
+    is_swept: bool,
 }
 
 // SAFETY: it owns its memory, like a Box.
@@ -21,7 +23,11 @@ impl Buffer {
         let flags = MapFlags::PRIVATE | MapFlags::POPULATE;
         // SAFETY: no address is asked for: nothing that is there is replaced.
         let at = unsafe { mmap_anonymous(std::ptr::null_mut(), len, protection, flags)? };
-        Ok(Buffer { at: at.cast(), len })
+        Ok(Buffer {
+            at: at.cast(),
+            len,
+            is_swept: false,
+        })
     }
 
     pub(super) fn bytes(&self) -> &[u8] {
@@ -53,7 +59,10 @@ struct Free {
     buffers: Vec<Buffer>,
     /// How many there are in all.
     made: usize,
-    /// How many there may be: for the sweep, and for what was asked for.
+    /// How many are in use, and how many of these by the sweep.
+    used: usize,
+    swept: usize,
+    /// How many may be: by the sweep, and kept for what was asked for.
     limit: usize,
     reserve: usize,
 }
@@ -76,6 +85,8 @@ impl Pool {
             free: Mutex::new(Free {
                 buffers: buffers?,
                 made: ahead,
+                used: 0,
+                swept: 0,
                 limit,
                 reserve: (reserve / len).max(2),
             }),
@@ -93,15 +104,20 @@ impl Pool {
         const WAIT: Duration = Duration::from_millis(20);
         let mut free = self.lock();
         loop {
-            let kept = if is_asked { 0 } else { free.reserve };
-            let spare = (free.limit + free.reserve - free.made) + free.buffers.len();
-            if spare > kept {
-                if let Some(buffer) = free.buffers.pop() {
-                    return Ok(Some(buffer));
-                }
-                free.made += 1;
+            // What is asked for may be all that there is; the sweep goes on beside it all the same.
+            let is_room = free.used < free.limit + free.reserve;
+            if is_room && (is_asked || free.swept < free.limit) {
+                free.used += 1;
+                free.swept += usize::from(!is_asked);
+                let there = free.buffers.pop();
+                free.made += usize::from(there.is_none());
                 drop(free);
-                return Buffer::new(self.len).map(Some);
+                let mut buffer = match there {
+                    Some(buffer) => buffer,
+                    None => Buffer::new(self.len)?,
+                };
+                buffer.is_swept = !is_asked;
+                return Ok(Some(buffer));
             }
             let waited = self.returned.wait_timeout(free, WAIT);
             let (again, time) = waited.unwrap_or_else(PoisonError::into_inner);
@@ -114,7 +130,13 @@ impl Pool {
 
     /// Gives buffers back.
     pub(super) fn give(&self, buffers: impl IntoIterator<Item = Buffer>) {
-        self.lock().buffers.extend(buffers);
+        let mut free = self.lock();
+        for buffer in buffers {
+            free.used -= 1;
+            free.swept -= usize::from(buffer.is_swept);
+            free.buffers.push(buffer);
+        }
+        drop(free);
         self.returned.notify_all();
     }
 
@@ -140,6 +162,13 @@ mod tests {
         pool.give([asked, more]);
         assert!(pool.take(false).unwrap().is_none(), "the reserve is kept");
         pool.give(taken);
+        let all: Vec<Buffer> = (0..5).map(|_| pool.take(true).unwrap().unwrap()).collect();
+        // Whatever was asked for, the sweep has what is left.
+        let swept = pool.take(false).unwrap().unwrap();
+        assert!(pool.take(false).unwrap().is_none());
+        pool.give(all);
+        pool.give([swept]);
+        assert_eq!(pool.memory(), 6 << 16);
         assert!(pool.take(false).unwrap().is_some());
     }
 

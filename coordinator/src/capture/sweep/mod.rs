@@ -630,7 +630,13 @@ impl Sweep<'_> {
     /// Writes what was read until there is no more.
     fn write(&self, read: Receiver<Read>) {
         let _ = self.writer.set(Thread::this());
-        let mut writer = writer::Writer::new(self.sources, self.pool);
+        let mut pauses = Pauses::begin();
+        let mut pause = || {
+            if !self.is_awaited() {
+                pauses.pause();
+            }
+        };
+        let mut writer = writer::Writer::new(self.sources, self.pool, &mut pause);
         while let Ok(first) = read.recv() {
             let run = std::iter::once(first).chain(read.try_iter());
             let run = run.take_while(|_| !self.is_lost.load(Relaxed));

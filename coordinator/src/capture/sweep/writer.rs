@@ -20,8 +20,9 @@ use crate::store::fault;
 
 /// What O_DIRECT wants lengths and offsets to be multiples of, at most.
 pub(super) const ALIGNMENT: usize = 4096;
-/// Most chunks written at once.
+/// Most chunks written at once, around the page cache and into it, where a chunk may take some 150 µs.
 const RUN: usize = 8;
+const RUN_CACHED: usize = 2;
 
 /// A file that is written.
 #[derive(Debug)]
@@ -91,11 +92,21 @@ impl Target {
 pub(super) struct Writer<'a> {
     sources: &'a [Source],
     pool: &'a Pool,
+    /// Called between writes: gives others their turn.
+    pause: &'a mut dyn FnMut(),
 }
 
 impl<'a> Writer<'a> {
-    pub(super) fn new(sources: &'a [Source], pool: &'a Pool) -> Writer<'a> {
-        Writer { sources, pool }
+    pub(super) fn new(
+        sources: &'a [Source],
+        pool: &'a Pool,
+        pause: &'a mut dyn FnMut(),
+    ) -> Writer<'a> {
+        Writer {
+            sources,
+            pool,
+            pause,
+        }
     }
 
     /// Writes chunks; those that follow each other in one go.
@@ -105,7 +116,11 @@ impl<'a> Writer<'a> {
             let follows = run.last().is_some_and(|last| {
                 last.source == chunk.source && last.offset + last.len as u64 == chunk.offset
             });
-            if run.len() == RUN || !follows {
+            let most = match self.sources[chunk.source].target.is_direct {
+                true => RUN,
+                false => RUN_CACHED,
+            };
+            if run.len() >= most || !follows {
                 self.put(&mut run)?;
             }
             if chunk.unmarked != 0 {
@@ -138,6 +153,7 @@ impl<'a> Writer<'a> {
                 })
                 .collect();
             write_all(target, &parts, offset).map_err(|cause| target.not_written(cause))?;
+            (self.pause)();
         }
         self.pool
             .give(run.drain(..).map(|chunk| -> Buffer { chunk.buffer }));
@@ -152,6 +168,7 @@ impl<'a> Writer<'a> {
             let offset = chunk.offset + part.start as u64;
             write_all(target, &[&chunk.buffer.bytes()[part]], offset)
                 .map_err(|cause| target.not_written(cause))?;
+            (self.pause)();
         }
         self.pool.give([chunk.buffer]);
         Ok(())
