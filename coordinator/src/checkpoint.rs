@@ -7,7 +7,6 @@ use std::sync::atomic::Ordering::{Acquire, Relaxed};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::SigSet;
 use snapshim_gate::abi::{Gate, MAX_HOLD_BOUND_MS};
 use snapshim_gate::guard;
 use snapshim_gate::slot::{FREE, Seen, Slot};
@@ -29,6 +28,7 @@ use crate::hold::rebuilt;
 use crate::hold::set::{Config, Set, SetLock};
 use crate::hold::witness;
 use crate::hooks::{self, Hooks};
+use crate::interrupt;
 use crate::marking::{self, Marking};
 use crate::progress::Progress;
 use crate::stop::Stop;
@@ -498,6 +498,9 @@ fn snapshot(
     options: &Options,
     progress: &mut dyn Progress,
 ) -> Result<Outcome> {
+    // All of it is, but for the hold.
+    let turns = Turns::begin();
+    turns.take(Urgency::Yielding);
     let store = Store::open_or_create(&subject.config.store, subject.name)?;
     let store_lock = store.lock(options.wait)?;
     for line in store.sweep(&store_lock)?.lines() {
@@ -508,7 +511,7 @@ fn snapshot(
         let _ = store.clear(&mut Pace::brisk());
     }
     let room = make_room(&store, &store_lock, &options.policy)?;
-    let made = make(subject, options, &store, &store_lock, progress);
+    let made = make(subject, options, &store, &store_lock, &turns, progress);
     let (manifest, path) = made.map_err(|error| {
         let message = [&[error.message], &room[..]].concat().join("; ");
         Error { message, ..error }
@@ -529,6 +532,7 @@ fn make(
     options: &Options,
     store: &Store,
     store_lock: &StoreLock,
+    turns: &Turns,
     progress: &mut dyn Progress,
 ) -> Result<(Manifest, PathBuf)> {
     let scope = scope(subject, options);
@@ -544,7 +548,6 @@ fn make(
         false => None,
     };
     let marking = Marking::load(subject.set);
-    let turns = Turns::begin();
     let mut tries = 1;
     let mut attempt = || loop {
         turns.take(Urgency::Yielding);
@@ -560,7 +563,7 @@ fn make(
         let mounted = prepared.mounted().cloned();
         let (hooks, stop) = (&options.hooks, &options.stop);
         let taken = hooks::around(hooks, subject.name, stop, progress, || {
-            take(subject, options, prepared, &turns)
+            take(subject, options, prepared, turns)
         });
         turns.take(Urgency::Yielding);
         match taken {
@@ -576,8 +579,7 @@ fn make(
     let attempted = std::thread::scope(|threads| {
         // Without a thread, when it is asked for.
         let _ = std::thread::Builder::new().spawn_scoped(threads, || {
-            // Signals are for the thread that captures.
-            let _ = SigSet::all().thread_block();
+            interrupt::leave_to_others();
             urgency::of_this_thread(Urgency::Yielding);
             previous.get_or_init(read);
         });
@@ -586,9 +588,7 @@ fn make(
     let (draft, prepare, prediction, mounted, mut cut) = attempted?;
     let previous = previous.get_or_init(read).clone();
     // Told after the hold: whoever reads it may be held himself.
-    progress.detail(&format!(
-        "looked at the files and flushed ahead in {prepare:.1?}"
-    ));
+    progress.detail(&format!("got ready in {prepare:.1?}"));
     progress.detail(&format!("chose {}", prediction.in_words()));
     progress.detail(&format!(
         "held {:.1?}: drained after {:.1?}, captured in {:.1?}",

@@ -26,6 +26,12 @@ pub fn note_signals() {
     }
 }
 
+/// For a thread that works for another: signals are for that one, which asks whether any came when it can. Whoever
+/// writes to a terminal from the background with them blocked is not stopped either, with everybody he holds.
+pub(crate) fn leave_to_others() {
+    let _ = nix::sys::signal::SigSet::all().thread_block();
+}
+
 /// Whether one has come.
 pub fn is_asked() -> bool {
     came().is_some()

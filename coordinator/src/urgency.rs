@@ -82,17 +82,6 @@ pub(crate) fn remember() {
     let _ = usual();
 }
 
-/// For a command that begins with work that nobody waits for: until it takes its [`Turns`]. After
-/// [`remember`].
-pub(crate) fn begin_yielding() {
-    let turns = Turns {
-        may_return: may_return(),
-    };
-    turns.take(Urgency::Yielding);
-    // Whoever takes turns next, ends them.
-    std::mem::forget(turns);
-}
-
 /// Of this thread, from now on.
 pub(crate) fn of_this_thread(urgency: Urgency) {
     Thread(0).set(urgency);

@@ -340,6 +340,52 @@ fn what_is_copied_after_the_cut_is_not_written_back_on_xfs() {
     assert!(left < 4 * MIB, "{left} bytes are dirty after a clone");
 }
 
+/// The same, with the file mapped.
+const FIRST_HALF_MAPPED: &str = "import mmap,os,sys,time
+f = os.open(sys.argv[1], os.O_RDWR); n = os.fstat(f).st_size // 2 // 65536; b = os.urandom(65536)
+m = mmap.mmap(f, 0)
+for i in range(n): os.pwrite(f, b, i * 65536)
+while True: m[0:4] = b'abcd'; os.pwrite(f, b[:4096], 0); time.sleep(0.005)";
+
+/// If it turns out that programs cannot be asked to wait, clones are made after all, and what they need is written
+/// back before the hold, not under it.
+#[test]
+fn what_is_cloned_after_all_is_written_back_before_on_xfs() {
+    let _alone = lab::serial();
+    let Some(lab) = lab("predict-after-all", Fs::Xfs) else {
+        return;
+    };
+    // What that takes.
+    let other = file(&lab, "other", 64 * MIB);
+    let out = lab.data().parent().unwrap().join("other");
+    fs::rename(other, &out).unwrap();
+    let half = fs::File::options().write(true).open(&out).unwrap();
+    for at in (0..32 * MIB).step_by(65_536) {
+        half.write_all_at(&[1; 65_536], at).unwrap();
+    }
+    let begun = std::time::Instant::now();
+    half.sync_data().unwrap();
+    let flush = begun.elapsed();
+
+    let path = file(&lab, "file", 64 * MIB);
+    let _writer = program(&lab, FIRST_HALF_MAPPED, &path);
+    if dirty(&path).is_none() {
+        println!("this kernel has no cachestat: skipped");
+        return;
+    }
+    let is_dirty = || dirty(&path).is_some_and(|bytes| bytes > 31 * MIB);
+    assert!(wait_until(Duration::from_secs(20), is_dirty));
+    let outcome = lab.checkpoint(&["--max-hold", "10s", "--outside", "none"]);
+    let expected = prediction(&outcome);
+    assert_eq!(expected["choice"], "copy-before-write", "{expected}");
+    assert_eq!(expected["outcome"]["method"], "reflink");
+    let instead = expected["outcome"]["instead"].as_str().unwrap();
+    assert!(instead.contains("has a member mapped"), "{instead}");
+    let hold = Duration::from_micros(outcome.certificate().hold_us() as u64);
+    println!("held for {hold:?}; to write back 32 MiB takes {flush:?}");
+    assert!(hold < flush / 2, "{hold:?}, and {flush:?}");
+}
+
 /// Overwrites the beginnings of ten files in turn, some 2,000 a second.
 const TEN: &str = "import os,sys,time
 at = os.path.dirname(sys.argv[1])
@@ -359,7 +405,7 @@ fn small_files_that_are_written_to_are_not_cloned_on_xfs() {
     let expected = prediction(&outcome);
     assert_eq!(expected["choice"], "copy-before-write", "{expected}");
     let cause = expected["dominant"][0]["cause"].as_str().unwrap();
-    assert_eq!(cause, "4.0 KiB not written back yet");
+    assert_eq!(cause, "4.0 KiB being written to");
     let now = now(&lab, &outcome);
     assert_eq!(now["choice"], "copy-before-write", "{now}");
     writer.end();

@@ -6,11 +6,13 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 use std::thread::Builder;
 
-use nix::sys::signal::SigSet;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
 use super::predict::facts::dirty;
+use super::record::Target;
+use crate::Result;
+use crate::interrupt;
 use crate::tally::Tally;
 use crate::tree::reflink;
 
@@ -70,24 +72,30 @@ pub(super) fn told(file: &OwnedFd, size: u64, tally: &Tally) -> rustix::io::Resu
     wait(file, size, dirty, tally)
 }
 
-/// Begins to write to disk that names were made below `dir`, so that little of it is left when all has to be there.
-/// Only on XFS, where syncing any directory writes the log and nothing else (`xfs_dir_fsync`); a commit of a journal
-/// elsewhere would make the program wait one time more.
-pub(super) fn begin_names(dir: &OwnedFd) {
-    if reflink::file_system(dir) != "xfs" {
-        return;
+/// Begins to write to disk that names were made in the tree, so that little of it is left when all has to be there.
+/// Only on XFS, where to sync a directory is to write the log up to its last change, and nothing else
+/// (`xfs_dir_fsync`); a commit of a journal elsewhere would make the program wait one time more.
+///
+/// # Errors
+///
+/// The tree cannot be written to.
+pub(super) fn begin_names(target: &Target) -> Result<()> {
+    if reflink::file_system(&*target.fd) != "xfs" {
+        return Ok(());
     }
+    // A change that comes after all of them.
+    target.with_scratch(drop)?;
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     // Another description: what goes wrong is to be told to whoever relies on it.
-    let Ok(dir) = rustix::fs::openat(dir, Path::new("."), flags, Mode::empty()) else {
-        return;
+    let Ok(dir) = rustix::fs::openat(&target.fd, Path::new("."), flags, Mode::empty()) else {
+        return Ok(());
     };
     // Nobody waits for it.
     let _ = Builder::new().spawn(move || {
-        // Signals are for the thread that captures.
-        let _ = SigSet::all().thread_block();
+        interrupt::leave_to_others();
         rustix::fs::fsync(&dir)
     });
+    Ok(())
 }
 
 /// Where it is not possible, whoever clones or syncs the file will do it.

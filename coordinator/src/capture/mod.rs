@@ -167,8 +167,8 @@ pub struct Captured {
 
 /// Gets ready for capturing `scope` into the directory `tree`, which exists and is empty.
 ///
-/// Walks the roots and finds the members and their devices; tries on one small file
-/// of each device whether it can be cloned into `tree`; opens every member, so that one
+/// Walks the roots and finds the members and their devices; tries whether those of each can be cloned into `tree`,
+/// with a small one only where none of the tree's own tells the same; opens every member, so that one
 /// that cannot be read is found before anything is held; makes the directories and empty
 /// files of the tree; and flushes ahead.
 ///
@@ -176,8 +176,8 @@ pub struct Captured {
 /// it starts and awaits writeback of dirty pages but commits no journal and flushes no disk
 /// cache (sync_file_range(2)). `FICLONE` writes back what is dirty itself, under the
 /// inode's lock, so what is written back here is not waited for under the hold.
-/// Where bytes will be copied, they are read ahead instead: also where files could be cloned, if they are
-/// to be captured after the cut even if nothing is dirty then.
+/// Where bytes will be copied, they are read ahead instead. What is to be captured after the cut even if nothing is
+/// dirty then is not flushed.
 ///
 /// # Errors
 ///
@@ -241,8 +241,8 @@ impl Prepared {
 
     /// Captures everything as it is now. To be called under the hold.
     ///
-    /// `go_on` is asked before each entry and each chunk of a copy; a `FICLONE` cannot be
-    /// interrupted. Names that vanish meanwhile are left out; [`Captured::moved`] tells.
+    /// `go_on` is asked before each entry is recorded and each chunk of a copy; a `FICLONE` cannot be
+    /// interrupted, nor the look at some thousand names. Names that vanish meanwhile are left out; [`Captured::moved`] tells.
     ///
     /// # Errors
     ///

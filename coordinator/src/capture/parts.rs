@@ -1,7 +1,10 @@
 //! Work on very many things, each of which takes some µs, by several threads.
 
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::thread::Builder;
+
+use crate::interrupt;
 
 /// Fewer than this are done by the thread that is there: to begin one takes as long as some ten of them.
 const FEW: usize = 256;
@@ -17,8 +20,11 @@ pub(super) fn in_parts<T: Sync, S: Send, R: Send>(
     mut state: impl FnMut() -> S,
     work: impl Fn(&mut S, &T) -> R + Sync,
 ) -> Vec<R> {
-    let threads = std::thread::available_parallelism().map_or(1, |n| n.get().min(MOST));
-    if all.len() < FEW || threads == 1 {
+    let threads = match all.len() {
+        ..FEW => 1,
+        _ => threads(),
+    };
+    if threads == 1 {
         let mut its = state();
         return all.iter().map(|one| work(&mut its, one)).collect();
     }
@@ -36,7 +42,12 @@ pub(super) fn in_parts<T: Sync, S: Send, R: Send>(
         }
     };
     let mut done = std::thread::scope(|scope| {
-        let begin = |its| Builder::new().spawn_scoped(scope, move || take_parts(its));
+        let begin = |its| {
+            Builder::new().spawn_scoped(scope, move || {
+                interrupt::leave_to_others();
+                take_parts(its)
+            })
+        };
         // Who cannot be begun takes no part.
         let others: Vec<_> = (1..threads).flat_map(|_| begin(state())).collect();
         let mut done = take_parts(state());
@@ -50,6 +61,13 @@ pub(super) fn in_parts<T: Sync, S: Send, R: Send>(
     });
     done.sort_unstable_by_key(|(number, _)| *number);
     done.into_iter().flat_map(|(_, part)| part).collect()
+}
+
+/// How many there are to be. Asked for once: that reads some files.
+fn threads() -> usize {
+    static THREADS: OnceLock<usize> = OnceLock::new();
+    let ask = || std::thread::available_parallelism().map_or(1, |n| n.get().min(MOST));
+    *THREADS.get_or_init(ask)
 }
 
 #[cfg(test)]

@@ -2,15 +2,17 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::CStr;
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{Advice, AtFlags, FileType, Mode, OFlags};
+use rustix::fs::{Advice, AtFlags, FileType, Mode, OFlags, StatxFlags};
 use rustix::io::Errno;
 
 use super::ahead::Ahead;
 use super::base::Base;
 use super::mounted::mounted;
+use super::predict::facts::now_ns;
 use super::predict::{self, Flush, Means};
 use super::record::{self, Target};
 use super::rehearse::can_be_guarded;
@@ -36,6 +38,8 @@ pub(super) struct Scan {
     pub(super) dirs: Dirs,
     pub(super) members: Vec<Known>,
     pub(super) devices: BTreeSet<u64>,
+    /// When the walk began and ended, as file systems tell the time, ns.
+    pub(super) times: Range<i64>,
     /// A directory on each device.
     places: BTreeMap<u64, PathBuf>,
 }
@@ -94,8 +98,15 @@ impl Scan {
             dirs: Dirs::new().without_atime(),
             members: Vec::new(),
             devices: BTreeSet::new(),
+            times: now_ns()..i64::MAX,
             places: BTreeMap::new(),
         }
+    }
+
+    /// The walk was this.
+    pub(super) fn walked(&mut self, dirs: Dirs) {
+        self.dirs = dirs;
+        self.times.end = now_ns();
     }
 
     pub(super) fn members(&self) -> Vec<Member> {
@@ -156,7 +167,7 @@ pub(super) fn prepare(
     let mut scan = Scan::new();
     let mut dirs = Dirs::new().without_atime();
     walk(&paths, &mut dirs, &mut Scanner { scan: &mut scan })?;
-    scan.dirs = dirs;
+    scan.walked(dirs);
     let plan = plan(&scan, &target, method)?;
     let mut ahead = Ahead::default();
     let showing = devices_that_show_stores(&scan);
@@ -173,7 +184,7 @@ pub(super) fn prepare(
     }
     ahead.make_files(made, &mut scan, &target, base.as_ref())?;
     if scan.members.len() >= MANY_NAMES {
-        flush::begin_names(&target.fd);
+        flush::begin_names(&target)?;
     }
     let subvolumes = subvolume::plan(&scan, &paths, &target, method)?;
     if subvolumes.is_some() {
@@ -192,7 +203,7 @@ pub(super) fn prepare(
     };
     let predicted = match (&subvolumes, method) {
         // Everything was flushed for that.
-        (Some(_), _) => predict(Flush::Not),
+        (Some(_), _) => predict(Flush::Done),
         (None, Method::Auto | Method::CopyBeforeWrite) => {
             let predicted = predict(Flush::ToCome);
             let is_guarded = predicted.is_guarded;
@@ -322,12 +333,28 @@ fn plan(scan: &Scan, target: &Target, method: Method) -> Result<Plan> {
     }
     for (dev, place) in &scan.places {
         let way = match smallest.get(dev) {
-            Some(member) => try_member(scan, member, target, method)?,
-            None => try_place(*dev, place, target, method)?,
+            // A file that is written to is not touched where another tells the same.
+            Some(member) if !is_beside(scan, member, target) => {
+                try_member(scan, member, target, method)?
+            }
+            _ => try_place(*dev, place, target, method)?,
         };
         plan.ways.insert(*dev, way);
     }
     Ok(plan)
+}
+
+/// Whether a member is on the same mount of the same file system as the tree: between two mounts there were no clones
+/// before Linux 5.18.
+fn is_beside(scan: &Scan, member: &Known, target: &Target) -> bool {
+    let flags = AtFlags::EMPTY_PATH | AtFlags::SYMLINK_NOFOLLOW;
+    let mount = |at: &OwnedFd, name: &CStr| {
+        let stat = rustix::fs::statx(at, name, flags, StatxFlags::MNT_ID).ok()?;
+        (stat.stx_mask & StatxFlags::MNT_ID.bits() != 0).then_some(stat.stx_mnt_id)
+    };
+    let its = || mount(&*scan.dirs.open(member.dir).ok()?, &member.name);
+    member.seen.id.dev == target.id.dev
+        && its().is_some_and(|its| mount(&target.fd, c"") == Some(its))
 }
 
 /// Tries to clone a member into the tree.
@@ -444,10 +471,8 @@ pub(super) fn stay_under_hold(prepared: &mut Prepared) -> Result<()> {
 }
 
 /// Opens the members: fails for one that may not be read, and starts and awaits the
-/// writeback of those to be cloned, reads ahead those to be copied.
-///
-/// With `is_guarded`, all are to be copied: to write back what is being written to would only make
-/// programs wait.
+/// writeback of those to be cloned, reads ahead those to be copied. With `is_guarded` none is cloned: to write
+/// back what is being written to would only make programs wait.
 fn get_ready<'a>(
     scan: &Scan,
     members: impl Iterator<Item = &'a Known>,
@@ -455,8 +480,10 @@ fn get_ready<'a>(
     is_guarded: bool,
     tally: &Tally,
 ) -> Result<()> {
-    // Not known before it was looked at; that is done as it is begun.
-    tally.begin(Step::Flush, 0);
+    if !is_guarded {
+        // Not known before it was looked at; that is done as it is begun.
+        tally.begin(Step::Flush, 0);
+    }
     let mut members = members.peekable();
     while members.peek().is_some() {
         let mut started = Vec::with_capacity(BATCH);
@@ -468,15 +495,15 @@ fn get_ready<'a>(
                 }
                 Err(_) => continue,
             };
-            if is_guarded || plan.way(member.seen.id.dev) == Way::Copy {
+            if plan.way(member.seen.id.dev) == Way::Copy {
                 let _ = rustix::fs::fadvise(&file, 0, None, Advice::WillNeed);
-            } else if member.seen.size > 0 {
+            } else if member.seen.size > 0 && !is_guarded {
                 let dirty = flush::begin(&file, member.seen.size)
                     .map_err(|cause| not_written_back(&scan.path(member), cause))?;
                 started.push((member, file, dirty));
             }
         }
-        if scan.members.len() <= BATCH {
+        if scan.members.len() <= BATCH && !is_guarded {
             let all = started.iter().map(|(_, _, dirty)| dirty).sum();
             tally.begin(Step::Flush, all);
         }
@@ -485,7 +512,9 @@ fn get_ready<'a>(
                 .map_err(|cause| not_written_back(&scan.path(member), cause))?;
         }
     }
-    tally.end();
+    if !is_guarded {
+        tally.end();
+    }
     Ok(())
 }
 

@@ -22,11 +22,11 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
-use nix::sys::signal::SigSet;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
 use rustix::io::Errno;
 
+use crate::interrupt;
 use crate::tree::dirs::Node;
 use crate::urgency::{self, Urgency};
 
@@ -152,6 +152,7 @@ impl Drop for Tracker {
         let _ = rustix::io::write(&*self.end, &1u64.to_ne_bytes());
         let (thread, watched) = (self.thread.take(), self.watched.take());
         let end = move || {
+            interrupt::leave_to_others();
             if let Some(thread) = thread {
                 let _ = thread.join();
             }
@@ -241,8 +242,7 @@ impl State {
 /// Reads what is reported, until `end` is raised. From time to time: to be woken by each report would
 /// take turns with the program that makes them.
 fn collect(watched: &Watched, end: &OwnedFd) {
-    // Signals are for the thread that captures.
-    let _ = SigSet::all().thread_block();
+    interrupt::leave_to_others();
     // Whoever asks under the hold waits for it.
     urgency::of_this_thread(Urgency::Awaited);
     // What was reported since the last time may be read under the hold. The kernel keeps 16,384 by

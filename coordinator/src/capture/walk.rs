@@ -319,6 +319,9 @@ impl<V: Visitor> Walk<'_, V> {
     /// Looks at the files that were put off.
     fn look(&mut self) -> Result<()> {
         self.dirs_to_look_in = 0;
+        if self.to_look_at.is_empty() {
+            return Ok(());
+        }
         let files = std::mem::take(&mut self.to_look_at);
         let looked = in_parts(
             &files,
@@ -380,7 +383,7 @@ impl<V: Visitor> Walk<'_, V> {
         let node = self.dirs.add(parent, name, Some(seen.id), &fd);
         self.list(node, &fd, fresh.as_ref().unwrap_or(&fd))?;
         self.dirs_to_look_in += 1;
-        if self.dirs_to_look_in >= DIRS || self.to_look_at.len() >= FILES {
+        if self.dirs_to_look_in >= DIRS {
             self.look()?;
         }
         Ok(())
@@ -416,11 +419,16 @@ impl<V: Visitor> Walk<'_, V> {
             match entry.file_type() {
                 FileType::Directory => self.pending.push((node, name.to_owned())),
                 FileType::Unknown => self.entry(node, fd, name.to_owned(), None)?,
-                FileType::RegularFile if shares_looks => self.to_look_at.push(ToLookAt {
-                    node,
-                    dir: Arc::clone(dir),
-                    name: name.to_owned(),
-                }),
+                FileType::RegularFile if shares_looks => {
+                    self.to_look_at.push(ToLookAt {
+                        node,
+                        dir: Arc::clone(dir),
+                        name: name.to_owned(),
+                    });
+                    if self.to_look_at.len() >= FILES {
+                        self.look()?;
+                    }
+                }
                 kind => self.entry(node, fd, name.to_owned(), Some(kind))?,
             }
         }
@@ -454,5 +462,108 @@ fn linked_root(root: &Path) -> Error {
     match target {
         Ok(target) => error.next(format!("name what it leads to: {}", target.display())),
         Err(_) => error.next("name what it leads to"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::store::scratch::Scratch;
+
+    /// Notes what it is told, and changes things when it comes to a directory.
+    struct Late<'a> {
+        told: Vec<(PathBuf, bool)>,
+        gone: Vec<PathBuf>,
+        at_dir: &'a dyn Fn(&Path),
+    }
+
+    impl Visitor for Late<'_> {
+        fn absent(&mut self, _: &Path, _: Option<&OwnedFd>) -> Result<()> {
+            Ok(())
+        }
+
+        fn top(&mut self, _: &Path, _: Node) -> Result<()> {
+            Ok(())
+        }
+
+        fn entry(&mut self, at: &At<'_>, name: &CStr, kind: Option<FileType>) -> Result<Found> {
+            assert_ne!(kind, Some(FileType::RegularFile), "these are put off");
+            self.told.push((at.path(name), false));
+            Ok(Found::Entry)
+        }
+
+        fn dir(&mut self, at: &At<'_>, name: &CStr, _: &OwnedFd, _: Seen) -> Result<()> {
+            (self.at_dir)(&at.path(name));
+            Ok(())
+        }
+
+        fn shares_looks(&self) -> bool {
+            true
+        }
+
+        fn looked_at(
+            &mut self,
+            at: &At<'_>,
+            name: &CStr,
+            looked: rustix::io::Result<Seen>,
+        ) -> Result<Found> {
+            let path = at.path(name);
+            match looked {
+                Ok(seen) if seen.kind() == crate::store::manifest::Kind::Dir => Ok(Found::Dir),
+                Ok(_) => {
+                    self.told.push((path, true));
+                    Ok(Found::Entry)
+                }
+                Err(_) => Ok(Found::Gone),
+            }
+        }
+
+        fn gone(&mut self, path: PathBuf) {
+            self.gone.push(path);
+        }
+    }
+
+    #[test]
+    fn what_is_put_off_may_have_changed_by_then() {
+        let scratch = Scratch::new();
+        let root = scratch.join("root");
+        fs::create_dir_all(root.join("sub")).unwrap();
+        for i in 0..400 {
+            fs::write(root.join(i.to_string()), "x").unwrap();
+        }
+        std::os::unix::fs::symlink("x", root.join("link")).unwrap();
+        // By now the files of the root are listed.
+        let at_dir = |path: &Path| {
+            if path == root.join("sub") {
+                fs::remove_file(root.join("7")).unwrap();
+                fs::remove_file(root.join("8")).unwrap();
+                fs::create_dir(root.join("8")).unwrap();
+                fs::write(root.join("8/inner"), "x").unwrap();
+                fs::remove_file(root.join("9")).unwrap();
+                std::os::unix::fs::symlink("x", root.join("9")).unwrap();
+            }
+        };
+        let scope = Scope {
+            roots: vec![root.clone()],
+            ..Scope::default()
+        };
+        let paths = Paths::new(&scope, None).unwrap();
+        let mut late = Late {
+            told: Vec::new(),
+            gone: Vec::new(),
+            at_dir: &at_dir,
+        };
+        walk(&paths, &mut Dirs::new(), &mut late).unwrap();
+        assert_eq!(late.gone, [root.join("7")]);
+        let files = (0..400).filter(|i| ![7, 8].contains(i));
+        let mut expected: Vec<(PathBuf, bool)> = files
+            .map(|i| (root.join(i.to_string()), true))
+            .chain([(root.join("8/inner"), true), (root.join("link"), false)])
+            .collect();
+        expected.sort_unstable();
+        late.told.sort_unstable();
+        assert_eq!(late.told, expected);
     }
 }

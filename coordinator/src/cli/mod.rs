@@ -86,9 +86,6 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         urgency::remember();
         capture::make_table();
     }
-    if matches!(command, Command::Checkpoint(_) | Command::Snap(_)) {
-        urgency::begin_yielding();
-    }
     match command {
         Command::Run(args) => run::run(args),
         Command::Checkpoint(args) => checkpoint::run(&args),

@@ -10,8 +10,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::SigSet;
-
+use crate::interrupt;
 use crate::tally::{Look, Tally};
 
 use super::offer::{self, Kind};
@@ -63,9 +62,7 @@ struct Seen {
 }
 
 fn watch(tally: &Tally, is_over: &AtomicBool, shape: Shape) {
-    // Signals are for the thread that captures. And a job in the background that may not write to
-    // its terminal would be stopped as a whole, while it holds others.
-    let _ = SigSet::all().thread_block();
+    interrupt::leave_to_others();
     let kind = Kind::of_stderr();
     let mut seen: Option<Seen> = None;
     loop {

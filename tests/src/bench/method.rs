@@ -300,7 +300,7 @@ fn ran(mut command: Command) -> Ran {
     let (stderr, err) = scratch("stderr");
     command.stdin(Stdio::null()).stdout(out).stderr(err);
     // Nothing is done in the child before it executes: then it is made without copying this process, which may be
-    // large, and keep a processor from the writer for ms. It ends by itself, or at the deadline.
+    // large, and keep a processor from the writer for ms. It ends by itself, or, as long as this one lives, at the deadline.
     let child = command
         .spawn()
         .unwrap_or_else(|e| panic!("cannot start {:?}: {e}", command.get_program()));

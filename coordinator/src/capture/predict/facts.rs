@@ -1,10 +1,11 @@
 //! What the cost of capturing a file depends on.
 
+use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use rustix::fs::{AtFlags, StatxFlags};
 
-use super::super::record::allocated;
+use super::super::record::{LEFT_ALONE, allocated};
 use crate::store::extents;
 use crate::tree::reflink;
 use crate::tree::seen::{Seen, nanoseconds};
@@ -69,10 +70,11 @@ impl Facts {
         }
     }
 
-    /// The same of a small file; if its mtime is `fresh`, ns, it is taken to be dirty at the cut, whatever is
-    /// flushed.
-    pub(super) fn small(seen: &Seen, fresh: i64) -> Facts {
-        let dirty = match (0..fresh).contains(&age(seen)) {
+    /// The same of a small file; if it was written to just before it was scanned, at these times, it is taken to
+    /// be dirty at the cut, whatever is flushed.
+    pub(super) fn small(seen: &Seen, scanned: &Range<i64>) -> Facts {
+        let fresh = scanned.start - LEFT_ALONE..scanned.end;
+        let dirty = match fresh.contains(&seen.mtime_ns) {
             true => seen.size,
             false => 0,
         };
@@ -116,9 +118,14 @@ fn age(seen: &Seen) -> i64 {
 
 /// How long ago that was, ns.
 fn since(time_ns: i64) -> i64 {
+    now_ns().saturating_sub(time_ns)
+}
+
+/// What time it is, as file systems tell it, ns.
+pub(in super::super) fn now_ns() -> i64 {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
     #[allow(clippy::unnecessary_cast)] // 32 bits elsewhere
-    nanoseconds(now.tv_sec as i64, now.tv_nsec as i64).saturating_sub(time_ns)
+    nanoseconds(now.tv_sec as i64, now.tv_nsec as i64)
 }
 
 /// Whether a file may have been made of late: where that is not told, too.

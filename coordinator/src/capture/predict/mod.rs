@@ -44,8 +44,8 @@ pub(super) enum Flush {
     Done,
     /// It would be before the hold.
     ToCome,
-    /// By chance.
-    Not,
+    /// Some time before the hold, perhaps.
+    Unknown,
 }
 
 /// What may be done, as far as it is not seen from the files.
@@ -125,9 +125,12 @@ pub(super) fn predict(scan: &Scan, plan: &Plan, means: Means<'_>) -> Predicted {
         }
         let facts = match looked.get(&index) {
             Some(facts) => *facts,
-            None if known.seen.size >= SMALL => others.guess(known),
+            None if known.seen.size >= SMALL => Facts {
+                is_to_be_flushed: means.flush != Flush::Done,
+                ..others.guess(known)
+            },
             None if on(known).is_memory() => Facts::plain(&known.seen),
-            None => Facts::small(&known.seen, means.fresh),
+            None => Facts::small(&known.seen, &scan.times),
         };
         let way = plan.way(known.seen.id.dev);
         let item = sums.add(known, facts, way, on(known));
@@ -227,7 +230,12 @@ fn look<'a>(
         let known = &scan.members[index];
         let file = scan.open(known).ok()?;
         let mut facts = Facts::of(&file, &known.seen, means.fresh, means.flush == Flush::Done);
-        facts.is_to_be_flushed = means.flush == Flush::ToCome;
+        facts.is_to_be_flushed = match means.flush {
+            Flush::ToCome => true,
+            // Whoever writes to it will do so again.
+            Flush::Unknown => !facts.is_overwritten,
+            Flush::Done => false,
+        };
         if on(known).is_memory() {
             facts.dirty = 0;
         } else if on(known).is_btrfs() {
@@ -344,6 +352,8 @@ impl Item<'_> {
             count => format!("{count} extents"),
         });
         match (self.under.hold.saturating_sub(of(clean)), pieces) {
+            // Not looked at.
+            (_, None) if size < SMALL && dirty > 0 => format!("{} being written to", mib(dirty)),
             (time, Some(pieces)) if time < self.under.hold / 2 => pieces,
             (time, None) if time < self.under.hold / 2 => format!("{} to be cloned", mib(size)),
             _ => format!("{} not written back yet", mib(dirty)),

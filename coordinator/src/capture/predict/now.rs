@@ -1,8 +1,8 @@
 //! What would be chosen now, for `status`: nothing is cloned, flushed, made or held.
 //!
 //! A checkpoint tries whether files can be cloned, and flushes them, before it chooses. Here it
-//! is told from the file systems, and what is dirty counts only of files that are being written
-//! to: the rest will be flushed.
+//! is told from the file systems, and what is dirty counts only of files that are being overwritten:
+//! the rest will be flushed.
 
 use std::ffi::CStr;
 use std::os::fd::OwnedFd;
@@ -53,7 +53,7 @@ pub fn look(scope: &Scope) -> Result<Now> {
     if !is_partial {
         walked?;
     }
-    scan.dirs = dirs;
+    scan.walked(dirs);
     Ok(Now {
         scan,
         paths,
@@ -114,7 +114,7 @@ impl Now {
                 method,
                 can_freeze,
                 room,
-                flush: Flush::Not,
+                flush: Flush::Unknown,
                 fresh: FRESH,
                 not_guarded: &mut || not_guarded.clone().or_else(|| fits(&self.scan).err()),
             },

@@ -1,5 +1,6 @@
 //! Memory that chunks are read into: whole pages, a bounded number of them.
 
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -53,6 +54,8 @@ pub(super) struct Pool {
     len: usize,
     free: Mutex<Free>,
     returned: Condvar,
+    /// Somebody who was asked for a chunk waits for a buffer.
+    is_wanted: AtomicBool,
 }
 
 struct Free {
@@ -91,6 +94,7 @@ impl Pool {
                 reserve: (reserve / len).max(2),
             }),
             returned: Condvar::new(),
+            is_wanted: AtomicBool::new(false),
         })
     }
 
@@ -104,7 +108,7 @@ impl Pool {
         const WAIT: Duration = Duration::from_millis(20);
         let mut free = self.lock();
         loop {
-            // What is asked for may be all that there is; the sweep goes on beside it all the same.
+            // The sweep goes on beside what is asked for, until that has more than the reserve.
             let is_room = free.used < free.limit + free.reserve;
             if is_room && (is_asked || free.swept < free.limit) {
                 free.used += 1;
@@ -119,13 +123,22 @@ impl Pool {
                 buffer.is_swept = !is_asked;
                 return Ok(Some(buffer));
             }
+            self.is_wanted.fetch_or(is_asked, Relaxed);
             let waited = self.returned.wait_timeout(free, WAIT);
+            if is_asked {
+                self.is_wanted.store(false, Relaxed);
+            }
             let (again, time) = waited.unwrap_or_else(PoisonError::into_inner);
             if time.timed_out() {
                 return Ok(None);
             }
             free = again;
         }
+    }
+
+    /// Whether somebody who was asked for a chunk waits for a buffer.
+    pub(super) fn is_wanted(&self) -> bool {
+        self.is_wanted.load(Relaxed)
     }
 
     /// Gives buffers back.

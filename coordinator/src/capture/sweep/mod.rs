@@ -632,7 +632,7 @@ impl Sweep<'_> {
         let _ = self.writer.set(Thread::this());
         let mut pauses = Pauses::begin();
         let mut pause = || {
-            if !self.is_awaited() {
+            if !self.is_awaited() && !self.pool.is_wanted() {
                 pauses.pause();
             }
         };

@@ -5,8 +5,7 @@
 
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
-use nix::sys::signal::SigSet;
-
+use crate::interrupt;
 use crate::urgency::{self, Urgency};
 
 type Job = Box<dyn FnOnce() + Send>;
@@ -34,8 +33,7 @@ impl Standby {
         let (doing, done) = sync_channel::<()>(0);
         let (is_up, up) = sync_channel::<()>(0);
         std::thread::Builder::new().spawn(move || {
-            // They are for the thread that captures, which asks for them when it can.
-            let _ = SigSet::all().thread_block();
+            interrupt::leave_to_others();
             urgency::of_this_thread(urgency);
             drop(is_up);
             if let Ok(job) = job.recv() {
@@ -73,7 +71,7 @@ impl Standby {
 mod tests {
     use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
-    use nix::sys::signal::Signal;
+    use nix::sys::signal::{SigSet, Signal};
 
     use super::*;
 

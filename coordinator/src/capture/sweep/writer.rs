@@ -153,10 +153,10 @@ impl<'a> Writer<'a> {
                 })
                 .collect();
             write_all(target, &parts, offset).map_err(|cause| target.not_written(cause))?;
-            (self.pause)();
         }
         self.pool
             .give(run.drain(..).map(|chunk| -> Buffer { chunk.buffer }));
+        (self.pause)();
         Ok(())
     }
 
@@ -168,9 +168,9 @@ impl<'a> Writer<'a> {
             let offset = chunk.offset + part.start as u64;
             write_all(target, &[&chunk.buffer.bytes()[part]], offset)
                 .map_err(|cause| target.not_written(cause))?;
-            (self.pause)();
         }
         self.pool.give([chunk.buffer]);
+        (self.pause)();
         Ok(())
     }
 
