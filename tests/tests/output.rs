@@ -207,7 +207,7 @@ fn quiet_and_verbose_are_about_the_rest() {
     assert_eq!(checkpoint(&["--quiet"]), "");
     let steps = checkpoint(&["--verbose"]);
     for step in [
-        "flushed ahead",
+        "got ready",
         "held",
         "drained",
         "captured",

@@ -396,6 +396,7 @@ while True:
 /// A clone waits until what is dirty is written back, of small files as well.
 #[test]
 fn small_files_that_are_written_to_are_not_cloned_on_xfs() {
+    let _alone = lab::serial();
     let Some(lab) = lab("predict-small", Fs::Xfs) else {
         return;
     };

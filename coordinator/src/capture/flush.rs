@@ -11,7 +11,6 @@ use rustix::io::Errno;
 
 use super::predict::facts::dirty;
 use super::record::Target;
-use crate::Result;
 use crate::interrupt;
 use crate::tally::Tally;
 use crate::tree::reflink;
@@ -75,27 +74,24 @@ pub(super) fn told(file: &OwnedFd, size: u64, tally: &Tally) -> rustix::io::Resu
 /// Begins to write to disk that names were made in the tree, so that little of it is left when all has to be there.
 /// Only on XFS, where to sync a directory is to write the log up to its last change, and nothing else
 /// (`xfs_dir_fsync`); a commit of a journal elsewhere would make the program wait one time more.
-///
-/// # Errors
-///
-/// The tree cannot be written to.
-pub(super) fn begin_names(target: &Target) -> Result<()> {
+pub(super) fn begin_names(target: &Target) {
     if reflink::file_system(&*target.fd) != "xfs" {
-        return Ok(());
+        return;
     }
-    // A change that comes after all of them.
-    target.with_scratch(drop)?;
+    // A change that comes after all of them. If it cannot be made, whatever has to be will say why.
+    if target.with_scratch(drop).is_err() {
+        return;
+    }
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     // Another description: what goes wrong is to be told to whoever relies on it.
     let Ok(dir) = rustix::fs::openat(&target.fd, Path::new("."), flags, Mode::empty()) else {
-        return Ok(());
+        return;
     };
     // Nobody waits for it.
     let _ = Builder::new().spawn(move || {
         interrupt::leave_to_others();
         rustix::fs::fsync(&dir)
     });
-    Ok(())
 }
 
 /// Where it is not possible, whoever clones or syncs the file will do it.

@@ -184,7 +184,7 @@ pub(super) fn prepare(
     }
     ahead.make_files(made, &mut scan, &target, base.as_ref())?;
     if scan.members.len() >= MANY_NAMES {
-        flush::begin_names(&target)?;
+        flush::begin_names(&target);
     }
     let subvolumes = subvolume::plan(&scan, &paths, &target, method)?;
     if subvolumes.is_some() {

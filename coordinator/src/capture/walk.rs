@@ -21,7 +21,7 @@ use crate::{Error, Result};
 
 /// So many directories are open, and so many files put off, until threads look at these.
 const DIRS: usize = 64;
-const FILES: usize = 8_192;
+const FILES: usize = if cfg!(test) { 512 } else { 8_192 };
 
 /// The checked paths of a [`Scope`].
 #[derive(Debug)]
@@ -477,6 +477,7 @@ mod tests {
         told: Vec<(PathBuf, bool)>,
         gone: Vec<PathBuf>,
         at_dir: &'a dyn Fn(&Path),
+        at_first_look: &'a dyn Fn(),
     }
 
     impl Visitor for Late<'_> {
@@ -510,6 +511,9 @@ mod tests {
             looked: rustix::io::Result<Seen>,
         ) -> Result<Found> {
             let path = at.path(name);
+            if self.told.is_empty() {
+                (self.at_first_look)();
+            }
             match looked {
                 Ok(seen) if seen.kind() == crate::store::manifest::Kind::Dir => Ok(Found::Dir),
                 Ok(_) => {
@@ -554,6 +558,7 @@ mod tests {
             told: Vec::new(),
             gone: Vec::new(),
             at_dir: &at_dir,
+            at_first_look: &|| {},
         };
         walk(&paths, &mut Dirs::new(), &mut late).unwrap();
         assert_eq!(late.gone, [root.join("7")]);
@@ -565,5 +570,30 @@ mod tests {
         expected.sort_unstable();
         late.told.sort_unstable();
         assert_eq!(late.told, expected);
+    }
+
+    #[test]
+    fn no_more_than_so_many_are_put_off() {
+        let scratch = Scratch::new();
+        let root = scratch.join("root");
+        fs::create_dir(&root).unwrap();
+        for i in 0..FILES + 100 {
+            fs::write(root.join(i.to_string()), "x").unwrap();
+        }
+        let scope = Scope {
+            roots: vec![root.clone()],
+            ..Scope::default()
+        };
+        let paths = Paths::new(&scope, None).unwrap();
+        let mut late = Late {
+            told: Vec::new(),
+            gone: Vec::new(),
+            at_dir: &|_| {},
+            at_first_look: &|| fs::remove_dir_all(&root).unwrap(),
+        };
+        walk(&paths, &mut Dirs::new(), &mut late).unwrap();
+        // The others were listed by then, or not.
+        assert_eq!(late.told.len(), FILES);
+        assert!(late.gone.len() <= 100);
     }
 }

@@ -95,7 +95,7 @@ fn intro(run: &Run, o: &mut String) {
     );
     o.push_str(
         "In each *round* every method has one window, in an order that turns, and so have both kinds of writer \
-         without any: the ratios are medians of such pairs. A writer has its own files, and makes its \
+         without any: ratios in tables are medians of such pairs, those against bars of two medians. A writer has its own files, and makes its \
          calls at a fixed rate; its *stall* is the longest time from when a call was due until it was \
          done, so that a stop between two calls counts. *Noise* is the same of a thread that only sleeps. \
          *Written* is what the kernel says that the method's processes wrote (`write_bytes`), and on tmpfs, which \

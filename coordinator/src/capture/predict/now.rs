@@ -1,7 +1,8 @@
 //! What would be chosen now, for `status`: nothing is cloned, flushed, made or held.
 //!
 //! A checkpoint tries whether files can be cloned, and flushes them, before it chooses. Here it
-//! is told from the file systems, and what is dirty counts only of files that are being overwritten:
+//! is told from the file systems, and what is dirty counts only of files that are being overwritten, or are small and
+//! are being written to:
 //! the rest will be flushed.
 
 use std::ffi::CStr;
