@@ -291,7 +291,7 @@ fn what_is_overwritten_is_not_broken_up_on_xfs() {
 const FIRST_HALF: &str = "import os,sys,time
 f = os.open(sys.argv[1], os.O_RDWR); n = os.fstat(f).st_size // 2 // 65536; b = os.urandom(65536)
 for i in range(n): os.pwrite(f, b, i * 65536)
-while True: os.pwrite(f, b[:4096], 0); time.sleep(0.005)";
+while True: os.pwrite(f, b[:4096], 0); time.sleep(0.001)";
 
 /// Bytes of a file that are in memory only: cachestat(2). `None` before Linux 6.5.
 fn dirty(path: &Path) -> Option<u64> {
@@ -309,6 +309,7 @@ fn dirty(path: &Path) -> Option<u64> {
 /// Whoever writes to a file waits while it is written back: so that is not done ahead of a copy.
 #[test]
 fn what_is_copied_after_the_cut_is_not_written_back_on_xfs() {
+    let _alone = lab::serial();
     let Some(lab) = lab("predict-dirty", Fs::Xfs) else {
         return;
     };
@@ -345,7 +346,7 @@ const FIRST_HALF_MAPPED: &str = "import mmap,os,sys,time
 f = os.open(sys.argv[1], os.O_RDWR); n = os.fstat(f).st_size // 2 // 65536; b = os.urandom(65536)
 m = mmap.mmap(f, 0)
 for i in range(n): os.pwrite(f, b, i * 65536)
-while True: m[0:4] = b'abcd'; os.pwrite(f, b[:4096], 0); time.sleep(0.005)";
+while True: m[0:4] = b'abcd'; os.pwrite(f, b[:4096], 0); time.sleep(0.001)";
 
 /// If it turns out that programs cannot be asked to wait, clones are made after all, and what they need is written
 /// back before the hold, not under it.

@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use rustix::fs::{AtFlags, StatxFlags};
 
 use super::super::record::{LEFT_ALONE, allocated};
+use super::Flush;
 use crate::store::extents;
 use crate::tree::reflink;
 use crate::tree::seen::{Seen, nanoseconds};
@@ -85,8 +86,9 @@ impl Facts {
     }
 
     /// Of an open file that was `seen` before. It is being written to if its mtime is `fresh`, ns, or
-    /// has moved since, or, where all was flushed meanwhile, if something is dirty.
-    pub(super) fn of(file: &OwnedFd, seen: &Seen, fresh: i64, is_flushed: bool) -> Facts {
+    /// has moved since, or, where all was flushed meanwhile, if something is dirty. Before a flush, after which it is
+    /// looked at again, it counts as one that grows unless the opposite is seen.
+    pub(super) fn of(file: &OwnedFd, seen: &Seen, fresh: i64, flush: Flush) -> Facts {
         let Ok(stat) = rustix::fs::fstat(file) else {
             return Facts::plain(seen);
         };
@@ -94,11 +96,16 @@ impl Facts {
         let dirty = dirty(file, 0, now.size);
         let is_written = now.mtime_ns != seen.mtime_ns
             || (0..fresh).contains(&age(&now))
-            || is_flushed && dirty > 0;
+            || flush == Flush::Done && dirty > 0;
         let only_appended = || {
             let end = now.size.saturating_sub(dirty.max(TAIL));
-            let is_dirty_at_end = || self::dirty(file, 0, end) == 0 && (end > 0 || is_young(file));
-            now.size > seen.size || dirty > 0 && is_dirty_at_end()
+            let is_dirty_before = || dirty > 0 && self::dirty(file, 0, end) > 0;
+            let at_end_only = || match flush {
+                // What does not show yet will after the flush.
+                Flush::ToCome => !is_dirty_before() && (end > 0 || is_young(file)),
+                Flush::Done | Flush::Unknown => dirty > 0 && end > 0 && !is_dirty_before(),
+            };
+            now.size > seen.size || at_end_only()
         };
         Facts {
             size: now.size,
@@ -243,25 +250,32 @@ mod tests {
         rustix::fs::fsync(&file).unwrap();
         let before = Seen::of(&rustix::fs::fstat(&file).unwrap());
         let long = 3_600_000_000_000;
-        assert!(Facts::of(&file, &before, long, false).is_overwritten);
+        assert!(Facts::of(&file, &before, long, Flush::Unknown).is_overwritten);
+        // All of it is dirty, where that can be told.
+        rustix::io::pwrite(&file, &vec![1; 8 << 20], 0).unwrap();
+        let is_told = dirty(&file, 0, 8 << 20) == 8 << 20;
+        assert!(Facts::of(&file, &before, long, Flush::Unknown).is_overwritten);
+        assert!(!is_told || !Facts::of(&file, &before, long, Flush::ToCome).is_overwritten);
+        rustix::fs::fsync(&file).unwrap();
+        let before = Seen::of(&rustix::fs::fstat(&file).unwrap());
         // Left alone for longer than that.
         let still = Seen {
             mtime_ns: before.mtime_ns,
             ..before
         };
         std::thread::sleep(std::time::Duration::from_millis(5));
-        assert!(!Facts::of(&file, &still, 1_000_000, false).is_overwritten);
+        assert!(!Facts::of(&file, &still, 1_000_000, Flush::Unknown).is_overwritten);
         // It grows.
         rustix::io::pwrite(&file, &[1; 4096], 8 << 20).unwrap();
-        assert!(!Facts::of(&file, &before, long, false).is_overwritten);
+        assert!(!Facts::of(&file, &before, long, Flush::Unknown).is_overwritten);
         // It did, and much of that is dirty still, where that can be told.
         rustix::fs::fsync(&file).unwrap();
         rustix::io::pwrite(&file, &vec![1; 4 << 20], (8 << 20) + 4096).unwrap();
         let before = Seen::of(&rustix::fs::fstat(&file).unwrap());
         let is_told = dirty(&file, 0, before.size) == 4 << 20;
-        assert!(!is_told || !Facts::of(&file, &before, long, false).is_overwritten);
+        assert!(!is_told || !Facts::of(&file, &before, long, Flush::Unknown).is_overwritten);
         rustix::io::pwrite(&file, &[1; 4096], 0).unwrap();
-        assert!(!is_told || Facts::of(&file, &before, long, false).is_overwritten);
+        assert!(!is_told || Facts::of(&file, &before, long, Flush::Unknown).is_overwritten);
     }
 
     fn tempfile() -> std::fs::File {

@@ -229,7 +229,7 @@ fn look<'a>(
     let facts = |index: usize| {
         let known = &scan.members[index];
         let file = scan.open(known).ok()?;
-        let mut facts = Facts::of(&file, &known.seen, means.fresh, means.flush == Flush::Done);
+        let mut facts = Facts::of(&file, &known.seen, means.fresh, means.flush);
         facts.is_to_be_flushed = match means.flush {
             Flush::ToCome => true,
             // Whoever writes to it will do so again.
