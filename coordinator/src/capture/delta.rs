@@ -30,7 +30,7 @@ use snapshim_gate::table::FileId;
 
 use super::record::{Entry, Pin};
 use crate::store::{fault, open_below};
-use crate::tree::seen::{Seen, nanoseconds};
+use crate::tree::seen::{Seen, nanoseconds, now_ns};
 use crate::tree::{copy, reflink};
 use crate::{Error, Result};
 
@@ -171,7 +171,7 @@ impl Bases {
 }
 
 /// When a file was made, ns since 1970, where that can be told.
-fn born_ns(file: &OwnedFd) -> Option<i64> {
+pub(super) fn born_ns(file: &OwnedFd) -> Option<i64> {
     if !matches!(
         reflink::file_system(file).as_str(),
         "xfs" | "btrfs" | "ext4" | "tmpfs"
@@ -401,8 +401,7 @@ impl Deltas {
 
     /// The files that can be built on. A clock of ticks tells nothing of those that were just made.
     pub(super) fn to_build_on(&self, entries: &[Entry], pins: &[Pin]) -> Vec<(FileId, i64)> {
-        let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
-        let now_ns = nanoseconds(now.tv_sec, now.tv_nsec);
+        let now_ns = now_ns();
         let file = |pin: &Pin| {
             let id = entries[pin.entry].seen.id;
             let born_ns = pin.marked.as_ref()?.born_ns;

@@ -4,11 +4,11 @@ use std::ffi::CStr;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, FileType, OFlags, Stat};
+use rustix::fs::{FileType, OFlags, Stat};
 use rustix::io::Errno;
 
 use super::Scope;
-use super::walk::{At, Found, Paths, Visitor, unreadable, walk};
+use super::walk::{At, Found, Looked, Paths, Visitor, look_at, unreadable, walk};
 use crate::Result;
 use crate::store::manifest::{FileRecord, Kind};
 use crate::tree::dirs::{Dirs, Node};
@@ -92,9 +92,9 @@ impl Visitor for Looker {
         Ok(())
     }
 
-    fn entry(&mut self, at: &At<'_>, name: &CStr, _: Option<FileType>) -> Result<Found> {
-        let seen = match rustix::fs::statat(at.fd, name, AtFlags::SYMLINK_NOFOLLOW) {
-            Ok(stat) => Seen::of(&stat),
+    fn entry(&mut self, at: &At<'_>, name: &CStr, _: Option<FileType>, _: Looked) -> Result<Found> {
+        let seen = match look_at(at.fd, name) {
+            Ok(seen) => seen,
             Err(Errno::NOENT) => return Ok(Found::Gone),
             Err(cause) => return Err(unreadable(&at.path(name), cause)),
         };

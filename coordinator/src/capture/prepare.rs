@@ -12,18 +12,17 @@ use rustix::io::Errno;
 use super::ahead::Ahead;
 use super::base::Base;
 use super::mounted::mounted;
-use super::predict::facts::now_ns;
 use super::predict::{self, Flush, Means};
 use super::record::{self, Target};
 use super::rehearse::can_be_guarded;
-use super::walk::{At, Found, Paths, Visitor, unreadable, walk};
+use super::walk::{At, Found, Looked, Paths, Visitor, unreadable, walk};
 use super::{Member, Method, Prepared, Scope, flush, subvolume};
 use crate::store::fault;
 use crate::tally::{Step, Tally};
 use crate::tree::dirs::{Dirs, Node, as_path};
 use crate::tree::free;
 use crate::tree::reflink;
-use crate::tree::seen::Seen;
+use crate::tree::seen::{Seen, now_ns};
 use crate::{Error, Result};
 
 /// Members whose writeback is under way at a time.
@@ -201,23 +200,16 @@ pub(super) fn prepare(
         };
         predict::predict(&scan, &plan, means)
     };
-    let predicted = match (&subvolumes, method) {
-        // Everything was flushed for that.
-        (Some(_), _) => predict(Flush::Done),
-        (None, Method::Auto | Method::CopyBeforeWrite) => {
-            let predicted = predict(Flush::ToCome);
-            let is_guarded = predicted.is_guarded;
-            get_ready(&scan, scan.to_capture(), &plan, is_guarded, &target.tally)?;
-            match is_guarded {
-                true => predicted,
-                false => predict(Flush::Done),
-            }
-        }
-        (None, _) => {
-            get_ready(&scan, scan.to_capture(), &plan, false, &target.tally)?;
-            predict(Flush::Done)
-        }
-    };
+    let may_be_guarded = matches!(method, Method::Auto | Method::CopyBeforeWrite);
+    let guarded = (may_be_guarded && subvolumes.is_none())
+        .then(|| predict(Flush::ToCome))
+        .filter(|predicted| predicted.is_guarded);
+    // With a plan, everything was flushed.
+    if subvolumes.is_none() {
+        let is_guarded = guarded.is_some();
+        get_ready(&scan, scan.to_capture(), &plan, is_guarded, &target.tally)?;
+    }
+    let predicted = guarded.unwrap_or_else(|| predict(Flush::Done));
     if method == Method::CopyBeforeWrite && !predicted.is_guarded {
         fits(&scan).map_err(|why| Error::new(why).next("pass --capture auto"))?;
     }
@@ -285,7 +277,7 @@ impl Visitor for Scanner<'_> {
         Ok(())
     }
 
-    fn entry(&mut self, at: &At<'_>, name: &CStr, _: Option<FileType>) -> Result<Found> {
+    fn entry(&mut self, at: &At<'_>, name: &CStr, _: Option<FileType>, _: Looked) -> Result<Found> {
         let stat = match rustix::fs::statat(at.fd, name, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(stat) => stat,
             Err(Errno::NOENT) => return Ok(Found::Gone),

@@ -14,7 +14,7 @@ use super::ahead::Ahead;
 use super::base::Base;
 use super::prepare::{Plan, Way, no_reflink, not_written_back, other_file_system};
 use super::tracker::Tracker;
-use super::walk::{At, Found, Paths, Visitor, unreadable, walk};
+use super::walk::{At, Found, Looked, Paths, Visitor, look_at, unreadable, walk};
 use super::{Captured, Method, Prepared, delta, sweep};
 use crate::digest::InMemory;
 use crate::store::fault;
@@ -22,7 +22,7 @@ use crate::store::manifest::Kind;
 use crate::tally::{Step, Tally};
 use crate::tree::dirs::{Dirs, Node};
 use crate::tree::metadata::{Xattr, XattrReader};
-use crate::tree::seen::{Seen, nanoseconds};
+use crate::tree::seen::{Seen, now_ns};
 use crate::tree::{copy, reflink};
 use crate::{Error, Result};
 
@@ -379,13 +379,18 @@ impl Visitor for Recorder<'_> {
         Ok(())
     }
 
-    fn entry(&mut self, at: &At<'_>, name: &CStr, kind: Option<FileType>) -> Result<Found> {
+    fn entry(
+        &mut self,
+        at: &At<'_>,
+        name: &CStr,
+        kind: Option<FileType>,
+        looked: Looked,
+    ) -> Result<Found> {
         if !(self.go_on)() {
             return Err(self.stopped());
         }
         if let Some(id) = self.ahead.shared(at.node, name) {
-            let looked = rustix::fs::statat(at.fd, name, AtFlags::SYMLINK_NOFOLLOW);
-            let looked = looked.map(|stat| Seen::of(&stat));
+            let looked = looked.unwrap_or_else(|| look_at(at.fd, name));
             if self.is_shared(at, name, id, looked)? {
                 return Ok(Found::Entry);
             }
@@ -395,23 +400,6 @@ impl Visitor for Recorder<'_> {
 
     fn shares_looks(&self) -> bool {
         self.base.is_some()
-    }
-
-    fn looked_at(
-        &mut self,
-        at: &At<'_>,
-        name: &CStr,
-        looked: rustix::io::Result<Seen>,
-    ) -> Result<Found> {
-        if !(self.go_on)() {
-            return Err(self.stopped());
-        }
-        if let Some(id) = self.ahead.shared(at.node, name)
-            && self.is_shared(at, name, id, looked)?
-        {
-            return Ok(Found::Entry);
-        }
-        self.own(at, name, Some(FileType::RegularFile))
     }
 
     fn dir(&mut self, at: &At<'_>, name: &CStr, fd: &OwnedFd, seen: Seen) -> Result<()> {
@@ -459,12 +447,11 @@ impl Recorder<'_> {
         if known_file && let Some(file) = open_file(at, name)? {
             return self.file(at, name, file);
         }
-        let stat = match rustix::fs::statat(at.fd, name, AtFlags::SYMLINK_NOFOLLOW) {
-            Ok(stat) => stat,
+        let seen = match look_at(at.fd, name) {
+            Ok(seen) => seen,
             Err(Errno::NOENT) => return Ok(Found::Gone),
             Err(cause) => return Err(unreadable(&at.path(name), cause)),
         };
-        let seen = Seen::of(&stat);
         if !matches!(seen.kind(), Kind::Dir | Kind::File) && self.is_further_name(at, name, seen) {
             return Ok(Found::Entry);
         }
@@ -539,8 +526,7 @@ fn copy_ahead(
     buffer: &mut Vec<u8>,
     put_at: &Path,
 ) -> Result<bool> {
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
-    let age = nanoseconds(now.tv_sec, now.tv_nsec).saturating_sub(seen.ctime_ns);
+    let age = now_ns().saturating_sub(seen.ctime_ns);
     if !is_small(seen) || age < LEFT_ALONE || !shows_stores(file) {
         return Ok(false);
     }

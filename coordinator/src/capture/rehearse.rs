@@ -23,7 +23,7 @@ use super::{Captured, Prepared, record, sweep};
 use crate::digest::Pieces;
 use crate::tally::Step;
 use crate::tree::dirs::Dirs;
-use crate::tree::seen::{Seen, nanoseconds};
+use crate::tree::seen::{Seen, now_ns};
 use crate::{Error, Result};
 
 /// Everything read but the bytes of files, which are open.
@@ -334,8 +334,7 @@ impl Rehearsed {
             mut pins,
             ..
         } = recorded;
-        let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
-        let cut_ns = nanoseconds(now.tv_sec, now.tv_nsec);
+        let cut_ns = now_ns();
         let (mut deltas, mut is_compared) = (Vec::new(), false);
         let mut outcome = self.deltas.map(|mut all| {
             (deltas, is_compared) = all.take();

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::ffi::{CStr, CString, OsString};
 use std::mem::MaybeUninit;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
@@ -172,6 +172,14 @@ pub(super) enum Found {
     Gone,
 }
 
+/// What looking at a name brought, if that was done already.
+pub(super) type Looked = Option<rustix::io::Result<Seen>>;
+
+/// Looks at a name, following no link.
+pub(super) fn look_at(dir: impl AsFd, name: &CStr) -> rustix::io::Result<Seen> {
+    rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW).map(|stat| Seen::of(&stat))
+}
+
 /// Who is told what a walk finds.
 pub(super) trait Visitor {
     /// A root that is not there; `parent` is open if that is.
@@ -179,23 +187,20 @@ pub(super) trait Visitor {
     /// A root's parent, before the root.
     fn top(&mut self, parent: &Path, node: Node) -> Result<()>;
     /// An entry not known to be a directory; `kind` is what the listing says, if anything.
-    fn entry(&mut self, at: &At<'_>, name: &CStr, kind: Option<FileType>) -> Result<Found>;
-    /// A directory, before what is in it. `at` is its parent.
-    fn dir(&mut self, at: &At<'_>, name: &CStr, fd: &OwnedFd, seen: Seen) -> Result<()>;
-    /// Whether threads are to look at regular files, of which [`Visitor::looked_at`] is told then: later
-    /// than of anything else in their directories.
-    fn shares_looks(&self) -> bool {
-        false
-    }
-    /// As [`Visitor::entry`], of what the listing says is a regular file, and what `fstatat` says.
-    fn looked_at(
+    /// `looked`: what `fstatat` says, of a file that was put off: see [`Visitor::shares_looks`].
+    fn entry(
         &mut self,
         at: &At<'_>,
         name: &CStr,
-        looked: rustix::io::Result<Seen>,
-    ) -> Result<Found> {
-        let _ = looked;
-        self.entry(at, name, Some(FileType::RegularFile))
+        kind: Option<FileType>,
+        looked: Looked,
+    ) -> Result<Found>;
+    /// A directory, before what is in it. `at` is its parent.
+    fn dir(&mut self, at: &At<'_>, name: &CStr, fd: &OwnedFd, seen: Seen) -> Result<()>;
+    /// Whether threads are to look at what the listing says are regular files. Of these [`Visitor::entry`] is told
+    /// later than of anything else in their directories.
+    fn shares_looks(&self) -> bool {
+        false
     }
     /// A name that was listed and is gone, or a directory that was moved away.
     fn gone(&mut self, path: PathBuf);
@@ -281,7 +286,7 @@ impl<V: Visitor> Walk<'_, V> {
                     .dirs
                     .open(node)
                     .map_err(|cause| unreadable(parent, cause))?;
-                self.entry(node, &fd, name, Some(kind))
+                self.entry(node, &fd, name, Some(kind), None)
             }
             Err(Errno::NOENT) => self.visitor.absent(root, Some(&fd)),
             Err(cause) => Err(unreadable(root, cause)),
@@ -294,26 +299,22 @@ impl<V: Visitor> Walk<'_, V> {
         fd: &OwnedFd,
         name: CString,
         kind: Option<FileType>,
+        looked: Looked,
     ) -> Result<()> {
         let at = At {
             dirs: self.dirs,
             node,
             fd,
         };
-        let found = self.visitor.entry(&at, &name, kind)?;
-        self.found(node, name, found);
-        Ok(())
-    }
-
-    fn found(&mut self, node: Node, name: CString, found: Found) {
-        match found {
+        match self.visitor.entry(&at, &name, kind, looked)? {
             Found::Entry => {}
             Found::Gone => {
-                let path = self.dirs.path(node).join(as_path(&name));
+                let path = at.path(&name);
                 self.visitor.gone(path);
             }
             Found::Dir => self.pending.push((node, name)),
         }
+        Ok(())
     }
 
     /// Looks at the files that were put off.
@@ -323,22 +324,9 @@ impl<V: Visitor> Walk<'_, V> {
             return Ok(());
         }
         let files = std::mem::take(&mut self.to_look_at);
-        let looked = in_parts(
-            &files,
-            || (),
-            |(), file| {
-                rustix::fs::statat(&file.dir, &file.name, AtFlags::SYMLINK_NOFOLLOW)
-                    .map(|stat| Seen::of(&stat))
-            },
-        );
+        let looked = in_parts(&files, || (), |(), file| look_at(&file.dir, &file.name));
         for (ToLookAt { node, dir, name }, looked) in files.into_iter().zip(looked) {
-            let at = At {
-                dirs: self.dirs,
-                node,
-                fd: &dir,
-            };
-            let found = self.visitor.looked_at(&at, &name, looked)?;
-            self.found(node, name, found);
+            self.entry(node, &dir, name, Some(FileType::RegularFile), Some(looked))?;
         }
         Ok(())
     }
@@ -418,7 +406,7 @@ impl<V: Visitor> Walk<'_, V> {
             }
             match entry.file_type() {
                 FileType::Directory => self.pending.push((node, name.to_owned())),
-                FileType::Unknown => self.entry(node, fd, name.to_owned(), None)?,
+                FileType::Unknown => self.entry(node, fd, name.to_owned(), None, None)?,
                 FileType::RegularFile if shares_looks => {
                     self.to_look_at.push(ToLookAt {
                         node,
@@ -429,7 +417,7 @@ impl<V: Visitor> Walk<'_, V> {
                         self.look()?;
                     }
                 }
-                kind => self.entry(node, fd, name.to_owned(), Some(kind))?,
+                kind => self.entry(node, fd, name.to_owned(), Some(kind), None)?,
             }
         }
         self.buffer = buffer;
@@ -489,9 +477,26 @@ mod tests {
             Ok(())
         }
 
-        fn entry(&mut self, at: &At<'_>, name: &CStr, kind: Option<FileType>) -> Result<Found> {
-            assert_ne!(kind, Some(FileType::RegularFile), "these are put off");
-            self.told.push((at.path(name), false));
+        fn entry(
+            &mut self,
+            at: &At<'_>,
+            name: &CStr,
+            kind: Option<FileType>,
+            looked: Looked,
+        ) -> Result<Found> {
+            let is_file = kind == Some(FileType::RegularFile);
+            assert_eq!(is_file, looked.is_some(), "these are put off");
+            let path = at.path(name);
+            if is_file && self.told.is_empty() {
+                (self.at_first_look)();
+            }
+            match looked {
+                Some(Ok(seen)) if seen.kind() == crate::store::manifest::Kind::Dir => {
+                    return Ok(Found::Dir);
+                }
+                Some(Err(_)) => return Ok(Found::Gone),
+                Some(Ok(_)) | None => self.told.push((path, is_file)),
+            }
             Ok(Found::Entry)
         }
 
@@ -502,26 +507,6 @@ mod tests {
 
         fn shares_looks(&self) -> bool {
             true
-        }
-
-        fn looked_at(
-            &mut self,
-            at: &At<'_>,
-            name: &CStr,
-            looked: rustix::io::Result<Seen>,
-        ) -> Result<Found> {
-            let path = at.path(name);
-            if self.told.is_empty() {
-                (self.at_first_look)();
-            }
-            match looked {
-                Ok(seen) if seen.kind() == crate::store::manifest::Kind::Dir => Ok(Found::Dir),
-                Ok(_) => {
-                    self.told.push((path, true));
-                    Ok(Found::Entry)
-                }
-                Err(_) => Ok(Found::Gone),
-            }
         }
 
         fn gone(&mut self, path: PathBuf) {

@@ -99,6 +99,13 @@ impl Seen {
     }
 }
 
+/// What time it is, as file systems tell it, ns.
+pub(crate) fn now_ns() -> i64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
+    #[allow(clippy::unnecessary_cast)] // 32 bits elsewhere
+    nanoseconds(now.tv_sec as i64, now.tv_nsec as i64)
+}
+
 /// Saturates beyond the years 1677 and 2262, which file systems can store.
 pub(crate) fn nanoseconds(seconds: i64, nanoseconds: i64) -> i64 {
     seconds

@@ -3,13 +3,12 @@
 use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
-use rustix::fs::{AtFlags, StatxFlags};
-
+use super::super::delta::born_ns;
 use super::super::record::{LEFT_ALONE, allocated};
 use super::Flush;
 use crate::store::extents;
 use crate::tree::reflink;
-use crate::tree::seen::{Seen, nanoseconds};
+use crate::tree::seen::{Seen, now_ns};
 
 /// Whoever only appends has nothing dirty before this many bytes from the end, or before as many as are
 /// dirty: nothing at all, if all of the file is.
@@ -128,20 +127,9 @@ fn since(time_ns: i64) -> i64 {
     now_ns().saturating_sub(time_ns)
 }
 
-/// What time it is, as file systems tell it, ns.
-pub(in super::super) fn now_ns() -> i64 {
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
-    #[allow(clippy::unnecessary_cast)] // 32 bits elsewhere
-    nanoseconds(now.tv_sec as i64, now.tv_nsec as i64)
-}
-
 /// Whether a file may have been made of late: where that is not told, too.
 fn is_young(file: &OwnedFd) -> bool {
-    let stat = rustix::fs::statx(file, c"", AtFlags::EMPTY_PATH, StatxFlags::BTIME);
-    stat.ok().is_none_or(|stat| {
-        let made_ns = nanoseconds(stat.stx_btime.tv_sec, i64::from(stat.stx_btime.tv_nsec));
-        stat.stx_mask & StatxFlags::BTIME.bits() == 0 || since(made_ns) < YOUNG
-    })
+    born_ns(file).is_none_or(|born_ns| since(born_ns) < YOUNG)
 }
 
 /// Bytes of `len` from `from` on that are in memory only: cachestat(2), Linux 6.5. Of an earlier

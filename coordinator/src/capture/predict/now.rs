@@ -13,7 +13,7 @@ use rustix::fs::{FileType, Mode, OFlags};
 
 use super::super::mounted::mounted;
 use super::super::prepare::{Known, Plan, Scan, Scanner, Way, devices_that_show_stores, fits};
-use super::super::walk::{At, Found, Paths, Visitor, walk};
+use super::super::walk::{At, Found, Looked, Paths, Visitor, walk};
 use super::super::{Base, Member, Method, Scope, subvolume};
 use super::facts::{FileSystem, has_reflink};
 use super::{Flush, Means, predict};
@@ -184,9 +184,15 @@ impl Visitor for Few<'_> {
         self.scanner.top(parent, node)
     }
 
-    fn entry(&mut self, at: &At<'_>, name: &CStr, kind: Option<FileType>) -> Result<Found> {
+    fn entry(
+        &mut self,
+        at: &At<'_>,
+        name: &CStr,
+        kind: Option<FileType>,
+        looked: Looked,
+    ) -> Result<Found> {
         self.count()?;
-        self.scanner.entry(at, name, kind)
+        self.scanner.entry(at, name, kind, looked)
     }
 
     fn dir(&mut self, at: &At<'_>, name: &CStr, fd: &OwnedFd, seen: Seen) -> Result<()> {
