@@ -189,27 +189,29 @@ pub(super) fn prepare(
     if subvolumes.is_some() {
         base = None;
     }
-    let predict = |flush| {
+    let predict = |flush, before: Option<&predict::Looked>| {
         let means = Means {
             method,
             can_freeze: subvolumes.is_some(),
             room: free(&*target.fd).ok(),
             flush,
+            before,
             fresh: record::LEFT_ALONE,
             not_guarded: &mut || fits(&scan).err(),
         };
         predict::predict(&scan, &plan, means)
     };
     let may_be_guarded = matches!(method, Method::Auto | Method::CopyBeforeWrite);
-    let guarded = (may_be_guarded && subvolumes.is_none())
-        .then(|| predict(Flush::ToCome))
-        .filter(|predicted| predicted.is_guarded);
+    let first = (may_be_guarded && subvolumes.is_none()).then(|| predict(Flush::ToCome, None));
+    let is_guarded = first.as_ref().is_some_and(|first| first.is_guarded);
     // With a plan, everything was flushed.
     if subvolumes.is_none() {
-        let is_guarded = guarded.is_some();
         get_ready(&scan, scan.to_capture(), &plan, is_guarded, &target.tally)?;
     }
-    let predicted = guarded.unwrap_or_else(|| predict(Flush::Done));
+    let predicted = match first {
+        Some(first) if is_guarded => first,
+        first => predict(Flush::Done, first.as_ref().map(|first| &first.looked)),
+    };
     if method == Method::CopyBeforeWrite && !predicted.is_guarded {
         fits(&scan).map_err(|why| Error::new(why).next("pass --capture auto"))?;
     }

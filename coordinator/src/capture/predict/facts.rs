@@ -42,7 +42,7 @@ impl FileSystem {
 
 /// What is known of a file.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Facts {
+pub(in super::super) struct Facts {
     /// Bytes.
     pub(super) size: u64,
     /// Bytes of it that are no hole.
@@ -55,6 +55,8 @@ pub(super) struct Facts {
     pub(super) extents: Option<u32>,
     /// It is being written to, and not only at its end.
     pub(super) is_overwritten: bool,
+    /// It was seen to be written to only at its end.
+    pub(super) is_appended: bool,
 }
 
 impl Facts {
@@ -67,6 +69,7 @@ impl Facts {
             is_to_be_flushed: false,
             extents: None,
             is_overwritten: false,
+            is_appended: false,
         }
     }
 
@@ -86,8 +89,15 @@ impl Facts {
 
     /// Of an open file that was `seen` before. It is being written to if its mtime is `fresh`, ns, or
     /// has moved since, or, where all was flushed meanwhile, if something is dirty. Before a flush, after which it is
-    /// looked at again, it counts as one that grows unless the opposite is seen.
-    pub(super) fn of(file: &OwnedFd, seen: &Seen, fresh: i64, flush: Flush) -> Facts {
+    /// looked at again, it counts as one that grows unless the opposite is seen; after it, what was seen `before` it
+    /// holds as long as nothing is dirty again.
+    pub(super) fn of(
+        file: &OwnedFd,
+        seen: &Seen,
+        fresh: i64,
+        flush: Flush,
+        before: Option<&Facts>,
+    ) -> Facts {
         let Ok(stat) = rustix::fs::fstat(file) else {
             return Facts::plain(seen);
         };
@@ -96,23 +106,22 @@ impl Facts {
         let is_written = now.mtime_ns != seen.mtime_ns
             || (0..fresh).contains(&age(&now))
             || flush == Flush::Done && dirty > 0;
-        let only_appended = || {
-            let end = now.size.saturating_sub(dirty.max(TAIL));
-            let is_dirty_before = || dirty > 0 && self::dirty(file, 0, end) > 0;
-            let at_end_only = || match flush {
-                // What does not show yet will after the flush.
-                Flush::ToCome => !is_dirty_before() && (end > 0 || is_young(file)),
-                Flush::Done | Flush::Unknown => dirty > 0 && end > 0 && !is_dirty_before(),
-            };
-            now.size > seen.size || at_end_only()
-        };
+        let end = now.size.saturating_sub(dirty.max(TAIL));
+        let is_dirty_at_start = is_written && dirty > 0 && self::dirty(file, 0, end) > 0;
+        let is_dirty_at_end = dirty > 0 && end > 0 && !is_dirty_at_start;
+        let was_appended = || dirty == 0 && before.is_some_and(|before| before.is_appended);
+        let is_appended = is_written && (now.size > seen.size || is_dirty_at_end || was_appended());
+        // What does not show yet will after the flush.
+        let may_be_appended =
+            || flush == Flush::ToCome && !is_dirty_at_start && (end > 0 || is_young(file));
         Facts {
             size: now.size,
             data: allocated(&stat).min(now.size),
             dirty,
             is_to_be_flushed: false,
             extents: extents(file),
-            is_overwritten: is_written && !only_appended(),
+            is_overwritten: is_written && !is_appended && !may_be_appended(),
+            is_appended,
         }
     }
 }
@@ -238,12 +247,12 @@ mod tests {
         rustix::fs::fsync(&file).unwrap();
         let before = Seen::of(&rustix::fs::fstat(&file).unwrap());
         let long = 3_600_000_000_000;
-        assert!(Facts::of(&file, &before, long, Flush::Unknown).is_overwritten);
+        assert!(Facts::of(&file, &before, long, Flush::Unknown, None).is_overwritten);
         // All of it is dirty, where that can be told.
         rustix::io::pwrite(&file, &vec![1; 8 << 20], 0).unwrap();
         let is_told = dirty(&file, 0, 8 << 20) == 8 << 20;
-        assert!(Facts::of(&file, &before, long, Flush::Unknown).is_overwritten);
-        assert!(!is_told || !Facts::of(&file, &before, long, Flush::ToCome).is_overwritten);
+        assert!(Facts::of(&file, &before, long, Flush::Unknown, None).is_overwritten);
+        assert!(!is_told || !Facts::of(&file, &before, long, Flush::ToCome, None).is_overwritten);
         rustix::fs::fsync(&file).unwrap();
         let before = Seen::of(&rustix::fs::fstat(&file).unwrap());
         // Left alone for longer than that.
@@ -252,18 +261,25 @@ mod tests {
             ..before
         };
         std::thread::sleep(std::time::Duration::from_millis(5));
-        assert!(!Facts::of(&file, &still, 1_000_000, Flush::Unknown).is_overwritten);
+        assert!(!Facts::of(&file, &still, 1_000_000, Flush::Unknown, None).is_overwritten);
         // It grows.
         rustix::io::pwrite(&file, &[1; 4096], 8 << 20).unwrap();
-        assert!(!Facts::of(&file, &before, long, Flush::Unknown).is_overwritten);
+        assert!(!Facts::of(&file, &before, long, Flush::Unknown, None).is_overwritten);
         // It did, and much of that is dirty still, where that can be told.
         rustix::fs::fsync(&file).unwrap();
         rustix::io::pwrite(&file, &vec![1; 4 << 20], (8 << 20) + 4096).unwrap();
         let before = Seen::of(&rustix::fs::fstat(&file).unwrap());
         let is_told = dirty(&file, 0, before.size) == 4 << 20;
-        assert!(!is_told || !Facts::of(&file, &before, long, Flush::Unknown).is_overwritten);
+        assert!(!is_told || !Facts::of(&file, &before, long, Flush::Unknown, None).is_overwritten);
+        // Flushed: that is not forgotten before something else is seen.
+        let seen = Facts::of(&file, &before, long, Flush::ToCome, None);
+        let flushed = || Facts::of(&file, &before, long, Flush::Done, Some(&seen));
+        let is_flushed = || dirty(&file, 0, before.size) == 0;
+        rustix::fs::fsync(&file).unwrap();
+        assert!(!is_told || !is_flushed() || !flushed().is_overwritten);
         rustix::io::pwrite(&file, &[1; 4096], 0).unwrap();
-        assert!(!is_told || Facts::of(&file, &before, long, Flush::Unknown).is_overwritten);
+        assert!(!is_told || flushed().is_overwritten);
+        assert!(!is_told || Facts::of(&file, &before, long, Flush::Unknown, None).is_overwritten);
     }
 
     fn tempfile() -> std::fs::File {

@@ -57,15 +57,21 @@ pub(super) struct Means<'a> {
     pub(super) room: Option<u64>,
     /// What becomes of what is dirty.
     pub(super) flush: Flush,
+    /// What was seen before that.
+    pub(super) before: Option<&'a Looked>,
     /// A file that was written to within this time, ns, is taken to be written to still.
     pub(super) fresh: i64,
     /// Why the set cannot be captured after the cut; asked only if it matters.
     pub(super) not_guarded: &'a mut dyn FnMut() -> Option<String>,
 }
 
+/// What files are like that were looked at, by their index in the scan.
+pub(super) type Looked = HashMap<usize, Facts>;
+
 /// A prediction, and whether to capture after the cut.
 pub(super) struct Predicted {
     pub(super) prediction: Prediction,
+    pub(super) looked: Looked,
     pub(super) is_guarded: bool,
 }
 
@@ -193,6 +199,7 @@ pub(super) fn predict(scan: &Scan, plan: &Plan, means: Means<'_>) -> Predicted {
             dominant: named.collect(),
             outcome: None,
         },
+        looked,
     }
 }
 
@@ -214,11 +221,7 @@ fn file_systems(scan: &Scan) -> BTreeMap<u64, FileSystem> {
 }
 
 /// Looks at the largest members, by index.
-fn look<'a>(
-    scan: &Scan,
-    means: &Means<'_>,
-    on: &impl Fn(&Known) -> &'a FileSystem,
-) -> HashMap<usize, Facts> {
+fn look<'a>(scan: &Scan, means: &Means<'_>, on: &impl Fn(&Known) -> &'a FileSystem) -> Looked {
     let is_large = |index: &usize| {
         let known = &scan.members[*index];
         known.seen.size >= SMALL && !known.is_shared
@@ -229,7 +232,8 @@ fn look<'a>(
     let facts = |index: usize| {
         let known = &scan.members[index];
         let file = scan.open(known).ok()?;
-        let mut facts = Facts::of(&file, &known.seen, means.fresh, means.flush);
+        let before = means.before.and_then(|looked| looked.get(&index));
+        let mut facts = Facts::of(&file, &known.seen, means.fresh, means.flush, before);
         facts.is_to_be_flushed = match means.flush {
             Flush::ToCome => true,
             // Whoever writes to it will do so again.
