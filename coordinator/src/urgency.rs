@@ -82,6 +82,17 @@ pub(crate) fn remember() {
     let _ = usual();
 }
 
+/// Everybody who wakes up goes before this thread from now on, but its share stays: for a process that was just
+/// started, until there are [`Turns`].
+pub(crate) fn give_way() {
+    if let Some(usual) = usual() {
+        Thread(0).put(&Attributes {
+            runtime: LONG,
+            ..usual
+        });
+    }
+}
+
 /// Of this thread, from now on.
 pub(crate) fn of_this_thread(urgency: Urgency) {
     Thread(0).set(urgency);
@@ -205,14 +216,7 @@ impl Turns {
     pub(crate) fn take(&self, urgency: Urgency) {
         match urgency {
             // There would be no way back, and the next hold would begin with that.
-            Urgency::Yielding if !self.may_return => {
-                if let Some(usual) = usual() {
-                    Thread(0).put(&Attributes {
-                        runtime: LONG,
-                        ..usual
-                    });
-                }
-            }
+            Urgency::Yielding if !self.may_return => give_way(),
             urgency => Thread(0).set(urgency),
         }
     }

@@ -84,6 +84,9 @@ fn dispatch(command: Command) -> Result<ExitCode> {
     ) {
         // Now, while there are no threads.
         urgency::remember();
+        if matches!(command, Command::Checkpoint(_)) {
+            urgency::give_way();
+        }
         capture::make_table();
     }
     match command {
