@@ -306,6 +306,18 @@ fn dirty(path: &Path) -> Option<u64> {
     (done == 0).then_some((pages[1] + pages[2]) * 4096)
 }
 
+/// Starts a program, and waits until more than so many bytes of the file are dirty.
+fn dirtying(lab: &Lab, script: &str, path: &Path, least: u64) -> Option<Proc> {
+    let program = program(lab, script, path);
+    if dirty(path).is_none() {
+        println!("this kernel has no cachestat: skipped");
+        return None;
+    }
+    let is_dirty = || dirty(path).is_some_and(|bytes| bytes > least);
+    assert!(wait_until(Duration::from_secs(20), is_dirty));
+    Some(program)
+}
+
 /// Whoever writes to a file waits while it is written back: so that is not done ahead of a copy.
 #[test]
 fn what_is_copied_after_the_cut_is_not_written_back_on_xfs() {
@@ -314,15 +326,11 @@ fn what_is_copied_after_the_cut_is_not_written_back_on_xfs() {
         return;
     };
     let path = file(&lab, "file", 64 * MIB);
-    let _writer = program(&lab, FIRST_HALF, &path);
-    // Some may be written back because it is time.
-    let most = 24 * MIB;
-    let Some(_) = dirty(&path) else {
-        println!("this kernel has no cachestat: skipped");
+    let Some(_writer) = dirtying(&lab, FIRST_HALF, &path, 31 * MIB) else {
         return;
     };
-    let is_dirty = || dirty(&path).is_some_and(|bytes| bytes > 31 * MIB);
-    assert!(wait_until(Duration::from_secs(20), is_dirty));
+    // Some may be written back because it is time.
+    let most = 24 * MIB;
     let outcome = lab.checkpoint(&[]);
     let left = dirty(&path).unwrap();
     let expected = prediction(&outcome);
@@ -369,13 +377,9 @@ fn what_is_cloned_after_all_is_written_back_before_on_xfs() {
     let flush = begun.elapsed();
 
     let path = file(&lab, "file", 256 * MIB);
-    let _writer = program(&lab, FIRST_HALF_MAPPED, &path);
-    if dirty(&path).is_none() {
-        println!("this kernel has no cachestat: skipped");
+    let Some(_writer) = dirtying(&lab, FIRST_HALF_MAPPED, &path, 120 * MIB) else {
         return;
-    }
-    let is_dirty = || dirty(&path).is_some_and(|bytes| bytes > 120 * MIB);
-    assert!(wait_until(Duration::from_secs(20), is_dirty));
+    };
     let outcome = lab.checkpoint(&["--max-hold", "10s", "--outside", "none"]);
     let expected = prediction(&outcome);
     assert_eq!(expected["choice"], "copy-before-write", "{expected}");

@@ -10,6 +10,7 @@ use rustix::io::Errno;
 
 use super::record::{Body, Entry, How};
 use super::{Captured, flush};
+use crate::interrupt;
 use crate::store::manifest::{FileRecord, Kind};
 use crate::store::{fault, order};
 use crate::tally::Step;
@@ -58,7 +59,10 @@ pub(super) fn finish(captured: Captured) -> Result<Vec<FileRecord>> {
                 || rustix::fs::syncfs(fd).map_err(|cause| fault("write to disk", path, cause));
             // Both take their time.
             std::thread::scope(|threads| {
-                let begun = std::thread::Builder::new().spawn_scoped(threads, sync);
+                let begun = std::thread::Builder::new().spawn_scoped(threads, || {
+                    interrupt::leave_to_others();
+                    sync()
+                });
                 let records = records();
                 match begun.map(std::thread::ScopedJoinHandle::join) {
                     Ok(Ok(synced)) => synced?,

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::CStr;
+use std::num::NonZeroU64;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -27,6 +28,10 @@ use crate::{Error, Result};
 
 /// Members whose writeback is under way at a time.
 const BATCH: usize = 64;
+
+/// So much, bytes, is read ahead if it is copied after the cut: nobody is held meanwhile, and more could push out
+/// of memory what the program needs.
+const AHEAD: u64 = 256 << 20;
 
 /// So many names take a while to reach the disk.
 const MANY_NAMES: usize = 1_000;
@@ -464,9 +469,9 @@ pub(super) fn stay_under_hold(prepared: &mut Prepared) -> Result<()> {
     get_ready(scan, scan.to_capture(), plan, false, &target.tally)
 }
 
-/// Opens the members: fails for one that may not be read, and starts and awaits the
-/// writeback of those to be cloned, reads ahead those to be copied. With `is_guarded` none is cloned: to write
-/// back what is being written to would only make programs wait.
+/// Opens the members, which fails for one that may not be read; reads ahead those to be copied, and starts and
+/// awaits the writeback of those to be cloned. With `is_guarded` none is cloned: to write back what is being written to
+/// would only make programs wait.
 fn get_ready<'a>(
     scan: &Scan,
     members: impl Iterator<Item = &'a Known>,
@@ -474,41 +479,59 @@ fn get_ready<'a>(
     is_guarded: bool,
     tally: &Tally,
 ) -> Result<()> {
-    if !is_guarded {
-        // Not known before it was looked at; that is done as it is begun.
-        tally.begin(Step::Flush, 0);
+    let is_copied = |member: &Known| is_guarded || plan.way(member.seen.id.dev) == Way::Copy;
+    let (copied, cloned): (Vec<_>, Vec<_>) = members.partition(|member| is_copied(member));
+    let mut most = match is_guarded {
+        true => AHEAD,
+        false => u64::MAX,
+    };
+    for member in copied {
+        let size = member.seen.size.min(most);
+        if let (Some(file), Some(length)) = (open_member(scan, member)?, NonZeroU64::new(size)) {
+            let _ = rustix::fs::fadvise(&file, 0, Some(length), Advice::WillNeed);
+            most -= size;
+        }
     }
-    let mut members = members.peekable();
-    while members.peek().is_some() {
+    match is_guarded {
+        true => Ok(()),
+        false => write_back(scan, &cloned, tally),
+    }
+}
+
+/// Opens a member, if it is there still.
+fn open_member(scan: &Scan, member: &Known) -> Result<Option<OwnedFd>> {
+    match scan.open(member) {
+        Ok(file) => Ok(Some(file)),
+        Err(cause @ (Errno::ACCESS | Errno::PERM | Errno::MFILE | Errno::NFILE)) => {
+            Err(unreadable(&scan.path(member), cause))
+        }
+        Err(_) => Ok(None),
+    }
+}
+
+/// Starts and awaits the writeback of members.
+fn write_back(scan: &Scan, members: &[&Known], tally: &Tally) -> Result<()> {
+    // Not known before it was looked at; that is done as it is begun.
+    tally.begin(Step::Flush, 0);
+    let failed = |member| move |cause| not_written_back(&scan.path(member), cause);
+    for batch in members.chunks(BATCH) {
         let mut started = Vec::with_capacity(BATCH);
-        for member in members.by_ref().take(BATCH) {
-            let file = match scan.open(member) {
-                Ok(file) => file,
-                Err(cause @ (Errno::ACCESS | Errno::PERM | Errno::MFILE | Errno::NFILE)) => {
-                    return Err(unreadable(&scan.path(member), cause));
-                }
-                Err(_) => continue,
-            };
-            if plan.way(member.seen.id.dev) == Way::Copy {
-                let _ = rustix::fs::fadvise(&file, 0, None, Advice::WillNeed);
-            } else if member.seen.size > 0 && !is_guarded {
-                let dirty = flush::begin(&file, member.seen.size)
-                    .map_err(|cause| not_written_back(&scan.path(member), cause))?;
+        for member in batch {
+            let size = member.seen.size;
+            if let Some(file) = open_member(scan, member)?.filter(|_| size > 0) {
+                let dirty = flush::begin(&file, size).map_err(failed(member))?;
                 started.push((member, file, dirty));
             }
         }
-        if scan.members.len() <= BATCH && !is_guarded {
+        if scan.members.len() <= BATCH {
             let all = started.iter().map(|(_, _, dirty)| dirty).sum();
             tally.begin(Step::Flush, all);
         }
         for (member, file, dirty) in started {
-            flush::wait(&file, member.seen.size, dirty, tally)
-                .map_err(|cause| not_written_back(&scan.path(member), cause))?;
+            flush::wait(&file, member.seen.size, dirty, tally).map_err(failed(member))?;
         }
     }
-    if !is_guarded {
-        tally.end();
-    }
+    tally.end();
     Ok(())
 }
 
