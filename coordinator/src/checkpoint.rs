@@ -116,6 +116,7 @@ impl Outcome {
     ///
     /// Something cannot be removed.
     pub fn clear(&self, pace: &mut Pace<'_>) -> Result<()> {
+        urgency::give_way();
         self.store.clear(pace).map(|_| ())
     }
 }

@@ -82,8 +82,8 @@ pub(crate) fn remember() {
     let _ = usual();
 }
 
-/// Everybody who wakes up goes before this thread from now on, but its share stays: for a process that was just
-/// started, until there are [`Turns`].
+/// Everybody who wakes up goes before this thread from now on, but its share stays: from that there is a way back for
+/// everybody.
 pub(crate) fn give_way() {
     if let Some(usual) = usual() {
         Thread(0).put(&Attributes {
@@ -199,7 +199,7 @@ impl Drop for Hurried {
     }
 }
 
-/// The turns of a thread that is started for nothing in particular: what it was like comes back.
+/// The turns of a thread that is started for nothing in particular: in the end it is as this process was at first.
 pub(crate) struct Turns {
     may_return: bool,
 }

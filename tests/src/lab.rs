@@ -12,6 +12,7 @@ use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
 use serde_json::Value;
 
+use crate::fs::Small;
 use crate::process::{self, Ended, Proc, Watchdog};
 use crate::stats::{STATS, Stats};
 use crate::{Fs, product};
@@ -182,19 +183,30 @@ impl Lab {
     /// `None` if this file system is left out on request.
     #[track_caller]
     pub fn new(name: &str, fs: Fs, limit: Duration) -> Option<Lab> {
-        let base = fs.mount()?.join(name);
+        Some(Lab::at(&fs.mount()?, name, fs.name(), limit))
+    }
+
+    /// Surroundings for the test `name` on a file system of its own; the test may take `limit`.
+    #[track_caller]
+    pub fn on_small(small: &Small, name: &str, limit: Duration) -> Lab {
+        Lab::at(small.path(), name, "small", limit)
+    }
+
+    #[track_caller]
+    fn at(mount: &Path, name: &str, kind: &str, limit: Duration) -> Lab {
+        let base = mount.join(name);
         assert!(!base.exists(), "two tests are named {name}");
-        let shm = crate::fs::shm_dir(&format!("{name}-{}", fs.name()));
+        let shm = crate::fs::shm_dir(&format!("{name}-{kind}"));
         let gates = shm.join("gates");
         fs::create_dir_all(base.join("data")).expect("a directory for data");
         let entry = format!("SNAPSHIM_DIR={}", gates.display());
-        Some(Lab {
+        Lab {
             name: name.to_owned(),
             _watchdog: Watchdog::new(name, entry, limit),
             base,
             shm,
             gates,
-        })
+        }
     }
 
     /// The directory to watch.

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use nix::fcntl::{FallocateFlags, fallocate};
 use nix::sys::statvfs::statvfs;
+use snapshim_tests::fs::Small;
 use snapshim_tests::process::{Proc, wait_until};
 use snapshim_tests::{Fs, Lab, lab};
 
@@ -22,24 +23,29 @@ const OVERWRITE: &str = "import os,random,sys,time
 f = os.open(sys.argv[1], os.O_RDWR); n = int(sys.argv[2]) // 4096; b = os.urandom(4096)
 while True: os.pwrite(f, b, random.randrange(n) * 4096); time.sleep(0.0005)";
 
-/// A program that overwrites one file, and a store beside it.
+/// A program that overwrites one file, and a store beside it, on a file system of their own.
 struct Scene {
-    lab: Lab,
-    file: PathBuf,
     writer: Proc,
+    file: PathBuf,
+    lab: Lab,
+    small: Small,
 }
 
 impl Scene {
     fn new(name: &str, fs: Fs, has_hole: bool) -> Option<Scene> {
-        let lab = Lab::new(name, fs, Duration::from_secs(240))?;
+        let small = fs.mount_small(name, 400 * MIB)?;
+        let lab = Lab::on_small(&small, name, Duration::from_secs(240));
         let path = lab.data().join("file");
         let file = fs::File::create(&path).unwrap();
+        // Before there is anything in it: nothing is allocated ahead within the size.
+        file.set_len(SIZE).unwrap();
         let written = if has_hole { WRITTEN } else { SIZE };
         for at in (0..written).step_by(MIB as usize) {
             file.write_all_at(&[1; MIB as usize], at).unwrap();
         }
-        file.set_len(SIZE).unwrap();
         file.sync_all().unwrap();
+        let blocks = file.metadata().unwrap().blocks();
+        assert_eq!(blocks * 512 < SIZE, has_hole, "{blocks} blocks");
         let args = [
             "-c",
             OVERWRITE,
@@ -48,9 +54,10 @@ impl Scene {
         ];
         let writer = lab.run(&[], Path::new("/usr/bin/python3"), &args);
         let mut scene = Scene {
-            lab,
-            file: path,
             writer,
+            file: path,
+            lab,
+            small,
         };
         scene.goes_on();
         Some(scene)
@@ -73,7 +80,7 @@ impl Scene {
         let filler = fs::File::create(&path).unwrap();
         // What is kept for root is ours.
         let room = || {
-            let stat = statvfs(&self.lab.data()).unwrap();
+            let stat = statvfs(self.small.path()).unwrap();
             stat.blocks_free() * stat.fragment_size()
         };
         // What a file system needs for itself differs.

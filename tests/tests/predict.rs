@@ -7,6 +7,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use serde_json::Value;
 use snapshim_tests::process::{run, wait_until};
 use snapshim_tests::{Fs, Lab, Outcome, Proc, Random, lab, process};
@@ -293,8 +294,13 @@ f = os.open(sys.argv[1], os.O_RDWR); n = os.fstat(f).st_size // 2 // 65536; b = 
 for i in range(n): os.pwrite(f, b, i * 65536)
 while True: os.pwrite(f, b[:4096], 0); time.sleep(0.001)";
 
-/// Bytes of a file that are in memory only: cachestat(2). `None` before Linux 6.5.
+/// Bytes of a file that are in memory only. `None` before Linux 6.5.
 fn dirty(path: &Path) -> Option<u64> {
+    in_memory(path).map(|(_, dirty)| dirty)
+}
+
+/// Bytes of a file that are in memory, and in memory only: cachestat(2).
+fn in_memory(path: &Path) -> Option<(u64, u64)> {
     const CACHESTAT: libc::c_long = 451;
     let file = fs::File::open(path).unwrap();
     let range = [0, file.metadata().unwrap().len()];
@@ -303,7 +309,7 @@ fn dirty(path: &Path) -> Option<u64> {
     let at = pages.as_mut_ptr();
     // SAFETY: both structures are as large as the kernel's; it writes to the second.
     let done = unsafe { libc::syscall(CACHESTAT, file.as_raw_fd(), range.as_ptr(), at, 0) };
-    (done == 0).then_some((pages[1] + pages[2]) * 4096)
+    (done == 0).then_some((pages[0] * 4096, (pages[1] + pages[2]) * 4096))
 }
 
 /// Starts a program, and waits until more than so many bytes of the file are dirty.
@@ -431,13 +437,67 @@ fn what_only_grows_is_cloned_on_xfs() {
     let outcome = lab.checkpoint(&[]);
     let expected = prediction(&outcome);
     assert_eq!(expected["dominant"][0]["overwritten"], false, "{expected}");
+    assert_eq!(expected["outcome"]["method"], "reflink", "{expected}");
     // A program that has not come to write since the flush cannot be told from one that overwrites.
-    let mut last = now(&lab, &outcome);
-    let is_told = wait_until(Duration::from_secs(20), || {
-        last = now(&lab, &outcome);
-        last["dominant"][0]["overwritten"] == false
+    let right = (0..10).filter(|_| {
+        let before = fs::metadata(&path).unwrap().len();
+        let goes_on = || fs::metadata(&path).unwrap().len() > before;
+        assert!(wait_until(Duration::from_secs(20), goes_on));
+        now(&lab, &outcome)["dominant"][0]["overwritten"] == false
     });
-    assert!(is_told, "{last}");
+    let right = right.count();
+    assert!(right > 5, "told {right} times of 10");
+}
+
+/// What is copied under the hold is in memory by then.
+#[test]
+fn what_is_copied_under_the_hold_is_read_before_it_on_ext4() {
+    let _alone = lab::serial();
+    let Some(lab) = lab("predict-cold", Fs::Ext4) else {
+        return;
+    };
+    let path = file(&lab, "file", 64 * MIB);
+    let Some((read, _)) = in_memory(&path) else {
+        println!("this kernel has no cachestat: skipped");
+        return;
+    };
+    assert_eq!(read, 64 * MIB);
+    let _idle = idle(&lab);
+    for (method, is_read) in [("copy", true), ("copy-before-write", false)] {
+        forget(&path);
+        let before = in_memory(&path).unwrap().0;
+        assert!(before < MIB, "{before} bytes are in memory");
+        // Between the look at what there is and the cut.
+        let (reached, go) = (lab.beside("reached"), lab.beside("go"));
+        let (there, until) = (reached.display(), go.display());
+        let line = format!("touch {there}; until [ -e {until} ]; do sleep 0.01; done");
+        let args = [
+            "checkpoint",
+            lab.set(),
+            "--json",
+            "--full",
+            "--capture",
+            method,
+        ];
+        let checkpoint = [&args[..], &["--before-cut", &line]].concat();
+        let checkpoint = Proc::piped(lab.snapshim(&checkpoint));
+        assert!(wait_until(Duration::from_secs(20), || reached.exists()));
+        let then = in_memory(&path).unwrap().0;
+        fs::write(&go, "").unwrap();
+        let outcome = lab::outcome(checkpoint.wait(LIMIT));
+        assert_eq!(outcome.certificate().capture(), method);
+        for made in [reached, go] {
+            fs::remove_file(made).unwrap();
+        }
+        assert_eq!(then > 60 * MIB, is_read, "{method}: {then} bytes");
+    }
+}
+
+/// Takes a file out of memory.
+fn forget(path: &Path) {
+    let file = fs::File::open(path).unwrap();
+    file.sync_all().unwrap();
+    posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED).unwrap();
 }
 
 /// Without clones: a large file is copied after the cut, small ones under the hold.

@@ -22,7 +22,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 
-use rustix::fs::{AtFlags, FileType, OFlags, StatxFlags, statx};
+use rustix::fs::{FileType, OFlags};
 use rustix::io::Errno;
 use snapshim_gate::guard::{METADATA, NAMES};
 use snapshim_gate::marks::{self, Known, Marks};
@@ -30,7 +30,7 @@ use snapshim_gate::table::FileId;
 
 use super::record::{Entry, Pin};
 use crate::store::{fault, open_below};
-use crate::tree::seen::{Seen, nanoseconds, now_ns};
+use crate::tree::seen::{self, Seen, now_ns};
 use crate::tree::{copy, reflink};
 use crate::{Error, Result};
 
@@ -170,17 +170,15 @@ impl Bases {
     }
 }
 
-/// When a file was made, ns since 1970, where that can be told.
-pub(super) fn born_ns(file: &OwnedFd) -> Option<i64> {
+/// When a file was made, ns since 1970, where that can be relied on.
+fn born_ns(file: &OwnedFd) -> Option<i64> {
     if !matches!(
         reflink::file_system(file).as_str(),
         "xfs" | "btrfs" | "ext4" | "tmpfs"
     ) {
         return None;
     }
-    let stat = statx(file, c"", AtFlags::EMPTY_PATH, StatxFlags::BTIME).ok()?;
-    let has = StatxFlags::from_bits_retain(stat.stx_mask).contains(StatxFlags::BTIME);
-    has.then(|| nanoseconds(stat.stx_btime.tv_sec, i64::from(stat.stx_btime.tv_nsec)))
+    seen::born_ns(file)
 }
 
 /// Opens a file of an earlier snapshot, if nobody has changed that since it was published.

@@ -16,9 +16,10 @@ use super::mounted::mounted;
 use super::predict::{self, Flush, Means};
 use super::record::{self, Target};
 use super::rehearse::can_be_guarded;
-use super::walk::{At, Found, Looked, Paths, Visitor, unreadable, walk};
+use super::walk::{At, Found, Looked, Paths, Visitor, look_at, unreadable, walk};
 use super::{Member, Method, Prepared, Scope, flush, subvolume};
 use crate::store::fault;
+use crate::store::manifest::Kind;
 use crate::tally::{Step, Tally};
 use crate::tree::dirs::{Dirs, Node, as_path};
 use crate::tree::free;
@@ -29,9 +30,8 @@ use crate::{Error, Result};
 /// Members whose writeback is under way at a time.
 const BATCH: usize = 64;
 
-/// So much, bytes, is read ahead if it is copied after the cut: nobody is held meanwhile, and more could push out
-/// of memory what the program needs.
-const AHEAD: u64 = 256 << 20;
+/// The kernel reads no more ahead than this at once, bytes, or not much more (`force_page_cache_ra`, mm/readahead.c).
+const AHEAD: NonZeroU64 = NonZeroU64::new(1 << 20).unwrap();
 
 /// So many names take a while to reach the disk.
 const MANY_NAMES: usize = 1_000;
@@ -194,13 +194,13 @@ pub(super) fn prepare(
     if subvolumes.is_some() {
         base = None;
     }
-    let predict = |flush, before: Option<&predict::Looked>| {
+    let predict = |flush, appended: Option<&predict::Appended>| {
         let means = Means {
             method,
             can_freeze: subvolumes.is_some(),
             room: free(&*target.fd).ok(),
             flush,
-            before,
+            appended,
             fresh: record::LEFT_ALONE,
             not_guarded: &mut || fits(&scan).err(),
         };
@@ -215,7 +215,7 @@ pub(super) fn prepare(
     }
     let predicted = match first {
         Some(first) if is_guarded => first,
-        first => predict(Flush::Done, first.as_ref().map(|first| &first.looked)),
+        first => predict(Flush::Done, first.as_ref().map(|first| &first.appended)),
     };
     if method == Method::CopyBeforeWrite && !predicted.is_guarded {
         fits(&scan).map_err(|why| Error::new(why).next("pass --capture auto"))?;
@@ -285,17 +285,16 @@ impl Visitor for Scanner<'_> {
     }
 
     fn entry(&mut self, at: &At<'_>, name: &CStr, _: Option<FileType>, _: Looked) -> Result<Found> {
-        let stat = match rustix::fs::statat(at.fd, name, AtFlags::SYMLINK_NOFOLLOW) {
-            Ok(stat) => stat,
+        let seen = match look_at(at.fd, name) {
+            Ok(seen) => seen,
             Err(Errno::NOENT) => return Ok(Found::Gone),
             Err(cause) => return Err(unreadable(&at.path(name), cause)),
         };
-        match FileType::from_raw_mode(stat.st_mode) {
-            FileType::Directory => return Ok(Found::Dir),
-            FileType::RegularFile => {}
+        match seen.kind() {
+            Kind::Dir => return Ok(Found::Dir),
+            Kind::File => {}
             _ => return Ok(Found::Entry),
         }
-        let seen = Seen::of(&stat);
         // A file can be a mount point of its own.
         self.scan.place(seen.id.dev, || at.dirs.path(at.node));
         self.scan.members.push(Known {
@@ -470,8 +469,8 @@ pub(super) fn stay_under_hold(prepared: &mut Prepared) -> Result<()> {
 }
 
 /// Opens the members, which fails for one that may not be read; reads ahead those to be copied, and starts and
-/// awaits the writeback of those to be cloned. With `is_guarded` none is cloned: to write back what is being written to
-/// would only make programs wait.
+/// awaits the writeback of those to be cloned. With `is_guarded` neither: nobody is held while they are copied, and what
+/// programs write to, or want to read, would only have to wait.
 fn get_ready<'a>(
     scan: &Scan,
     members: impl Iterator<Item = &'a Known>,
@@ -481,15 +480,11 @@ fn get_ready<'a>(
 ) -> Result<()> {
     let is_copied = |member: &Known| is_guarded || plan.way(member.seen.id.dev) == Way::Copy;
     let (copied, cloned): (Vec<_>, Vec<_>) = members.partition(|member| is_copied(member));
-    let mut most = match is_guarded {
-        true => AHEAD,
-        false => u64::MAX,
-    };
     for member in copied {
-        let size = member.seen.size.min(most);
-        if let (Some(file), Some(length)) = (open_member(scan, member)?, NonZeroU64::new(size)) {
-            let _ = rustix::fs::fadvise(&file, 0, Some(length), Advice::WillNeed);
-            most -= size;
+        if let Some(file) = open_member(scan, member)?
+            && !is_guarded
+        {
+            read_ahead(&file, member.seen.size);
         }
     }
     match is_guarded {
@@ -506,6 +501,13 @@ fn open_member(scan: &Scan, member: &Known) -> Result<Option<OwnedFd>> {
             Err(unreadable(&scan.path(member), cause))
         }
         Err(_) => Ok(None),
+    }
+}
+
+/// Begins to read a file into memory.
+fn read_ahead(file: &OwnedFd, size: u64) {
+    for at in (0..size).step_by(AHEAD.get() as usize) {
+        let _ = rustix::fs::fadvise(file, at, Some(AHEAD), Advice::WillNeed);
     }
 }
 

@@ -60,7 +60,7 @@ pub struct Dominant {
     /// Pieces that it is in on disk, where the file system tells.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub extents: Option<u64>,
-    /// Whether it is being overwritten in place, so that what is shared with a clone has to
+    /// Whether it was seen to be overwritten in place, so that what is shared with a clone has to
     /// be written elsewhere.
     pub overwritten: bool,
     /// What makes the hold long, in words.

@@ -1,9 +1,10 @@
 //! What a stat said, in one form for all architectures.
 
 use std::ffi::CStr;
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 
-use rustix::fs::{FileType, Stat};
+use rustix::fs::{AtFlags, FileType, Stat, StatxFlags, statx};
 use snapshim_gate::table::FileId;
 
 use super::dirs::as_path;
@@ -111,4 +112,10 @@ pub(crate) fn nanoseconds(seconds: i64, nanoseconds: i64) -> i64 {
     seconds
         .saturating_mul(1_000_000_000)
         .saturating_add(nanoseconds)
+}
+/// When a file was made, ns since 1970, if its file system tells.
+pub(crate) fn born_ns(file: impl AsFd) -> Option<i64> {
+    let stat = statx(file, c"", AtFlags::EMPTY_PATH, StatxFlags::BTIME).ok()?;
+    let has = StatxFlags::from_bits_retain(stat.stx_mask).contains(StatxFlags::BTIME);
+    has.then(|| nanoseconds(stat.stx_btime.tv_sec, i64::from(stat.stx_btime.tv_nsec)))
 }

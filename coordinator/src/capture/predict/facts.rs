@@ -3,12 +3,11 @@
 use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
-use super::super::delta::born_ns;
 use super::super::record::{LEFT_ALONE, allocated};
 use super::Flush;
 use crate::store::extents;
 use crate::tree::reflink;
-use crate::tree::seen::{Seen, now_ns};
+use crate::tree::seen::{Seen, born_ns, now_ns};
 
 /// Whoever only appends has nothing dirty before this many bytes from the end, or before as many as are
 /// dirty: nothing at all, if all of the file is.
@@ -42,7 +41,7 @@ impl FileSystem {
 
 /// What is known of a file.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(in super::super) struct Facts {
+pub(super) struct Facts {
     /// Bytes.
     pub(super) size: u64,
     /// Bytes of it that are no hole.
@@ -89,14 +88,14 @@ impl Facts {
 
     /// Of an open file that was `seen` before. It is being written to if its mtime is `fresh`, ns, or
     /// has moved since, or, where all was flushed meanwhile, if something is dirty. Before a flush, after which it is
-    /// looked at again, it counts as one that grows unless the opposite is seen; after it, what was seen `before` it
+    /// looked at again, it counts as one that grows unless the opposite is seen; after it, that it `was_appended` to
     /// holds as long as nothing is dirty again.
     pub(super) fn of(
         file: &OwnedFd,
         seen: &Seen,
         fresh: i64,
         flush: Flush,
-        before: Option<&Facts>,
+        was_appended: bool,
     ) -> Facts {
         let Ok(stat) = rustix::fs::fstat(file) else {
             return Facts::plain(seen);
@@ -109,8 +108,9 @@ impl Facts {
         let end = now.size.saturating_sub(dirty.max(TAIL));
         let is_dirty_at_start = is_written && dirty > 0 && self::dirty(file, 0, end) > 0;
         let is_dirty_at_end = dirty > 0 && end > 0 && !is_dirty_at_start;
-        let was_appended = || dirty == 0 && before.is_some_and(|before| before.is_appended);
-        let is_appended = is_written && (now.size > seen.size || is_dirty_at_end || was_appended());
+        let has_grown = now.size > seen.size && !is_dirty_at_start;
+        let was_appended = was_appended && dirty == 0;
+        let is_appended = is_written && (has_grown || is_dirty_at_end || was_appended);
         // What does not show yet will after the flush.
         let may_be_appended =
             || flush == Flush::ToCome && !is_dirty_at_start && (end > 0 || is_young(file));
@@ -247,12 +247,12 @@ mod tests {
         rustix::fs::fsync(&file).unwrap();
         let before = Seen::of(&rustix::fs::fstat(&file).unwrap());
         let long = 3_600_000_000_000;
-        assert!(Facts::of(&file, &before, long, Flush::Unknown, None).is_overwritten);
+        assert!(Facts::of(&file, &before, long, Flush::Unknown, false).is_overwritten);
         // All of it is dirty, where that can be told.
         rustix::io::pwrite(&file, &vec![1; 8 << 20], 0).unwrap();
         let is_told = dirty(&file, 0, 8 << 20) == 8 << 20;
-        assert!(Facts::of(&file, &before, long, Flush::Unknown, None).is_overwritten);
-        assert!(!is_told || !Facts::of(&file, &before, long, Flush::ToCome, None).is_overwritten);
+        assert!(Facts::of(&file, &before, long, Flush::Unknown, false).is_overwritten);
+        assert!(!is_told || !Facts::of(&file, &before, long, Flush::ToCome, false).is_overwritten);
         rustix::fs::fsync(&file).unwrap();
         let before = Seen::of(&rustix::fs::fstat(&file).unwrap());
         // Left alone for longer than that.
@@ -261,25 +261,32 @@ mod tests {
             ..before
         };
         std::thread::sleep(std::time::Duration::from_millis(5));
-        assert!(!Facts::of(&file, &still, 1_000_000, Flush::Unknown, None).is_overwritten);
-        // It grows.
+        assert!(!Facts::of(&file, &still, 1_000_000, Flush::Unknown, false).is_overwritten);
+        // It grows, and is overwritten.
         rustix::io::pwrite(&file, &[1; 4096], 8 << 20).unwrap();
-        assert!(!Facts::of(&file, &before, long, Flush::Unknown, None).is_overwritten);
+        rustix::io::pwrite(&file, &[1; 4096], 0).unwrap();
+        let is_told = dirty(&file, 0, 4096) == 4096;
+        assert!(!is_told || Facts::of(&file, &before, long, Flush::Unknown, false).is_overwritten);
+        // It only grows.
+        rustix::fs::fsync(&file).unwrap();
+        let before = Seen::of(&rustix::fs::fstat(&file).unwrap());
+        rustix::io::pwrite(&file, &[1; 4096], (8 << 20) + 4096).unwrap();
+        assert!(!Facts::of(&file, &before, long, Flush::Unknown, false).is_overwritten);
         // It did, and much of that is dirty still, where that can be told.
         rustix::fs::fsync(&file).unwrap();
-        rustix::io::pwrite(&file, &vec![1; 4 << 20], (8 << 20) + 4096).unwrap();
+        rustix::io::pwrite(&file, &vec![1; 4 << 20], (8 << 20) + 8192).unwrap();
         let before = Seen::of(&rustix::fs::fstat(&file).unwrap());
         let is_told = dirty(&file, 0, before.size) == 4 << 20;
-        assert!(!is_told || !Facts::of(&file, &before, long, Flush::Unknown, None).is_overwritten);
+        assert!(!is_told || !Facts::of(&file, &before, long, Flush::Unknown, false).is_overwritten);
         // Flushed: that is not forgotten before something else is seen.
-        let seen = Facts::of(&file, &before, long, Flush::ToCome, None);
-        let flushed = || Facts::of(&file, &before, long, Flush::Done, Some(&seen));
+        let seen = Facts::of(&file, &before, long, Flush::ToCome, false);
+        let flushed = || Facts::of(&file, &before, long, Flush::Done, seen.is_appended);
         let is_flushed = || dirty(&file, 0, before.size) == 0;
         rustix::fs::fsync(&file).unwrap();
         assert!(!is_told || !is_flushed() || !flushed().is_overwritten);
         rustix::io::pwrite(&file, &[1; 4096], 0).unwrap();
         assert!(!is_told || flushed().is_overwritten);
-        assert!(!is_told || Facts::of(&file, &before, long, Flush::Unknown, None).is_overwritten);
+        assert!(!is_told || Facts::of(&file, &before, long, Flush::Unknown, false).is_overwritten);
     }
 
     fn tempfile() -> std::fs::File {

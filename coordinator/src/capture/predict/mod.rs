@@ -57,21 +57,21 @@ pub(super) struct Means<'a> {
     pub(super) room: Option<u64>,
     /// What becomes of what is dirty.
     pub(super) flush: Flush,
-    /// What was seen before that.
-    pub(super) before: Option<&'a Looked>,
+    /// Files that only grew before that, as far as it was seen.
+    pub(super) appended: Option<&'a Appended>,
     /// A file that was written to within this time, ns, is taken to be written to still.
     pub(super) fresh: i64,
     /// Why the set cannot be captured after the cut; asked only if it matters.
     pub(super) not_guarded: &'a mut dyn FnMut() -> Option<String>,
 }
 
-/// What files are like that were looked at, by their index in the scan.
-pub(super) type Looked = HashMap<usize, Facts>;
+/// Files that were seen to be written to only at their end, by their index in the scan.
+pub(super) type Appended = HashSet<usize>;
 
 /// A prediction, and whether to capture after the cut.
 pub(super) struct Predicted {
     pub(super) prediction: Prediction,
-    pub(super) looked: Looked,
+    pub(super) appended: Appended,
     pub(super) is_guarded: bool,
 }
 
@@ -199,7 +199,11 @@ pub(super) fn predict(scan: &Scan, plan: &Plan, means: Means<'_>) -> Predicted {
             dominant: named.collect(),
             outcome: None,
         },
-        looked,
+        appended: looked
+            .iter()
+            .filter(|(_, facts)| facts.is_appended)
+            .map(|(index, _)| *index)
+            .collect(),
     }
 }
 
@@ -221,7 +225,11 @@ fn file_systems(scan: &Scan) -> BTreeMap<u64, FileSystem> {
 }
 
 /// Looks at the largest members, by index.
-fn look<'a>(scan: &Scan, means: &Means<'_>, on: &impl Fn(&Known) -> &'a FileSystem) -> Looked {
+fn look<'a>(
+    scan: &Scan,
+    means: &Means<'_>,
+    on: &impl Fn(&Known) -> &'a FileSystem,
+) -> HashMap<usize, Facts> {
     let is_large = |index: &usize| {
         let known = &scan.members[*index];
         known.seen.size >= SMALL && !known.is_shared
@@ -232,8 +240,10 @@ fn look<'a>(scan: &Scan, means: &Means<'_>, on: &impl Fn(&Known) -> &'a FileSyst
     let facts = |index: usize| {
         let known = &scan.members[index];
         let file = scan.open(known).ok()?;
-        let before = means.before.and_then(|looked| looked.get(&index));
-        let mut facts = Facts::of(&file, &known.seen, means.fresh, means.flush, before);
+        let was_appended = means
+            .appended
+            .is_some_and(|appended| appended.contains(&index));
+        let mut facts = Facts::of(&file, &known.seen, means.fresh, means.flush, was_appended);
         facts.is_to_be_flushed = match means.flush {
             Flush::ToCome => true,
             // Whoever writes to it will do so again.

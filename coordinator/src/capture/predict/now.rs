@@ -116,7 +116,7 @@ impl Now {
                 can_freeze,
                 room,
                 flush: Flush::Unknown,
-                before: None,
+                appended: None,
                 fresh: FRESH,
                 not_guarded: &mut || not_guarded.clone().or_else(|| fits(&self.scan).err()),
             },
