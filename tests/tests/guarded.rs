@@ -15,7 +15,10 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use nix::sys::ptrace;
 use nix::sys::signal::Signal;
+use nix::sys::wait::{WaitPidFlag, waitpid};
+use nix::unistd::Pid;
 use snapshim_tests::process::Proc;
 use snapshim_tests::scribble::{LOAD, Load, Replay, faults, number, replays};
 use snapshim_tests::stats::{Stalls, distribution};
@@ -154,6 +157,14 @@ const MAX_HOLD: [&str; 2] = ["--max-hold", "400ms"];
 /// What an operation may take beyond it: it is two calls and some work.
 const MARGIN: Duration = Duration::from_millis(250);
 
+/// The state of the gate: 0 open, 2 guarded.
+fn state(lab: &Lab) -> u32 {
+    let mut word = [0; 4];
+    let gate = fs::File::open(lab.gate()).expect("the gate");
+    gate.read_exact_at(&mut word, 64).expect("its word");
+    u32::from_le_bytes(word) & 0xf
+}
+
 /// `scribble` under the gate.
 struct Scene {
     lab: Lab,
@@ -190,12 +201,8 @@ impl Scene {
         Proc::piped(self.lab.snapshim(&[&args[..], &GUARD].concat()))
     }
 
-    /// The state of the gate: 0 open, 2 guarded.
     fn state(&self) -> u32 {
-        let mut word = [0; 4];
-        let gate = fs::File::open(self.lab.gate()).expect("the gate");
-        gate.read_exact_at(&mut word, 64).expect("its word");
-        u32::from_le_bytes(word) & 0xf
+        state(&self.lab)
     }
 
     /// Starts a checkpoint, and waits until its sweep has begun; `None` if that was missed.
@@ -371,6 +378,102 @@ fn an_interrupt_ends_the_sweep_at_once() {
     assert!(longest <= allowed, "{longest:?} of {allowed:?}");
     scene.next_checkpoint_works();
     scene.conclude(&format!("interrupted {hit} times, ended after {longest:?}"));
+}
+
+/// Overwrites blocks of a file, and appends to another how long each call took, ns.
+const TIMED: &str = "import os,random,struct,sys,time
+f = os.open(sys.argv[1], os.O_RDWR); n = os.fstat(f).st_size // 4096; b = os.urandom(4096)
+out = os.open(sys.argv[2], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+while True:
+    at = random.randrange(n) * 4096; begun = time.monotonic_ns(); os.pwrite(f, b, at)
+    os.write(out, struct.pack('Q', time.monotonic_ns() - begun)); time.sleep(0.0005)";
+
+/// The thread that reads what calls ask for may not have a processor for long: the sweep does it then.
+#[test]
+fn the_service_stands_still() {
+    const MIB: u64 = 1 << 20;
+    let _alone = lab::serial();
+    let Some(lab) = Lab::new("guarded-service", Fs::Xfs, Duration::from_secs(240)) else {
+        return;
+    };
+    let (path, times) = (lab.data().join("file"), lab.shm().join("times"));
+    let file = fs::File::create(&path).unwrap();
+    for at in (0..512 * MIB).step_by(MIB as usize) {
+        file.write_all_at(&[1; MIB as usize], at).unwrap();
+    }
+    file.sync_all().unwrap();
+    drop(file);
+    let args = ["-c", TIMED, path.to_str().unwrap(), times.to_str().unwrap()];
+    let options = ["--keep-last", "1", "--max-hold", "800ms"];
+    let mut writer = lab.run(&options, Path::new("/usr/bin/python3"), &args);
+    let is_up = || fs::metadata(&times).is_ok_and(|stat| stat.len() > 800);
+    assert!(process::wait_until(Duration::from_secs(20), is_up) && writer.is_running());
+    let (mut parts, mut rounds) = (Vec::new(), 0);
+    while parts.len() < 5 {
+        rounds += 1;
+        assert!(rounds <= 20, "{parts:?} only");
+        let args = ["checkpoint", lab.set(), "--json", "--no-digest"];
+        let mut coordinator = Proc::piped(lab.snapshim(&[&args[..], &GUARD].concat()));
+        let begun = Instant::now();
+        while state(&lab) != 2 {
+            if !coordinator.is_running() || begun.elapsed() > Duration::from_secs(20) {
+                panic!(
+                    "no sweep: {}",
+                    coordinator.wait(Duration::from_secs(1)).err()
+                );
+            }
+        }
+        let stopped = Stopped::new(coordinator.pid(), "service");
+        fs::write(&times, "").unwrap();
+        let begun = Instant::now();
+        let is_over = || state(&lab) != 2;
+        assert!(process::wait_until(Duration::from_secs(20), is_over));
+        let guard = begun.elapsed();
+        drop(stopped);
+        let outcome = lab::outcome(coordinator.wait(Duration::from_secs(60)));
+        if outcome.code == 4 {
+            // Stopped in the midst of a chunk, which nobody else can have then.
+            continue;
+        }
+        assert_eq!(outcome.verified().capture(), "copy-before-write");
+        let took = fs::read(&times).unwrap();
+        let took = took
+            .chunks_exact(8)
+            .map(|ns| u64::from_ne_bytes(ns.try_into().unwrap()));
+        let longest = Duration::from_nanos(took.max().unwrap());
+        println!("longest call {longest:?} of a guard of {guard:?}");
+        parts.push(longest.as_secs_f64() / guard.as_secs_f64());
+    }
+    // Who is not helped waits for a good part of it, in one call or another.
+    parts.sort_by(f64::total_cmp);
+    assert!(parts[2] < 0.2, "{parts:?}");
+}
+
+/// A thread that stands still until this is dropped.
+struct Stopped(Pid);
+
+impl Stopped {
+    #[track_caller]
+    fn new(pid: i32, name: &str) -> Stopped {
+        let threads = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+        let mut threads = threads.map(|entry| entry.unwrap().path());
+        let is_it = |at: &std::path::PathBuf| {
+            fs::read_to_string(at.join("comm")).is_ok_and(|comm| comm.trim() == name)
+        };
+        let at = threads.find(is_it).expect("a thread of that name");
+        let id = at.file_name().unwrap().to_str().unwrap().parse().unwrap();
+        let thread = Pid::from_raw(id);
+        ptrace::seize(thread, ptrace::Options::empty()).unwrap();
+        ptrace::interrupt(thread).unwrap();
+        waitpid(thread, Some(WaitPidFlag::__WALL)).unwrap();
+        Stopped(thread)
+    }
+}
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        let _ = ptrace::detach(self.0, None);
+    }
 }
 
 /// Checkpoints beside something difficult.

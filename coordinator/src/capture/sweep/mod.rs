@@ -3,7 +3,7 @@
 //!
 //! | thread | what it does |
 //! |---|---|
-//! | the caller's | sweeps over all chunks in order; ends the guard when the last one is read |
+//! | the caller's | sweeps over all chunks in order, and helps the service if that is late; ends the guard when the last one is read |
 //! | service | reads what calls ask for, and wakes them |
 //! | `writer` | writes what was read into the snapshot |
 //!
@@ -44,7 +44,7 @@ use standby::Standby;
 const MEMORY: usize = 64 << 20;
 /// Memory for chunks that were asked for: calls wait for them, and a disk may be slow.
 const RESERVE: usize = 512 << 20;
-/// Chunks read between looks whether to go on.
+/// Chunks read between looks whether to go on; what is asked for in one go, and no more, is helped with.
 const BATCH: u32 = 16;
 
 /// A file that is captured after the cut.
@@ -114,14 +114,14 @@ pub(super) fn ready(shift: u32, bytes: u64) -> Result<Ready> {
     let len = 1usize << shift;
     let ahead = usize::try_from(guard::chunks_of(bytes, shift)).unwrap_or(usize::MAX);
     let pool = Pool::new(len, MEMORY, RESERVE.min(bytes_to_spare()), ahead).map_err(no_memory)?;
-    let start = |urgency| {
-        Standby::start(urgency)
+    let start = |name, urgency| {
+        Standby::start(name, urgency)
             .map_err(|cause| crate::Error::new(format!("cannot start a thread: {cause}")))
     };
     Ok(Ready {
         pool,
-        service: start(Urgency::Awaited)?,
-        writer: start(Urgency::Yielding)?,
+        service: start("service", Urgency::Awaited)?,
+        writer: start("writer", Urgency::Yielding)?,
         shift,
     })
 }
@@ -159,6 +159,8 @@ struct Sweep<'a> {
     in_place: AtomicU64,
     left: AtomicU32,
     served: AtomicU32,
+    /// The requests that the service has seen to.
+    looked: AtomicU32,
     /// A source that ended early, or one that is not there.
     short: AtomicUsize,
     is_over: AtomicBool,
@@ -255,6 +257,8 @@ pub(super) fn sweep(
         in_place: AtomicU64::new(0),
         left: AtomicU32::new(chunks),
         served: AtomicU32::new(0),
+        // None of those that there are by now.
+        looked: AtomicU32::new(asked.guard.requests.load(Relaxed).wrapping_sub(1)),
         short: AtomicUsize::new(usize::MAX),
         is_over: AtomicBool::new(false),
         is_lost: AtomicBool::new(false),
@@ -336,15 +340,22 @@ impl Sweep<'_> {
     fn all(&self, to: &Sender<Read>, goes_on: &mut dyn FnMut() -> bool) -> bool {
         let mut hole = 0..0;
         let mut window = Window::new();
+        let mut aside = Window::new();
         let mut pauses = Pauses::begin();
+        let mut late = None;
         for chunk in 0..self.claims.len() as u32 {
             if chunk % BATCH == 0 && (self.is_over.load(Relaxed) || !goes_on()) {
                 return false;
             }
+            let pending = self.pending();
+            if pending.is_some() && pending == late && !self.help(&mut aside, to) {
+                return false;
+            }
+            late = pending;
             if self.claims[chunk as usize].load(Relaxed) != FREE {
                 continue;
             }
-            if !self.is_awaited() {
+            if !self.is_awaited() && pending.is_none() {
                 pauses.pause();
             }
             if !hole.contains(&chunk) {
@@ -389,6 +400,58 @@ impl Sweep<'_> {
             std::thread::yield_now();
         }
         true
+    }
+
+    /// The number of requests, if the service has not seen to the last one.
+    fn pending(&self) -> Option<u32> {
+        let requests = self.asked.guard.requests.load(Acquire);
+        Some(requests).filter(|requests| *requests != self.looked.load(Relaxed))
+    }
+
+    /// Reads what calls ask for in the service's place, which may have its processor taken from it for
+    /// milliseconds, by a thread of the kernel's for one. What is asked for much at once is the sweep's work anyway.
+    fn help(&self, window: &mut Window, to: &Sender<Read>) -> bool {
+        for ask in self.asked.asks {
+            let Ask::Chunks(span) = Ask::unpack(ask.load(Acquire)) else {
+                continue;
+            };
+            let range = span.range();
+            let range = range.start..range.end.min(self.claims.len() as u32);
+            let is_free = |chunk: &u32| self.claims[*chunk as usize].load(Relaxed) == FREE;
+            for chunk in range.filter(|_| span.count <= BATCH).filter(is_free) {
+                if self.is_in_place(chunk) {
+                    self.leave(chunk);
+                    continue;
+                }
+                let buffer = match self.pool.take(true) {
+                    Ok(Some(buffer)) => buffer,
+                    // Who serves waits for one.
+                    Ok(None) => return true,
+                    Err(cause) => {
+                        self.fail(no_memory(cause));
+                        return false;
+                    }
+                };
+                if !self.claim(chunk) {
+                    self.pool.give([buffer]);
+                    continue;
+                }
+                self.served.fetch_add(1, Relaxed);
+                if !self.read(chunk, buffer, Some(window), to) {
+                    return false;
+                }
+            }
+            if self.asked.guard.has(span) {
+                self.wake();
+            }
+        }
+        true
+    }
+
+    /// Lets calls look whether they have what they asked for.
+    fn wake(&self) {
+        self.asked.guard.served.fetch_add(1, AcqRel);
+        futex_wake_all(&self.asked.guard.served);
     }
 
     /// The pieces of a chunk that nobody has marked, and their size. It must not count as captured.
@@ -558,16 +621,19 @@ impl Sweep<'_> {
                         .collect::<Vec<_>>(),
                 );
             }
-            let mut is_any = false;
+            let (mut is_any, mut is_asked) = (false, false);
             for ask in self.asked.asks {
                 if let Ask::Chunks(span) = Ask::unpack(ask.load(Acquire)) {
+                    is_asked = true;
                     is_any |= self.serve_one(span, to);
                 }
             }
-            if is_any {
-                self.asked.guard.served.fetch_add(1, AcqRel);
-                futex_wake_all(&self.asked.guard.served);
-            } else {
+            if is_asked {
+                // Also if the sweep had come to it: nobody else tells.
+                self.wake();
+            }
+            if !is_any {
+                self.looked.store(seen, Relaxed);
                 // Again after a while: not every mistake of a program should make it wait.
                 futex_wait(requests, seen, 10_000_000);
             }

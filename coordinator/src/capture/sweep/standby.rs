@@ -28,19 +28,21 @@ impl Drop for Done {
 
 impl Standby {
     /// Starts the thread, and waits until it sleeps, or nearly so.
-    pub(super) fn start(urgency: Urgency) -> std::io::Result<Standby> {
+    pub(super) fn start(name: &str, urgency: Urgency) -> std::io::Result<Standby> {
         let (jobs, job) = sync_channel::<Job>(1);
         let (doing, done) = sync_channel::<()>(0);
         let (is_up, up) = sync_channel::<()>(0);
-        std::thread::Builder::new().spawn(move || {
-            interrupt::leave_to_others();
-            urgency::of_this_thread(urgency);
-            drop(is_up);
-            if let Ok(job) = job.recv() {
-                job();
-            }
-            drop(doing);
-        })?;
+        std::thread::Builder::new()
+            .name(name.to_owned())
+            .spawn(move || {
+                interrupt::leave_to_others();
+                urgency::of_this_thread(urgency);
+                drop(is_up);
+                if let Ok(job) = job.recv() {
+                    job();
+                }
+                drop(doing);
+            })?;
         let _ = up.recv();
         Ok(Standby { jobs, done })
     }
@@ -78,7 +80,7 @@ mod tests {
     #[test]
     fn what_is_borrowed_is_waited_for() {
         let count = AtomicU32::new(0);
-        let standby = Standby::start(Urgency::Awaited).unwrap();
+        let standby = Standby::start("test", Urgency::Awaited).unwrap();
         let here = standby.beside(
             || {
                 std::thread::sleep(std::time::Duration::from_millis(20));
@@ -91,7 +93,7 @@ mod tests {
 
     #[test]
     fn signals_are_not_for_it() {
-        let standby = Standby::start(Urgency::Usual).unwrap();
+        let standby = Standby::start("test", Urgency::Usual).unwrap();
         let mut mask = None;
         standby.beside(|| mask = SigSet::thread_get_mask().ok(), || ());
         let mask = mask.unwrap();
@@ -100,14 +102,14 @@ mod tests {
 
     #[test]
     fn it_may_have_nothing_to_do() {
-        drop(Standby::start(Urgency::Usual).unwrap());
+        drop(Standby::start("test", Urgency::Usual).unwrap());
     }
 
     #[test]
     fn what_panics_is_waited_for() {
         let count = AtomicU32::new(0);
         let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            let standby = Standby::start(Urgency::Usual).unwrap();
+            let standby = Standby::start("test", Urgency::Usual).unwrap();
             standby.beside(
                 || {
                     std::thread::sleep(std::time::Duration::from_millis(20));
