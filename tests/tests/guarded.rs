@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::ptrace;
 use nix::sys::signal::Signal;
-use nix::sys::wait::{WaitPidFlag, waitpid};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use snapshim_tests::process::Proc;
 use snapshim_tests::scribble::{LOAD, Load, Replay, faults, number, replays};
@@ -412,31 +412,29 @@ fn the_service_stands_still() {
     while parts.len() < 5 {
         rounds += 1;
         assert!(rounds <= 20, "{parts:?} only");
-        let args = ["checkpoint", lab.set(), "--json", "--no-digest"];
+        let args = ["checkpoint", lab.set(), "--json"];
         let mut coordinator = Proc::piped(lab.snapshim(&[&args[..], &GUARD].concat()));
         let begun = Instant::now();
-        while state(&lab) != 2 {
-            if !coordinator.is_running() || begun.elapsed() > Duration::from_secs(20) {
-                panic!(
-                    "no sweep: {}",
-                    coordinator.wait(Duration::from_secs(1)).err()
-                );
-            }
+        let is_swept = || state(&lab) == 2;
+        while !is_swept() && coordinator.is_running() && begun.elapsed() < Duration::from_secs(20) {
         }
-        let stopped = Stopped::new(coordinator.pid(), "service");
+        let stopped = Stopped::new(coordinator.pid(), "service").filter(|_| is_swept());
         fs::write(&times, "").unwrap();
         let begun = Instant::now();
-        let is_over = || state(&lab) != 2;
-        assert!(process::wait_until(Duration::from_secs(20), is_over));
+        assert!(process::wait_until(Duration::from_secs(20), || !is_swept()));
         let guard = begun.elapsed();
+        let took = fs::read(&times).unwrap();
+        let was_stopped = stopped.is_some();
         drop(stopped);
         let outcome = lab::outcome(coordinator.wait(Duration::from_secs(60)));
-        if outcome.code == 4 {
-            // Stopped in the midst of a chunk, which nobody else can have then.
+        let is_midway = outcome.code == 4 && outcome.stderr.contains("waited as long as it may");
+        if !was_stopped || is_midway {
+            // Stopped too late, or in the midst of a chunk, which nobody else can have then.
             continue;
         }
-        assert_eq!(outcome.verified().capture(), "copy-before-write");
-        let took = fs::read(&times).unwrap();
+        let certificate = outcome.verified();
+        assert_eq!(certificate.capture(), "copy-before-write");
+        assert!(number(certificate, "guard_asked") > 0);
         let took = took
             .chunks_exact(8)
             .map(|ns| u64::from_ne_bytes(ns.try_into().unwrap()));
@@ -453,26 +451,31 @@ fn the_service_stands_still() {
 struct Stopped(Pid);
 
 impl Stopped {
-    #[track_caller]
-    fn new(pid: i32, name: &str) -> Stopped {
-        let threads = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
-        let mut threads = threads.map(|entry| entry.unwrap().path());
+    /// `None` if it is gone.
+    fn new(pid: i32, name: &str) -> Option<Stopped> {
+        let threads = fs::read_dir(format!("/proc/{pid}/task")).ok()?;
+        let mut threads = threads.filter_map(|entry| Some(entry.ok()?.path()));
         let is_it = |at: &std::path::PathBuf| {
             fs::read_to_string(at.join("comm")).is_ok_and(|comm| comm.trim() == name)
         };
-        let at = threads.find(is_it).expect("a thread of that name");
-        let id = at.file_name().unwrap().to_str().unwrap().parse().unwrap();
+        let at = threads.find(is_it)?;
+        let id = at.file_name()?.to_str()?.parse().ok()?;
         let thread = Pid::from_raw(id);
-        ptrace::seize(thread, ptrace::Options::empty()).unwrap();
-        ptrace::interrupt(thread).unwrap();
-        waitpid(thread, Some(WaitPidFlag::__WALL)).unwrap();
-        Stopped(thread)
+        ptrace::seize(thread, ptrace::Options::empty()).ok()?;
+        let stopped = Stopped(thread);
+        ptrace::interrupt(thread).ok()?;
+        let is_stopped = |status| matches!(status, WaitStatus::PtraceEvent(..));
+        let status = waitpid(thread, Some(WaitPidFlag::__WALL)).ok()?;
+        is_stopped(status).then_some(stopped)
     }
 }
 
 impl Drop for Stopped {
     fn drop(&mut self) {
-        let _ = ptrace::detach(self.0, None);
+        if ptrace::detach(self.0, None).is_err() {
+            // It has ended, and waits for us.
+            let _ = waitpid(self.0, Some(WaitPidFlag::__WALL | WaitPidFlag::WNOHANG));
+        }
     }
 }
 

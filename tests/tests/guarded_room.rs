@@ -13,9 +13,9 @@ use snapshim_tests::process::{Proc, wait_until};
 use snapshim_tests::{Fs, Lab, lab};
 
 const MIB: u64 = 1 << 20;
-/// The file, and where it has been written to.
-const SIZE: u64 = 64 * MIB;
-const WRITTEN: u64 = 60 * MIB;
+/// The file, and where it has been written to. A sweep has 64 MiB in memory at most that are not written.
+const SIZE: u64 = 160 * MIB;
+const WRITTEN: u64 = 150 * MIB;
 const GUARD: [&str; 2] = ["--capture", "copy-before-write"];
 
 /// Overwrites blocks of what has been written.
@@ -33,7 +33,7 @@ struct Scene {
 
 impl Scene {
     fn new(name: &str, fs: Fs, has_hole: bool) -> Option<Scene> {
-        let small = fs.mount_small(name, 400 * MIB)?;
+        let small = fs.mount_small(name, 600 * MIB)?;
         let lab = Lab::on_small(&small, name, Duration::from_secs(240));
         let path = lab.data().join("file");
         let file = fs::File::create(&path).unwrap();

@@ -489,7 +489,12 @@ fn what_is_copied_under_the_hold_is_read_before_it_on_ext4() {
         for made in [reached, go] {
             fs::remove_file(made).unwrap();
         }
-        assert_eq!(then > 60 * MIB, is_read, "{method}: {then} bytes");
+        let expected = if is_read {
+            60 * MIB..=64 * MIB
+        } else {
+            0..=MIB
+        };
+        assert!(expected.contains(&then), "{method}: {then} bytes");
     }
 }
 

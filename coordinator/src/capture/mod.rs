@@ -176,8 +176,9 @@ pub struct Captured {
 /// it starts and awaits writeback of dirty pages but commits no journal and flushes no disk
 /// cache (sync_file_range(2)). `FICLONE` writes back what is dirty itself, under the
 /// inode's lock, so what is written back here is not waited for under the hold.
-/// Where there are no clones, or none are wanted, files are read ahead instead. A set that is to be captured after the
-/// cut even if nothing else than small files that are being written to is dirty then is neither flushed nor read.
+/// Where there are no clones, or none are wanted, files are read ahead instead, into an eighth of the memory to spare
+/// at most. A set that is to be captured after the cut even if nothing else than small files that are being written
+/// to is dirty then is neither flushed nor read.
 ///
 /// # Errors
 ///

@@ -7,7 +7,7 @@ use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{Advice, AtFlags, FileType, Mode, OFlags, StatxFlags};
+use rustix::fs::{Advice, AtFlags, FileType, Mode, OFlags, SeekFrom, StatxFlags};
 use rustix::io::Errno;
 
 use super::ahead::Ahead;
@@ -16,8 +16,10 @@ use super::mounted::mounted;
 use super::predict::{self, Flush, Means};
 use super::record::{self, Target};
 use super::rehearse::can_be_guarded;
+use super::sweep::bytes_to_spare;
 use super::walk::{At, Found, Looked, Paths, Visitor, look_at, unreadable, walk};
 use super::{Member, Method, Prepared, Scope, flush, subvolume};
+use crate::interrupt;
 use crate::store::fault;
 use crate::store::manifest::Kind;
 use crate::tally::{Step, Tally};
@@ -30,8 +32,9 @@ use crate::{Error, Result};
 /// Members whose writeback is under way at a time.
 const BATCH: usize = 64;
 
-/// The kernel reads no more ahead than this at once, bytes, or not much more (`force_page_cache_ra`, mm/readahead.c).
-const AHEAD: NonZeroU64 = NonZeroU64::new(1 << 20).unwrap();
+/// The kernel reads no more ahead at once than the device usually has read ahead, or takes in a request
+/// (`force_page_cache_ra`, mm/readahead.c): no less than this as a rule, bytes.
+const AHEAD: NonZeroU64 = NonZeroU64::new(128 << 10).unwrap();
 
 /// So many names take a while to reach the disk.
 const MANY_NAMES: usize = 1_000;
@@ -480,11 +483,14 @@ fn get_ready<'a>(
 ) -> Result<()> {
     let is_copied = |member: &Known| is_guarded || plan.way(member.seen.id.dev) == Way::Copy;
     let (copied, cloned): (Vec<_>, Vec<_>) = members.partition(|member| is_copied(member));
+    // More would only push out of memory what the program needs, or what was read first.
+    let mut most = match is_guarded {
+        true => 0,
+        false => bytes_to_spare() as u64,
+    };
     for member in copied {
-        if let Some(file) = open_member(scan, member)?
-            && !is_guarded
-        {
-            read_ahead(&file, member.seen.size);
+        if let Some(file) = open_member(scan, member)? {
+            most = most.saturating_sub(read_ahead(&file, member.seen.size, most));
         }
     }
     match is_guarded {
@@ -504,11 +510,24 @@ fn open_member(scan: &Scan, member: &Known) -> Result<Option<OwnedFd>> {
     }
 }
 
-/// Begins to read a file into memory.
-fn read_ahead(file: &OwnedFd, size: u64) {
-    for at in (0..size).step_by(AHEAD.get() as usize) {
-        let _ = rustix::fs::fadvise(file, at, Some(AHEAD), Advice::WillNeed);
+/// Begins to read what is no hole of a file into memory, up to `most` bytes; how many that were.
+fn read_ahead(file: &OwnedFd, size: u64, most: u64) -> u64 {
+    let (mut at, mut done) = (0, 0);
+    while at < size {
+        let Ok(data) = rustix::fs::seek(file, SeekFrom::Data(at)) else {
+            break;
+        };
+        let end = rustix::fs::seek(file, SeekFrom::Hole(data)).unwrap_or(size);
+        for step in (data..end.min(size)).step_by(AHEAD.get() as usize) {
+            if done >= most || interrupt::is_asked() {
+                return done;
+            }
+            let _ = rustix::fs::fadvise(file, step, Some(AHEAD), Advice::WillNeed);
+            done += AHEAD.get();
+        }
+        at = end;
     }
+    done
 }
 
 /// Starts and awaits the writeback of members.

@@ -70,6 +70,22 @@ struct Free {
     reserve: usize,
 }
 
+impl Free {
+    /// One that is there, or leave to make one, if there is room. The sweep goes on beside what is asked for, until
+    /// that has more than the reserve.
+    fn take(&mut self, is_asked: bool) -> Option<Option<Buffer>> {
+        let is_room = self.used < self.limit + self.reserve;
+        if !is_room || !is_asked && self.swept >= self.limit {
+            return None;
+        }
+        self.used += 1;
+        self.swept += usize::from(!is_asked);
+        let there = self.buffers.pop();
+        self.made += usize::from(there.is_none());
+        Some(there)
+    }
+}
+
 impl Pool {
     /// Buffers of `len` bytes: as many as fit into `memory` for the sweep, and into `reserve`
     /// for what is asked for. The first `ahead` of them, of the sweep's, are made now.
@@ -108,20 +124,9 @@ impl Pool {
         const WAIT: Duration = Duration::from_millis(20);
         let mut free = self.lock();
         loop {
-            // The sweep goes on beside what is asked for, until that has more than the reserve.
-            let is_room = free.used < free.limit + free.reserve;
-            if is_room && (is_asked || free.swept < free.limit) {
-                free.used += 1;
-                free.swept += usize::from(!is_asked);
-                let there = free.buffers.pop();
-                free.made += usize::from(there.is_none());
+            if let Some(there) = free.take(is_asked) {
                 drop(free);
-                let mut buffer = match there {
-                    Some(buffer) => buffer,
-                    None => Buffer::new(self.len)?,
-                };
-                buffer.is_swept = !is_asked;
-                return Ok(Some(buffer));
+                return self.made(there, is_asked).map(Some);
             }
             self.is_wanted.fetch_or(is_asked, Relaxed);
             let waited = self.returned.wait_timeout(free, WAIT);
@@ -134,6 +139,21 @@ impl Pool {
             }
             free = again;
         }
+    }
+
+    /// The same without waiting.
+    pub(super) fn take_now(&self, is_asked: bool) -> rustix::io::Result<Option<Buffer>> {
+        let there = self.lock().take(is_asked);
+        there.map(|there| self.made(there, is_asked)).transpose()
+    }
+
+    fn made(&self, there: Option<Buffer>, is_asked: bool) -> rustix::io::Result<Buffer> {
+        let mut buffer = match there {
+            Some(buffer) => buffer,
+            None => Buffer::new(self.len)?,
+        };
+        buffer.is_swept = !is_asked;
+        Ok(buffer)
     }
 
     /// Whether somebody who was asked for a chunk waits for a buffer.
@@ -172,6 +192,7 @@ mod tests {
         let more = pool.take(true).unwrap().unwrap();
         assert!(pool.take(true).unwrap().is_none());
         assert_eq!(pool.memory(), 6 << 16);
+        assert!(pool.take_now(true).unwrap().is_none());
         pool.give([asked, more]);
         assert!(pool.take(false).unwrap().is_none(), "the reserve is kept");
         pool.give(taken);

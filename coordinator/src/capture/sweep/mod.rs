@@ -23,7 +23,7 @@ use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Mutex, OnceLock, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{SeekFrom, seek};
 use rustix::io::Errno;
@@ -44,8 +44,10 @@ use standby::Standby;
 const MEMORY: usize = 64 << 20;
 /// Memory for chunks that were asked for: calls wait for them, and a disk may be slow.
 const RESERVE: usize = 512 << 20;
-/// Chunks read between looks whether to go on; what is asked for in one go, and no more, is helped with.
+/// Chunks read between looks whether to go on.
 const BATCH: u32 = 16;
+/// The service, once woken, has read a chunk within a fraction of this.
+const LATE: Duration = Duration::from_micros(100);
 
 /// A file that is captured after the cut.
 #[derive(Debug)]
@@ -127,7 +129,7 @@ pub(super) fn ready(shift: u32, bytes: u64) -> Result<Ready> {
 }
 
 /// An eighth of the memory that the system can spare.
-fn bytes_to_spare() -> usize {
+pub(super) fn bytes_to_spare() -> usize {
     let info = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let line = info
         .lines()
@@ -347,15 +349,13 @@ impl Sweep<'_> {
             if chunk % BATCH == 0 && (self.is_over.load(Relaxed) || !goes_on()) {
                 return false;
             }
-            let pending = self.pending();
-            if pending.is_some() && pending == late && !self.help(&mut aside, to) {
+            if self.is_late(&mut late) && !(self.help(&mut aside, to) && goes_on()) {
                 return false;
             }
-            late = pending;
             if self.claims[chunk as usize].load(Relaxed) != FREE {
                 continue;
             }
-            if !self.is_awaited() && pending.is_none() {
+            if !self.is_awaited() {
                 pauses.pause();
             }
             if !hole.contains(&chunk) {
@@ -376,7 +376,11 @@ impl Sweep<'_> {
             let buffer = loop {
                 match self.pool.take(false) {
                     Ok(Some(buffer)) => break buffer,
-                    Ok(None) if goes_on() && !self.is_over.load(Relaxed) => {}
+                    Ok(None) if goes_on() && !self.is_over.load(Relaxed) => {
+                        if self.is_late(&mut late) && !self.help(&mut aside, to) {
+                            return false;
+                        }
+                    }
                     Ok(None) => return false,
                     Err(cause) => {
                         self.fail(no_memory(cause));
@@ -388,7 +392,7 @@ impl Sweep<'_> {
                 self.pool.give([buffer]);
                 continue;
             }
-            if !self.read(chunk, buffer, Some(&mut window), to) {
+            if !self.read(chunk, buffer, Some(&mut window), false, to) {
                 return false;
             }
         }
@@ -402,31 +406,46 @@ impl Sweep<'_> {
         true
     }
 
-    /// The number of requests, if the service has not seen to the last one.
-    fn pending(&self) -> Option<u32> {
-        let requests = self.asked.guard.requests.load(Acquire);
-        Some(requests).filter(|requests| *requests != self.looked.load(Relaxed))
+    /// Whether the service has not come to what is asked for in the time that it takes otherwise. `since`: what it had
+    /// seen to when that was looked at first, and when.
+    fn is_late(&self, since: &mut Option<(u32, Instant)>) -> bool {
+        let looked = self.looked.load(Relaxed);
+        if self.asked.guard.requests.load(Acquire) == looked {
+            *since = None;
+            return false;
+        }
+        match since {
+            Some((before, begun)) if *before == looked => begun.elapsed() >= LATE,
+            _ => {
+                *since = Some((looked, Instant::now()));
+                false
+            }
+        }
     }
 
     /// Reads what calls ask for in the service's place, which may have its processor taken from it for
-    /// milliseconds, by a thread of the kernel's for one. What is asked for much at once is the sweep's work anyway.
+    /// milliseconds, by a thread of the kernel's for one: some chunks. What is asked for much at once is the sweep's
+    /// work anyway. `false`: it does not go on.
     fn help(&self, window: &mut Window, to: &Sender<Read>) -> bool {
+        let (mut left, mut is_any) = (BATCH, false);
         for ask in self.asked.asks {
-            let Ask::Chunks(span) = Ask::unpack(ask.load(Acquire)) else {
-                continue;
+            let span = match Ask::unpack(ask.load(Acquire)) {
+                Ask::Chunks(span) if span.count <= left => span,
+                _ => continue,
             };
             let range = span.range();
-            let range = range.start..range.end.min(self.claims.len() as u32);
-            let is_free = |chunk: &u32| self.claims[*chunk as usize].load(Relaxed) == FREE;
-            for chunk in range.filter(|_| span.count <= BATCH).filter(is_free) {
+            for chunk in range.start..range.end.min(self.claims.len() as u32) {
+                if self.claims[chunk as usize].load(Relaxed) != FREE {
+                    continue;
+                }
                 if self.is_in_place(chunk) {
                     self.leave(chunk);
                     continue;
                 }
-                let buffer = match self.pool.take(true) {
+                let buffer = match self.pool.take_now(true) {
                     Ok(Some(buffer)) => buffer,
                     // Who serves waits for one.
-                    Ok(None) => return true,
+                    Ok(None) => break,
                     Err(cause) => {
                         self.fail(no_memory(cause));
                         return false;
@@ -437,15 +456,17 @@ impl Sweep<'_> {
                     continue;
                 }
                 self.served.fetch_add(1, Relaxed);
-                if !self.read(chunk, buffer, Some(window), to) {
+                left -= 1;
+                if !self.read(chunk, buffer, Some(window), true, to) {
                     return false;
                 }
             }
-            if self.asked.guard.has(span) {
-                self.wake();
-            }
+            is_any |= self.asked.guard.has(span);
         }
-        true
+        if is_any {
+            self.wake();
+        }
+        !self.is_over.load(Relaxed)
     }
 
     /// Lets calls look whether they have what they asked for.
@@ -507,12 +528,13 @@ impl Sweep<'_> {
 
     /// Reads a chunk that was claimed, and sends it to be written.
     ///
-    /// `window`: of a thread that may lose its processor in the middle.
+    /// `window`: of a thread that may lose its processor in the middle; `is_asked`: somebody waits for it.
     fn read(
         &self,
         chunk: u32,
         mut buffer: Buffer,
         mut window: Option<&mut Window>,
+        is_asked: bool,
         to: &Sender<Read>,
     ) -> bool {
         let index = self.source_of(chunk);
@@ -537,7 +559,7 @@ impl Sweep<'_> {
         buffer.bytes_mut()[len..padded].fill(0);
         self.done(chunk, len as u64);
         // Who was asked for it has no time for that: it is done before it is written.
-        if window.is_some() && unmarked == 0 && !self.is_awaited() {
+        if !is_asked && unmarked == 0 && !self.is_awaited() {
             self.hash(source, offset, &buffer.bytes()[..len]);
         }
         let read = Read {
@@ -672,7 +694,7 @@ impl Sweep<'_> {
                 };
                 if self.claim(chunk) {
                     self.served.fetch_add(1, Relaxed);
-                    if !self.read(chunk, buffer, None, to) {
+                    if !self.read(chunk, buffer, None, true, to) {
                         return false;
                     }
                     continue;
