@@ -7,7 +7,7 @@ use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{Advice, AtFlags, FileType, Mode, OFlags, SeekFrom, StatxFlags};
+use rustix::fs::{Advice, AtFlags, FileType, Mode, OFlags, SeekFrom, StatxFlags, seek};
 use rustix::io::Errno;
 
 use super::ahead::Ahead;
@@ -34,7 +34,7 @@ const BATCH: usize = 64;
 
 /// The kernel reads no more ahead at once than the device usually has read ahead, or takes in a request
 /// (`force_page_cache_ra`, mm/readahead.c): no less than this as a rule, bytes.
-const AHEAD: NonZeroU64 = NonZeroU64::new(128 << 10).unwrap();
+const AHEAD: u64 = 128 << 10;
 
 /// So many names take a while to reach the disk.
 const MANY_NAMES: usize = 1_000;
@@ -489,7 +489,9 @@ fn get_ready<'a>(
         false => bytes_to_spare() as u64,
     };
     for member in copied {
-        if let Some(file) = open_member(scan, member)? {
+        if let Some(file) = open_member(scan, member)?
+            && most > 0
+        {
             most = most.saturating_sub(read_ahead(&file, member.seen.size, most));
         }
     }
@@ -512,20 +514,28 @@ fn open_member(scan: &Scan, member: &Known) -> Result<Option<OwnedFd>> {
 
 /// Begins to read what is no hole of a file into memory, up to `most` bytes; how many that were.
 fn read_ahead(file: &OwnedFd, size: u64, most: u64) -> u64 {
+    // To look for holes may keep its writers waiting.
+    let is_dense = rustix::fs::fstat(file).is_ok_and(|stat| record::allocated(&stat) >= size);
     let (mut at, mut done) = (0, 0);
-    while at < size {
-        let Ok(data) = rustix::fs::seek(file, SeekFrom::Data(at)) else {
-            break;
+    while at < size && done < most && !interrupt::is_asked() {
+        let (data, hole) = match is_dense {
+            true => (at, size),
+            false => match seek(file, SeekFrom::Data(at)) {
+                Ok(data) => (data, seek(file, SeekFrom::Hole(data)).unwrap_or(size)),
+                // It does not know holes.
+                Err(Errno::INVAL | Errno::OPNOTSUPP) => (at, size),
+                Err(_) => break,
+            },
         };
-        let end = rustix::fs::seek(file, SeekFrom::Hole(data)).unwrap_or(size);
-        for step in (data..end.min(size)).step_by(AHEAD.get() as usize) {
-            if done >= most || interrupt::is_asked() {
-                return done;
-            }
-            let _ = rustix::fs::fadvise(file, step, Some(AHEAD), Advice::WillNeed);
-            done += AHEAD.get();
+        // Never backwards, or a file system with a fault would keep us here.
+        let end = hole.max(data.saturating_add(1)).min(size);
+        at = data.max(at);
+        while at < end && done < most && !interrupt::is_asked() {
+            let length = AHEAD.min(end - at);
+            let _ = rustix::fs::fadvise(file, at, NonZeroU64::new(length), Advice::WillNeed);
+            at += length;
+            done += length;
         }
-        at = end;
     }
     done
 }
