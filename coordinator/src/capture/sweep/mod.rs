@@ -319,6 +319,11 @@ impl Sweep<'_> {
         self.is_over.store(true, Relaxed);
     }
 
+    /// What was taken from the pool; `None` if there is no memory, which ends the sweep.
+    fn or_fail<T>(&self, taken: rustix::io::Result<T>) -> Option<T> {
+        taken.map_err(|cause| self.fail(no_memory(cause))).ok()
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, Option<crate::Error>> {
         self.failed.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -374,18 +379,14 @@ impl Sweep<'_> {
             }
             // The buffer first: a claim must not wait for one.
             let buffer = loop {
-                match self.pool.take(false) {
-                    Ok(Some(buffer)) => break buffer,
-                    Ok(None) if goes_on() && !self.is_over.load(Relaxed) => {
+                match self.or_fail(self.pool.take(false)) {
+                    Some(Some(buffer)) => break buffer,
+                    Some(None) if goes_on() && !self.is_over.load(Relaxed) => {
                         if self.is_late(&mut late) && !self.help(&mut aside, to) {
                             return false;
                         }
                     }
-                    Ok(None) => return false,
-                    Err(cause) => {
-                        self.fail(no_memory(cause));
-                        return false;
-                    }
+                    _ => return false,
                 }
             };
             if !self.claim(chunk) {
@@ -442,14 +443,11 @@ impl Sweep<'_> {
                     self.leave(chunk);
                     continue;
                 }
-                let buffer = match self.pool.take_now(true) {
-                    Ok(Some(buffer)) => buffer,
+                let buffer = match self.or_fail(self.pool.take_now(true)) {
+                    Some(Some(buffer)) => buffer,
                     // Who serves waits for one.
-                    Ok(None) => break,
-                    Err(cause) => {
-                        self.fail(no_memory(cause));
-                        return false;
-                    }
+                    Some(None) => break,
+                    None => return false,
                 };
                 if !self.claim(chunk) {
                     self.pool.give([buffer]);
@@ -678,18 +676,14 @@ impl Sweep<'_> {
                 }
                 let mut hurried = None;
                 let buffer = loop {
-                    match self.pool.take(true) {
-                        Ok(Some(buffer)) => break buffer,
-                        Ok(None) if !self.is_over.load(Relaxed) => {
+                    match self.or_fail(self.pool.take(true)) {
+                        Some(Some(buffer)) => break buffer,
+                        Some(None) if !self.is_over.load(Relaxed) => {
                             // Who writes has them all.
                             let writer = self.writer.get().copied();
                             hurried = hurried.or_else(|| Hurried::new(writer?, Urgency::Prompt));
                         }
-                        Ok(None) => return false,
-                        Err(cause) => {
-                            self.fail(no_memory(cause));
-                            return false;
-                        }
+                        _ => return false,
                     }
                 };
                 if self.claim(chunk) {
